@@ -1,0 +1,38 @@
+"""What a user can cause. Every message says where the fault is and what would have been allowed.
+
+All are picklable (Ray carries them between processes): one positional argument, the finished message.
+"""
+
+
+class HarnessError(Exception):
+    """A fault the user can mend. The command line prints its one line and leaves with `exit_code`."""
+
+    exit_code = 2
+
+
+class SpecError(HarnessError):
+    """The sweep, or a file it names, is not valid."""
+
+
+class WorkspaceError(HarnessError):
+    """The workspace cannot be used: not writable, full, or held by another driver."""
+
+
+class StageError(HarnessError):
+    """A finished stage is damaged: a file is missing or does not match its manifest."""
+
+
+class ModelError(HarnessError):
+    """A model or scorer cannot be loaded, or cannot do what the sweep asks of it."""
+
+
+class TrainingError(HarnessError):
+    """Training gave no usable adapter, for instance because its loss became NaN."""
+
+    exit_code = 1
+
+
+class SweepIncomplete(HarnessError):
+    """The sweep ended, but some trials failed. They are rows with a reason; run again to retry them."""
+
+    exit_code = 1

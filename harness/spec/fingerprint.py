@@ -1,0 +1,44 @@
+"""Identity: the sha256 of what decides a result, and of nothing else.
+
+A value written as a literal bears identity; a field marked `HOW` (a path, a label, a batch size for
+drawing) never does. Anything without a stable form raises, rather than falling back to `str()`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from harness.spec.base import How
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+def identity(value: Any) -> Json:
+    """The part of a specification that bears identity, as JSON. Raises TypeError for anything unstable."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value  # 8 and 8.0 are the same guidance
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: identity(getattr(value, name))
+            for name in sorted(fields)
+            if not any(isinstance(mark, How) for mark in fields[name].metadata)
+        }
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a mapping with keys that are not strings has no stable identity")
+        return {key: identity(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [identity(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no stable identity: {value!r}")
+
+
+def fingerprint(kind: str, **parts: Any) -> str:
+    """16 hex digits that name a stage of this kind with these parts. Stable across processes and versions."""
+    text = json.dumps({"kind": kind, **{name: identity(part) for name, part in parts.items()}}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

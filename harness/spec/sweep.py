@@ -1,0 +1,80 @@
+"""A sweep: one frozen description of what is varied, drawn, scored and compared."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.execution.spec import ComputeSpec
+from harness.metrics.spec import MetricSpec
+from harness.models.spec import ModelSpec
+from harness.recipes.spec import RecipeSpec
+from harness.spec.base import HOW, Frozen, Name, Text
+from harness.spec.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
+from harness.spec.trial import AdapterSpec, TrainingSpec
+
+
+class NoTracking(Frozen):
+    """Nothing is mirrored; the tables and the report are all there is."""
+
+    kind: Literal["none"] = "none"
+
+
+class WandbTracking(Frozen):
+    """Mirror the sweep to Weights & Biases, from the driver alone. Parquet stays the truth."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: Text = "lora-sweep-harness"
+    entity: str | None = None
+    mode: Literal["offline", "online"] = "offline"
+    images_per_trial: Annotated[int, Field(ge=0, le=100)] = 4
+
+
+TrackingSpec = Annotated[NoTracking | WandbTracking, Field(discriminator="kind")]
+AxisValues = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class SweepSpec(Frozen):
+    """The whole of a sweep's YAML after reading: paths resolved, prompts read, digests filled in.
+
+    `axes` maps a dotted name below `model`, `recipe`, `adapter` or `training` (or one of these sections
+    whole) to the values it takes; the trials are their product.
+    """
+
+    name: Name
+    question: Text
+    model: ModelSpec
+    recipe: RecipeSpec
+    adapter: AdapterSpec = Field(default_factory=AdapterSpec)
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    axes: dict[str, AxisValues] = Field(default_factory=dict)
+    arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    metrics: Annotated[tuple[MetricSpec, ...], Field(min_length=1)]
+    analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
+    tracking: Annotated[TrackingSpec, HOW] = Field(default_factory=NoTracking)
+    compute: Annotated[ComputeSpec, HOW] = Field(default_factory=ComputeSpec)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepSpec":
+        for what, values in {
+            "arms": [arm.name for arm in self.arms],
+            "prompts": [prompt.text for prompt in self.prompts],
+            "seeds": list(self.seeds),
+            "metrics": [metric.kind for metric in self.metrics],
+        }.items():
+            doubled = sorted({str(value) for value in values if values.count(value) > 1})
+            if doubled:
+                raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}")
+        if all(arm.is_control for arm in self.arms):
+            raise ValueError("arms: at least one must use the trial's own adapter (adapters: [{scale: 1.0}])")
+        controls = [arm.name for arm in self.arms if arm.is_control]
+        if self.analysis.control not in controls:
+            raise ValueError(f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {controls}")
+        kinds = [metric.kind for metric in self.metrics]
+        if self.analysis.primary not in kinds:
+            raise ValueError(f"analysis.primary {self.analysis.primary!r} is not among the metrics; allowed: {kinds}")
+        if not any(prompt.split == "dev" for prompt in self.prompts):
+            raise ValueError("prompts: at least one must have split dev, to select on")
+        return self
