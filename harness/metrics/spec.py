@@ -24,7 +24,7 @@ class ClipScoreMetric(Frozen):
 
 
 class AestheticMetric(Frozen):
-    """A linear head on the unit picture embedding: LAION's predictor, or the embedded stand-in; about 1–10."""
+    """A linear head on the unit picture embedding: LAION's predictor or the embedded stand-in; about 1–10."""
 
     kind: Literal["aesthetic"] = "aesthetic"
     encoder: Encoder
@@ -33,7 +33,7 @@ class AestheticMetric(Frozen):
 
 
 class GuardMetric(Frozen):
-    """A number read off the pixels, without weights: shows when a gain is only more saturation or contrast."""
+    """A number read off the pixels, without weights: shows when a gain is only saturation or contrast."""
 
     kind: Literal["saturation", "clipped_pixels", "contrast", "sharpness"]
     higher_is_better: ClassVar[bool | None] = None

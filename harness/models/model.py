@@ -29,7 +29,7 @@ class RowAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture to draw. Prompts may carry compel's weighting. `seed` alone decides the starting latents."""
+    """One picture to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents."""
 
     prompt: str
     negative: str
@@ -56,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """VAE posterior in the UNet's units (scaling factor applied). A training step draws mean + std * noise."""
+    """VAE posterior in the UNet's units (scaling factor applied). Training draws mean + std * noise."""
 
     mean_NChw: "torch.Tensor"
     std_NChw: "torch.Tensor"
@@ -120,6 +120,8 @@ class Model(Protocol):
         """Training `alphas_cumprod` [1000] (fp32, CPU) and the prediction type: epsilon or v_prediction."""
         ...
 
-    def save_adapter(self, state: dict[str, "torch.Tensor"], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]) -> None:
-        """Write `pytorch_lora_weights.safetensors` as stock diffusers' `load_lora_weights` reads it, alpha included."""
+    def save_adapter(
+        self, state: dict[str, "torch.Tensor"], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
+    ) -> None:
+        """Write `pytorch_lora_weights.safetensors`, alpha included, for stock `load_lora_weights`."""
         ...

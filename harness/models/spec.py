@@ -13,7 +13,7 @@ class EmojiModel(Frozen):
     """The embedded model: 64 px, drawn on a CPU in a fraction of a second, weights inside the package."""
 
     kind: Literal["emoji"] = "emoji"
-    digest: Annotated[str | None, Field(description="sha256 of the weights; filled in when the sweep is read")] = None
+    digest: Annotated[str | None, Field(description="hash of the weights; filled in when read")] = None
 
     @property
     def precision(self) -> Precision:
@@ -29,15 +29,17 @@ class SdxlModel(Frozen):
         "stabilityai/stable-diffusion-xl-base-1.0"
     )
     revision: str | None = None
-    refiner: Annotated[str | None, Field(description="hub id or folder of the refiner; null for base alone")] = (
-        "stabilityai/stable-diffusion-xl-refiner-1.0"
-    )
+    refiner: Annotated[
+        str | None, Field(description="hub id or folder of the refiner; null for base alone")
+    ] = "stabilityai/stable-diffusion-xl-refiner-1.0"
     refiner_revision: str | None = None
-    vae: Annotated[str | None, Field(description="a VAE in place of the model's own")] = "madebyollin/sdxl-vae-fp16-fix"
+    vae: Annotated[str | None, Field(description="a VAE in place of the model's own")] = (
+        "madebyollin/sdxl-vae-fp16-fix"
+    )
     vae_revision: str | None = None
     variant: Annotated[Literal["fp16"] | None, Field(description="which weight files to read"), HOW] = "fp16"
     precision: Precision = "fp16"
-    digest: Annotated[str | None, Field(description="content hash of local folders; filled in when read")] = None
+    digest: Annotated[str | None, Field(description="hash of local folders; filled in when read")] = None
 
 
 ModelSpec = Annotated[EmojiModel | SdxlModel, Field(discriminator="kind")]

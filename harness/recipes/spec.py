@@ -20,7 +20,8 @@ class Drawn(Frozen):
     name: Label = None
     steps: Annotated[int, Field(ge=1, description="denoising steps of each training picture")] = 20
     refiner_start: Annotated[
-        float | None, Field(gt=0, lt=1, description="share of the noise schedule after which the refiner draws")
+        float | None,
+        Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
     ] = 0.8
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -59,7 +60,7 @@ class DegradeRecipe(Drawn):
     count: Annotated[int, Field(ge=1)] = 24
     guidance: Annotated[float, Field(ge=0)] = 5.0
     degradations: Annotated[tuple[DegradationName, ...], Field(min_length=1)]
-    severity: Annotated[tuple[Severity, Severity], Field(description="lowest and highest severity")] = (0.5, 1.0)
+    severity: Annotated[tuple[Severity, Severity], Field(description="lowest, highest")] = (0.5, 1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "DegradeRecipe":
@@ -74,8 +75,12 @@ class FolderRecipe(Frozen):
     kind: Literal["folder"] = "folder"
     name: Label = None
     path: Annotated[Path, HOW]
-    digest: Annotated[str | None, Field(description="hash of the pictures' bytes; filled in when read")] = None
-    count: Annotated[int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW] = None
+    digest: Annotated[str | None, Field(description="hash of the pictures; filled in when read")] = None
+    count: Annotated[
+        int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW
+    ] = None
 
 
-RecipeSpec = Annotated[KeywordsRecipe | PlainRecipe | DegradeRecipe | FolderRecipe, Field(discriminator="kind")]
+RecipeSpec = Annotated[
+    KeywordsRecipe | PlainRecipe | DegradeRecipe | FolderRecipe, Field(discriminator="kind")
+]

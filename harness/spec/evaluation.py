@@ -18,7 +18,7 @@ class ArmAdapter(Frozen):
     branch: Branch = "negative"
     recipe: Annotated[
         RecipeSpec | None,
-        Field(description="null: the trial's own adapter; else a sham trained on this with the trial's settings"),
+        Field(description="null: the trial's own adapter; else a sham trained on this, settings alike"),
     ] = None
 
 
@@ -48,7 +48,7 @@ class SamplerSpec(Frozen):
     guidance: Annotated[float, Field(ge=0)] = 5.0
     refiner_start: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="share of the noise schedule the base draws before the refiner; null: base alone"),
+        Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
     ] = 0.8
 
 

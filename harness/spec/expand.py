@@ -48,7 +48,7 @@ class DrawAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """How a set of pictures is drawn: an arm with its adapters resolved. Shared by all trials that need it."""
+    """How a set of pictures is drawn: an arm with its adapters resolved. Shared by trials that need it."""
 
     draw_id: str
     arm: str
@@ -130,7 +130,7 @@ def cells(draw: Draw, prompts: tuple[Prompt, ...], seeds: tuple[int, ...], split
 
 
 def apply_axis(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A copy of the raw trial mapping with one dotted name replaced. Assumes the name was checked on reading."""
+    """A copy of the raw trial mapping with one dotted name replaced. The name was checked on reading."""
     head, _, rest = dotted.partition(".")
     if not rest:
         return {**raw, head: value}
@@ -205,7 +205,9 @@ class _Builder:
         dataset = self.datasets.setdefault(
             dataset_id, Dataset(dataset_id=dataset_id, model=spec.model, recipe=recipe)
         )
-        training = {name: getattr(spec.training, name) for name in TrainingSpec.model_fields if name != "steps"}
+        training = {
+            name: getattr(spec.training, name) for name in TrainingSpec.model_fields if name != "steps"
+        }
         run_id = fingerprint("run", dataset=dataset_id, adapter=spec.adapter, training=training)
         known = self.runs[run_id].snapshots if run_id in self.runs else ()
         snapshots = tuple(sorted({*known, spec.training.steps}))

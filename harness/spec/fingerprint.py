@@ -40,5 +40,6 @@ def identity(value: Any) -> Json:
 
 def fingerprint(kind: str, **parts: Any) -> str:
     """16 hex digits that name a stage of this kind with these parts. Stable across processes and versions."""
-    text = json.dumps({"kind": kind, **{name: identity(part) for name, part in parts.items()}}, sort_keys=True)
+    content = {name: identity(part) for name, part in parts.items()}
+    text = json.dumps({"kind": kind, **content}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -58,23 +58,28 @@ class SweepSpec(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSpec":
-        for what, values in {
+        names: dict[str, list[str]] = {
             "arms": [arm.name for arm in self.arms],
             "prompts": [prompt.text for prompt in self.prompts],
-            "seeds": list(self.seeds),
+            "seeds": [str(seed) for seed in self.seeds],
             "metrics": [metric.kind for metric in self.metrics],
-        }.items():
-            doubled = sorted({str(value) for value in values if values.count(value) > 1})
+        }
+        for what, values in names.items():
+            doubled = sorted({value for value in values if values.count(value) > 1})
             if doubled:
                 raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}")
         if all(arm.is_control for arm in self.arms):
             raise ValueError("arms: at least one must use the trial's own adapter (adapters: [{scale: 1.0}])")
         controls = [arm.name for arm in self.arms if arm.is_control]
         if self.analysis.control not in controls:
-            raise ValueError(f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {controls}")
+            raise ValueError(
+                f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {controls}"
+            )
         kinds = [metric.kind for metric in self.metrics]
         if self.analysis.primary not in kinds:
-            raise ValueError(f"analysis.primary {self.analysis.primary!r} is not among the metrics; allowed: {kinds}")
+            raise ValueError(
+                f"analysis.primary {self.analysis.primary!r} is not among the metrics; allowed: {kinds}"
+            )
         if not any(prompt.split == "dev" for prompt in self.prompts):
             raise ValueError("prompts: at least one must have split dev, to select on")
         return self

@@ -37,8 +37,10 @@ AdapterSpec = LoraAdapter
 
 
 class TrainingSpec(Frozen):
-    """DreamBooth training on one prompt. The schedule is constant after a warm-up, so that a snapshot of a
-    longer run equals a shorter run and trials that differ in `steps` alone share one run.
+    """DreamBooth training on one prompt.
+
+    The schedule is constant after a warm-up, so that a snapshot of a longer run equals a shorter run and
+    trials that differ in `steps` alone share one run.
     """
 
     prompt: Text = "wrong"

@@ -1,0 +1,35 @@
+"""What several rooms' tests share: a tiny SDXL with random weights, made once and loaded by the real code."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.models.spec import SdxlModel
+
+if TYPE_CHECKING:
+    from harness.models.model import Model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model in SDXL's folder layout, its refiner beside it. Tests only read it."""
+    from tests.models.tiny import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tiny_folder: Path) -> SdxlModel:
+    """The specification of the tiny model with its refiner."""
+    from tests.models import tiny
+
+    return tiny.tiny_spec(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_spec: SdxlModel) -> "Model":
+    """The tiny model, loaded once on the CPU. A test leaves it as it found it."""
+    from harness.models import load_model
+
+    return load_model(tiny_spec, device="cpu")
