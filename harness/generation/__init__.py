@@ -1,0 +1,1 @@
+"""Generation: from the cells of a plan to pictures that say how they were made."""
