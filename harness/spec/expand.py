@@ -1,6 +1,7 @@
 """From a sweep to the plan of what must really be done: trials, training runs, datasets, draws, cells."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,12 @@ class Plan:
     def control_draws(self) -> tuple[Draw, ...]:
         """Draws in which no adapter acts: drawn once per sweep."""
         return tuple(draw for draw in self.draws.values() if not draw.adapters)
+
+    @cached_property
+    def trials_ending_with(self) -> Counter[str]:
+        """How many trials have all their own pictures once a draw is done."""
+        own = [arm.name for arm in self.sweep.arms if not arm.is_control]
+        return Counter(trial.draws[own[-1]] for trial in self.trials)
 
     def draws_of_run(self, run_id: str) -> tuple[Draw, ...]:
         """Draws whose pictures need a snapshot of this run, in order of steps."""

@@ -1,0 +1,162 @@
+"""From the store to the tables of one sweep. Everything is read from files; nothing is remembered."""
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from harness import results
+from harness.results import stats, tables
+from harness.spec.expand import Draw, Plan, Trial, param_label
+from harness.stages import drawn_images, metric_name
+from harness.workspace import Stage, Workspace, versions
+
+
+def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> results.Results:
+    """Write the tables of a sweep and read them back.
+
+    `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
+    and without a reason is `missing`.
+    """
+    sweep = plan.sweep
+    images = _images(plan, workspace)
+    scores = _scores(plan, workspace)
+    trials = _trials(plan, workspace, images, reasons)
+    draws = _draws(plan)
+    summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    trials["selected"] = trials["trial_id"] == stats.select_best(summary, sweep.analysis)
+    folder = workspace.sweep(sweep.name)
+    about = {
+        **sweep.model_dump(mode="json"),
+        "versions": versions(),
+        "host": platform.node(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "failures": dict(reasons),
+    }
+    tables.write(
+        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
+    )
+    return results.load(folder)
+
+
+def _draws(plan: Plan) -> pd.DataFrame:
+    control = {arm.name: arm.is_control for arm in plan.sweep.arms}
+    return pd.DataFrame(
+        [
+            {"trial_id": trial.trial_id, "arm": arm, "draw_id": draw_id, "is_control": control[arm]}
+            for trial in plan.trials
+            for arm, draw_id in trial.draws.items()
+        ]
+    )
+
+
+def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
+    """Pictures that the sweep asks for; a store that other sweeps share may hold more."""
+    frames = []
+    owner = _owners(plan)
+    for draw in plan.draws.values():
+        drawn = drawn_images(workspace, draw.draw_id)
+        wanted = {cell.image_id: cell for split in ("dev", "test") for cell in plan.cells(draw, split)}
+        if len(drawn):
+            frame = drawn[drawn["image_id"].isin(wanted)].assign(
+                trial_id=owner.get(draw.draw_id), arm=draw.arm
+            )
+            # A prompt's split and tags belong to the sweep, not to the picture.
+            frames.append(
+                frame.assign(
+                    split=[wanted[image_id].split for image_id in frame["image_id"]],
+                    tags=[list(wanted[image_id].tags) for image_id in frame["image_id"]],
+                )
+            )
+    return pd.concat(frames, ignore_index=True) if frames else tables.empty("images")
+
+
+def _owners(plan: Plan) -> dict[str, str]:
+    """The trial of each draw in which a trial's own adapter acts."""
+    control = {arm.name: arm.is_control for arm in plan.sweep.arms}
+    return {
+        draw_id: trial.trial_id
+        for trial in plan.trials
+        for arm, draw_id in trial.draws.items()
+        if not control[arm]
+    }
+
+
+def _scores(plan: Plan, workspace: Workspace) -> pd.DataFrame:
+    wanted = {
+        cell.image_id
+        for draw in plan.draws.values()
+        for split in ("dev", "test")
+        for cell in plan.cells(draw, split)
+    }
+    frames = []
+    for draw_id in plan.draws:
+        for chunk in workspace.image_chunks(draw_id):
+            for metric in plan.sweep.metrics:
+                stage = workspace.scores(metric_name(metric), chunk)
+                if stage.done:
+                    frame = pd.read_parquet(stage.path / "scores.parquet")
+                    frames.append(frame[frame["image_id"].isin(wanted)])
+    return pd.concat(frames, ignore_index=True) if frames else tables.empty("scores")
+
+
+def _trials(
+    plan: Plan, workspace: Workspace, images: pd.DataFrame, reasons: Mapping[str, str]
+) -> pd.DataFrame:
+    drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
+    return pd.DataFrame([_trial_row(plan, workspace, trial, dict(drawn), reasons) for trial in plan.trials])
+
+
+def _trial_row(
+    plan: Plan, workspace: Workspace, trial: Trial, drawn: dict[Any, int], reasons: Mapping[str, str]
+) -> dict[str, Any]:
+    snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
+    own = [plan.draws[d] for arm, d in trial.draws.items() if not _is_control(plan, arm)]
+    complete = snapshot.done and all(drawn.get(d.draw_id, 0) == len(plan.cells(d, "dev")) for d in own)
+    reason = None if complete else _reason(trial, own, reasons)
+    return {
+        "trial_id": trial.trial_id,
+        "index": trial.index,
+        "status": "completed" if complete else "failed" if reason else "missing",
+        "reason": reason if complete or reason else "not run yet",
+        "run_id": trial.run_id,
+        "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
+        **{name: param_label(value) for name, value in trial.params.items()},
+        "config": json.dumps(trial.spec.model_dump(mode="json"), sort_keys=True),
+        "adapter_path": workspace.relative(snapshot.path) if snapshot.done else None,
+        "final_loss": _final_loss(snapshot) if snapshot.done else None,
+        "train_seconds": _train_seconds(workspace, trial.run_id, trial.spec.training.steps)
+        if snapshot.done
+        else None,
+    }
+
+
+def _is_control(plan: Plan, arm: str) -> bool:
+    return next(a.is_control for a in plan.sweep.arms if a.name == arm)
+
+
+def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str | None:
+    for identity in (trial.run_id, *(draw.draw_id for draw in draws)):
+        if identity in reasons:
+            return reasons[identity]
+    return None
+
+
+def _final_loss(snapshot: Stage) -> float:
+    """Mean of the last tenth of the steps: one step's loss depends mostly on the timestep it drew."""
+    losses: list[float] = json.loads((snapshot.path / "losses.json").read_text())
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float:
+    """Seconds of training up to a snapshot, over the calls it took; work lost to a kill is not in it."""
+    total, step = 0.0, steps
+    while step > 0:
+        facts = workspace.snapshot(run_id, step).manifest()["facts"]
+        total += facts["train_seconds"]
+        step = facts["from_step"]
+    return total

@@ -1,0 +1,22 @@
+"""A loop in this process: for a debugger, for one GPU, and to compare Ray with."""
+
+from collections.abc import Sequence
+
+from harness.pipeline import Outcome, Task, attempt
+from harness.stages import Bench
+
+
+class LocalExecutor:
+    """One task after the other. An unforeseen error becomes that task's outcome; the others go on."""
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        """Perform all tasks."""
+        outcomes = []
+        for task in tasks:
+            try:
+                outcomes.append(attempt(task, bench))
+            except (
+                Exception
+            ) as error:  # the trial's boundary: recorded here, and shown as a row with its reason
+                outcomes.append(Outcome(task=task, reason=f"{type(error).__name__}: {error}"))
+        return outcomes

@@ -1,0 +1,161 @@
+"""Ray Tune as the engine: one Tune trial per task, on this machine or on the cluster it is part of.
+
+Tune dispatches, retries and places; what is finished is known from the store alone, so a lost worker,
+node or driver costs the work since the last checkpoint and nothing else. Workers are reused, and keep
+the model they have loaded.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.execution.spec import ComputeSpec
+from harness.pipeline import Outcome, Task, attempt
+from harness.stages import Bench, Kind
+
+# Read by Ray when it is imported, so they must stand before the import.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end as a finished sweep
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning per worker without a GPU
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
+
+import ray
+from ray import tune
+
+REPORT_EVERY_SECONDS = 2.0
+
+
+class RayTuneExecutor:
+    """Fans tasks out through `tune.Tuner`; starts Ray in this process unless it is connected already."""
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
+        compute = bench.plan.sweep.compute
+        with _connected(), _storage(bench) as storage:
+            tuner = tune.Tuner(
+                _trainable(tasks, bench, compute),
+                param_space={"task": tune.grid_search(list(range(len(tasks))))},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=compute.max_concurrent,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=bench.plan.sweep.name,
+                    storage_path=storage,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+                    callbacks=[_Progress(bench)],
+                ),
+            )
+            return _outcomes(tasks, tuner.fit())
+
+
+def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any:
+    def perform_task(config: dict[str, Any], tasks: Sequence[Task], bench: Bench) -> None:
+        _use_threads(compute)
+
+        progress = _Batched()
+        outcome = attempt(tasks[config["task"]], replace(bench, report=progress.add))
+        tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
+
+    # A plan is megabytes for a large sweep: sent once through the object store, not once per trial.
+    carried = replace(bench, report=_silent)
+    trainable = tune.with_parameters(perform_task, tasks=list(tasks), bench=carried)
+    return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": compute.gpus_per_trial})
+
+
+class _Batched:
+    """Counts handed to Tune at most every other second: each hand-over stops the worker until it is read."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Kind] = Counter()
+        self.handed_over = time.monotonic()
+
+    def add(self, kind: Kind, count: int) -> None:
+        self.counts[kind] += count
+        if time.monotonic() - self.handed_over > REPORT_EVERY_SECONDS:
+            tune.report({"progress": dict(self.counts), "ended": False})
+            self.counts.clear()
+            self.handed_over = time.monotonic()
+
+
+def _silent(kind: Kind, count: int) -> None:
+    """Stands in for the driver's report, which cannot travel; the worker puts its own in place."""
+
+
+def _use_threads(compute: ComputeSpec) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, int(compute.cpus_per_trial)))
+
+
+class _Progress(tune.Callback):
+    """Hands what workers report on to the driver's display."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        for kind, count in result.get("progress", {}).items():
+            self.bench.report(kind, count)
+
+
+def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid) -> list[Outcome]:
+    """One outcome per task, in the order of the tasks, whatever became of its trial."""
+    found: dict[int, Outcome] = {}
+    for result in grid:
+        number = result.config["task"]
+        if result.error is not None:
+            found[number] = Outcome(task=tasks[number], reason=_one_line(result.error))
+        elif result.metrics and result.metrics.get("ended"):
+            found[number] = Outcome(task=tasks[number], reason=result.metrics["reason"])
+    lost = "the worker ended without saying how"
+    return [found.get(number, Outcome(task=task, reason=lost)) for number, task in enumerate(tasks)]
+
+
+def _one_line(error: Exception) -> str:
+    """The cause behind Ray's wrapping, without the traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _storage(bench: Bench) -> Iterator[str]:
+    """Where Tune keeps its own books while it runs. Ours are the store, so these are thrown away."""
+    folder = bench.workspace.sweep(bench.plan.sweep.name) / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """A Ray to work with: the one connected already, the one named by RAY_ADDRESS, or a fresh local one."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
+        )
+    except ConnectionError as error:
+        raise HarnessError(
+            f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,102 @@
+"""What a sweep asks for, and how much of it the store has: for `harness check` and for time left.
+
+Cost is counted in passes: one row going once through the UNet. A picture is two rows (guidance) per
+denoising step; a training step is its batch, three times (forward, and twice that for backward).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from harness.generation.plan import Chunk
+from harness.recipes import picture_count
+from harness.recipes.spec import FolderRecipe
+from harness.spec.expand import Dataset, Draw, Plan, TrainingRun
+from harness.stages import Bench, Kind, missing_pictures
+
+GUIDANCE_ROWS = 2
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How many of a thing are asked for, how many of them are missing, and what the missing ones cost."""
+
+    asked: int
+    missing: int
+    passes: float = 0.0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(
+            asked=self.asked + other.asked,
+            missing=self.missing + other.missing,
+            passes=self.passes + other.passes,
+        )
+
+
+NOTHING = Count(asked=0, missing=0)
+
+
+def dataset_pictures(bench: Bench, dataset: Dataset) -> Count:
+    """Training pictures of one recipe. Pictures from a folder cost no passes."""
+    asked = picture_count(dataset.recipe)
+    missing = 0 if bench.workspace.dataset(dataset.dataset_id).done else asked
+    steps = 0 if isinstance(dataset.recipe, FolderRecipe) else dataset.recipe.steps
+    return Count(asked=asked, missing=missing, passes=missing * steps * GUIDANCE_ROWS)
+
+
+def training_steps(bench: Bench, run: TrainingRun) -> Count:
+    """Optimizer steps of one run; what lies before a finished checkpoint is not missing."""
+    finished = set(bench.workspace.snapshots(run.run_id))
+    missing = 0
+    for target in (steps for steps in run.snapshots if steps not in finished):
+        missing += target - max((steps for steps in finished if steps < target), default=0)
+        finished.add(target)
+    rows = run.training.batch_size * run.training.gradient_accumulation
+    return Count(asked=run.snapshots[-1], missing=missing, passes=missing * rows * FORWARD_AND_BACKWARD)
+
+
+def pictures(bench: Bench, draw: Draw, split: str) -> Count:
+    """Pictures of one draw on one split."""
+    cells = bench.plan.cells(draw, split)
+    chunks: list[Chunk] = missing_pictures(bench, draw, cells)
+    missing = sum(len(chunk.cells) for chunk in chunks)
+    return Count(asked=len(cells), missing=missing, passes=missing * draw.steps * GUIDANCE_ROWS)
+
+
+def total(counts: Iterable[Count]) -> Count:
+    """The sum of counts."""
+    return sum(counts, NOTHING)
+
+
+def confirmation_pictures(plan: Plan) -> int:
+    """Test pictures that will be drawn once a trial is selected: its own arms' and its shams'."""
+    adapter_arms = sum(not arm.is_shared for arm in plan.sweep.arms)
+    return adapter_arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
+
+
+def inventory(bench: Bench) -> dict[str, Count]:
+    """Everything the sweep asks for before it selects, by what it is."""
+    plan = bench.plan
+    controls = {draw.draw_id for draw in plan.control_draws}
+    return {
+        "training pictures": total(dataset_pictures(bench, dataset) for dataset in plan.datasets.values()),
+        "training steps": total(training_steps(bench, run) for run in plan.runs.values()),
+        "control pictures": total(
+            pictures(bench, draw, split) for draw in plan.control_draws for split in ("dev", "test")
+        ),
+        "adapter pictures": total(
+            pictures(bench, draw, "dev") for draw in plan.draws.values() if draw.draw_id not in controls
+        ),
+    }
+
+
+def remaining(
+    bench: Bench, datasets: Iterable[str], runs: Iterable[str], draws: Iterable[tuple[str, str]]
+) -> dict[Kind, Count]:
+    """What some tasks have to make, by the kind their workers will report it as."""
+    plan = bench.plan
+    return {
+        "dataset_pictures": total(dataset_pictures(bench, plan.datasets[name]) for name in set(datasets)),
+        "training_steps": total(training_steps(bench, plan.runs[name]) for name in set(runs)),
+        "pictures": total(pictures(bench, plan.draws[name], split) for name, split in set(draws)),
+    }

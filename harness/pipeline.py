@@ -1,0 +1,194 @@
+"""The story of a sweep: prepare → trials → collect → confirm → collect → report.
+
+What is made is in `stages.py`, how work is spread in `execution/`, what is read together in `collect.py`.
+A task is a plain function of a plan and a store: it runs in this process under a debugger, or anywhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.collect import collect
+from harness.errors import HarnessError
+from harness.results import Results
+from harness.results.stats import select_best
+from harness.spec.expand import Draw, Plan, Trial
+from harness.stages import (
+    Bench,
+    ensure_dataset,
+    ensure_pictures,
+    ensure_scores,
+    ensure_snapshots,
+    missing_metrics,
+    missing_pictures,
+    missing_snapshots,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit of dispatch: things of the store that one worker makes sure of, in this order."""
+
+    name: str
+    datasets: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    draws: tuple[tuple[str, str], ...] = ()  # (draw_id, split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a task ended. `reason` is one line, null when it completed."""
+
+    task: Task
+    reason: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """True where there is a reason."""
+        return self.reason is not None
+
+
+class Executor(Protocol):
+    """Spreads tasks over workers: one outcome per task, in order; one that fails loses no other."""
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        """Perform all tasks and wait for them. Progress goes to `bench.report`, in this process."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """What a finished call knows: the tables, and the outcome of every task that had to be run."""
+
+    results: Results
+    outcomes: list[Outcome]
+
+
+def perform(task: Task, bench: Bench) -> None:
+    """Make sure of everything a task names."""
+    for dataset_id in task.datasets:
+        ensure_dataset(bench, dataset_id)
+    for run_id in task.runs:
+        ensure_snapshots(bench, run_id)
+    for draw_id, split in task.draws:
+        draw = bench.plan.draws[draw_id]
+        ensure_pictures(bench, draw, bench.plan.cells(draw, split))
+        ensure_scores(bench, draw)
+        if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
+            bench.report("trials", ended)
+
+
+def attempt(task: Task, bench: Bench) -> Outcome:
+    """Perform a task and say how it ended; what no retry can mend is an outcome, all else is raised."""
+    try:
+        perform(task, bench)
+    except HarnessError as error:
+        return Outcome(task=task, reason=str(error))
+    return Outcome(task=task)
+
+
+def satisfied(task: Task, bench: Bench) -> bool:
+    """True when the store has all that a task names, so that no worker need be started for it."""
+    plan, workspace = bench.plan, bench.workspace
+    return (
+        all(workspace.dataset(dataset_id).done for dataset_id in task.datasets)
+        and not any(missing_snapshots(workspace, plan.runs[run_id]) for run_id in task.runs)
+        and not any(
+            missing_pictures(bench, plan.draws[draw_id], plan.cells(plan.draws[draw_id], split))
+            or any(missing_metrics(bench, chunk) for chunk in workspace.image_chunks(draw_id))
+            for draw_id, split in task.draws
+        )
+    )
+
+
+def run_sweep(
+    bench: Bench,
+    executor: Executor,
+    *,
+    announce: Callable[[str, Sequence[Task]], None],
+    publish: Callable[[Results], None],
+) -> SweepRun:
+    """Carry a sweep to its end from wherever it is. `announce` hears what starts, `publish` gets tables."""
+    plan, workspace = bench.plan, bench.workspace
+    outcomes: list[Outcome] = []
+
+    def carry_out(stage: str, tasks: Sequence[Task]) -> None:
+        open_tasks = [task for task in tasks if not satisfied(task, bench)]
+        if open_tasks:
+            announce(stage, open_tasks)
+            outcomes.extend(executor.run(open_tasks, bench))
+
+    with workspace.drive(plan.sweep.name):
+        carry_out("trials", control_tasks(plan) + trial_tasks(plan))
+        results = collect(plan, workspace, failures(outcomes))
+        publish(results)
+        confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
+        if not all(satisfied(task, bench) for task in confirmation):
+            carry_out("confirmation", confirmation)
+            results = collect(plan, workspace, failures(outcomes))
+            publish(results)
+    return SweepRun(results=results, outcomes=outcomes)
+
+
+def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]], None]) -> Results:
+    """One trial in this process, with the controls it is compared with, then the tables of what there is."""
+    plan, workspace = bench.plan, bench.workspace
+    task = trial_task(plan, trial)
+    with workspace.drive(plan.sweep.name):
+        announce([task])
+        perform(task, bench)
+        return collect(plan, workspace, {})
+
+
+def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """The reason of each failed task, by the run and the draws it was to make."""
+    return {
+        identity: outcome.reason
+        for outcome in outcomes
+        if outcome.reason is not None
+        for identity in (*outcome.task.runs, *(draw_id for draw_id, _ in outcome.task.draws))
+    }
+
+
+def control_tasks(plan: Plan) -> list[Task]:
+    """Datasets, then controls without adapters on both splits: each made once, whatever the trials."""
+    datasets = [Task(name=f"dataset {dataset_id}", datasets=(dataset_id,)) for dataset_id in plan.datasets]
+    controls = [
+        Task(name=f"control {draw.arm} {draw.draw_id}", draws=((draw.draw_id, "dev"), (draw.draw_id, "test")))
+        for draw in plan.control_draws
+    ]
+    return datasets + controls
+
+
+def trial_tasks(plan: Plan) -> list[Task]:
+    """One task per training run: train it, then draw and score the dev pictures of all its snapshots."""
+    return [
+        Task(
+            name=f"run {run_id}",
+            runs=(run_id,),
+            draws=tuple((draw.draw_id, "dev") for draw in plan.draws_of_run(run_id)),
+        )
+        for run_id in plan.runs
+    ]
+
+
+def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
+    """Test pictures of the trial selected on dev, and of the controls that are drawn with adapters."""
+    trial = next((trial for trial in plan.trials if trial.trial_id == best), None)
+    if trial is None or not any(prompt.split == "test" for prompt in plan.sweep.prompts):
+        return []
+    draws = [draw for draw in draws_of_trial(plan, trial) if draw.adapters]
+    return [
+        Task(name=f"confirm {draw.arm} {draw.draw_id}", draws=((draw.draw_id, "test"),)) for draw in draws
+    ]
+
+
+def trial_task(plan: Plan, trial: Trial) -> Task:
+    """Everything one trial needs, its controls included, as one task."""
+    draws = tuple((draw.draw_id, "dev") for draw in draws_of_trial(plan, trial))
+    return Task(name=f"trial {trial.index} {trial.trial_id}", runs=(trial.run_id,), draws=draws)
+
+
+def draws_of_trial(plan: Plan, trial: Trial) -> list[Draw]:
+    """A trial's arms in the order of the sweep."""
+    return [plan.draws[draw_id] for draw_id in trial.draws.values()]

@@ -1,0 +1,230 @@
+"""Where every file lives, and how one comes to be: temporary folder → manifest last → rename.
+
+A stage is a folder addressed by the fingerprint of its inputs. It is finished exactly when it holds
+`manifest.json`, so a killed process leaves nothing that could be taken for a result, and every later
+sweep of the workspace finds what earlier ones made.
+
+    datasets/<dataset_id>/                  the training pictures of one recipe
+    adapters/<run_id>/steps-000100/         one snapshot of one training run
+    images/<draw_id>/<chunk_id>/            some pictures of one draw, and their rows
+    scores/<metric>/<draw_id>-<chunk_id>/   one metric's scores of those pictures
+    sweeps/<name>/                          tables, report and the sweep as it was read
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.errors import StageError, WorkspaceError
+
+MANIFEST = "manifest.json"
+RECORDED = (
+    "lora-sweep-harness",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "open_clip_torch",
+    "ray",
+)
+
+LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
+    "dataset": ("datasets/.tmp-{}-*",),
+    "run": ("adapters/{}/.tmp-*",),
+    "draw": ("images/{}/.tmp-*", "scores/*/.tmp-{}-*"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One folder of the store. `path` exists only when the stage is finished."""
+
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        """True when the manifest is there."""
+        return (self.path / MANIFEST).is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
+        try:
+            loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise StageError(
+                f"{self.path / MANIFEST} cannot be read ({error}); delete the folder and run again"
+            ) from None
+        return loaded
+
+    def verify(self) -> None:
+        """Raise StageError for the first file that is missing or does not match its hash."""
+        for name, facts in self.manifest()["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise StageError(f"{file} is missing; delete {self.path} and run again")
+            if sha256(file) != facts["sha256"]:
+                raise StageError(f"{file} does not match its manifest; delete {self.path} and run again")
+
+    @contextmanager
+    def build(self, **facts: Any) -> Iterator[Path]:
+        """Give a temporary folder to fill; when the block ends well it becomes the stage, else it is gone.
+
+        `facts` (JSON) are kept in the manifest. Raises WorkspaceError where the disk is full or not writable.
+        """
+        started = time.monotonic()
+        temporary = self.path.parent / f".tmp-{self.path.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=time.monotonic() - started))
+            if not self.done:
+                shutil.rmtree(self.path, ignore_errors=True)  # a folder without manifest is nobody's result
+                temporary.rename(self.path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise WorkspaceError(
+                    f"{self.path}: {error.strerror}; make room or choose another --workspace"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Workspace:
+    """All paths of a workspace; nobody else joins them."""
+
+    def __init__(self, root: Path | str) -> None:
+        """Nothing is created before something is built."""
+        self.root = Path(root).expanduser().resolve()
+
+    def dataset(self, dataset_id: str) -> Stage:
+        """The training pictures of one recipe."""
+        return Stage(self.root / "datasets" / dataset_id)
+
+    def snapshot(self, run_id: str, steps: int) -> Stage:
+        """A training run after `steps` optimizer steps."""
+        return Stage(self.root / "adapters" / run_id / f"steps-{steps:06d}")
+
+    def snapshots(self, run_id: str) -> dict[int, Stage]:
+        """Finished snapshots of a run by steps, ascending; resumable checkpoints are among them."""
+        found = {
+            int(p.name.removeprefix("steps-")): Stage(p)
+            for p in (self.root / "adapters" / run_id).glob("steps-*")
+        }
+        return {steps: found[steps] for steps in sorted(found) if found[steps].done}
+
+    def images(self, draw_id: str, chunk_id: str) -> Stage:
+        """Some pictures of one draw."""
+        return Stage(self.root / "images" / draw_id / chunk_id)
+
+    def image_chunks(self, draw_id: str) -> list[Stage]:
+        """Finished pictures of one draw, in a stable order."""
+        stages = (Stage(path) for path in sorted((self.root / "images" / draw_id).glob("[!.]*")))
+        return [stage for stage in stages if stage.done]
+
+    def scores(self, metric: str, chunk: Stage) -> Stage:
+        """One metric's scores of one image chunk. `metric` is kind and fingerprint."""
+        return Stage(self.root / "scores" / metric / f"{chunk.path.parent.name}-{chunk.path.name}")
+
+    def sweep(self, name: str) -> Path:
+        """The folder of a sweep's tables and report."""
+        return self.root / "sweeps" / name
+
+    def relative(self, path: Path) -> str:
+        """A path as the tables hold it: relative to the workspace, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def check_writable(self) -> None:
+        """Raise WorkspaceError, before any work, when nothing can be written here."""
+        probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise WorkspaceError(f"--workspace {self.root} cannot be written: {error.strerror}") from None
+
+    @contextmanager
+    def claim(self, kind: str, identity: str) -> Iterator[None]:
+        """Hold what is being made, so that nobody makes it twice; wait while another process does.
+
+        The operating system lets go of a dead process's claim. Left-overs of a killed builder are removed.
+        """
+        lock = self.root / ".locks" / f"{kind}-{identity}"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            for pattern in LEFT_OVERS[kind]:
+                for left_over in self.root.glob(pattern.format(identity)):
+                    shutil.rmtree(left_over, ignore_errors=True)
+            yield
+
+    @contextmanager
+    def drive(self, name: str) -> Iterator[None]:
+        """Be the one driver of a sweep. Raises WorkspaceError while another process drives it."""
+        folder = self.sweep(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".driver.lock", timeout=0):
+                yield
+        except Timeout:
+            raise WorkspaceError(
+                f"sweep {name!r} in {self.root} is being run by another process; "
+                "wait for it, or use another --workspace"
+            ) from None
+
+
+def sha256(file: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON to a file that is whole or not there, even after a power cut."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+    with temporary.open("w") as handle:
+        json.dump(content, handle, indent=1, sort_keys=True)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers, as installed."""
+    found = {}
+    for name in RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _manifest(folder: Path, facts: dict[str, Any], *, seconds: float) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in files
+        },
+        "facts": facts,
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
