@@ -1,0 +1,42 @@
+"""accelerate, kept from outliving a run.
+
+accelerate stores device, precision and accumulation in class attributes shared by the whole process. A
+warm worker trains one run after another with other settings, so each gets a state of its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from harness.models.spec import Precision
+
+SHARED_STATES = (PartialState, AcceleratorState, GradientState)
+
+
+@contextmanager
+def fresh_accelerator(
+    device: torch.device, *, precision: Precision, gradient_accumulation: int
+) -> Iterator[Accelerator]:
+    """An Accelerator that knows of no other; on leaving, accelerate's shared state is what it was.
+
+    Under `fp16` gradients are scaled against underflow, which needs an accelerator: on a CPU there is no
+    autocast for it, and the model's own dtype decides.
+    """
+    before = [dict(state._shared_state) for state in SHARED_STATES]
+    for state in SHARED_STATES:
+        state._shared_state.clear()
+    try:
+        autocast = precision != "fp32" and not (precision == "fp16" and device.type == "cpu")
+        yield Accelerator(
+            cpu=device.type == "cpu",
+            device_placement=False,
+            mixed_precision=precision if autocast else "no",
+            gradient_accumulation_steps=gradient_accumulation,
+        )
+    finally:
+        for state, content in zip(SHARED_STATES, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(content)

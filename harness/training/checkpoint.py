@@ -1,0 +1,64 @@
+"""What a training run needs to go on, on disk: safetensors and JSON, no pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.errors import StageError
+
+TENSORS = "training_state.safetensors"
+RECORD = "training_state.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A training run after `step` optimizer steps. All tensors fp32 on the CPU, shared with nobody."""
+
+    run_id: str
+    step: int
+    adapter: dict[str, Tensor]  # diffusers' keys: unet.….lora_A.weight
+    optimizer: dict[
+        str, Tensor
+    ]  # 0000.exp_avg, 0000.exp_avg_sq, 0000.step, 0001.…: in order of the parameters
+    losses: list[float]  # mean loss of each step, the first step first
+
+    def write(self, folder: Path) -> None:
+        """Write `training_state.safetensors` and then `training_state.json` into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
+        save_file(tensors, folder / TENSORS, metadata={"run_id": self.run_id, "step": str(self.step)})
+        record = {"run_id": self.run_id, "step": self.step, "losses": self.losses}
+        (folder / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint":
+        """Read what `write` wrote. Raises StageError where a file is missing, damaged or of another step."""
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            with safe_open(folder / TENSORS, framework="pt", device="cpu") as file:
+                metadata = file.metadata()
+            if metadata != {"run_id": record["run_id"], "step": str(record["step"])}:
+                raise ValueError(f"{TENSORS} and {RECORD} are not of the same step")
+            if len(record["losses"]) != record["step"]:
+                raise ValueError(f"{RECORD} has {len(record['losses'])} losses for {record['step']} steps")
+            tensors = load_file(folder / TENSORS)
+            return cls(
+                run_id=record["run_id"],
+                step=record["step"],
+                adapter=_below("adapter/", tensors),
+                optimizer=_below("optimizer/", tensors),
+                losses=record["losses"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise StageError(
+                f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); delete it to train again"
+            ) from error
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,114 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.errors import SpecError
+from harness.recipes.folder import find_pictures, read_picture, samples, scan
+from harness.recipes.spec import FolderRecipe
+
+ORIENTATION = 0x0112
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    red = np.linspace(0, 255, width, dtype=np.uint8)[None].repeat(height, axis=0)
+    green = np.linspace(0, 255, height, dtype=np.uint8)[:, None].repeat(width, axis=1)
+    return Image.fromarray(np.stack([red, green, np.full_like(red, 90)], axis=-1))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    gradient(90, 60).save(folder / "b.png")
+    gradient(40, 80).save(folder / "a.JPG", format="JPEG")
+    gradient(64, 64).save(folder / "below" / "c.webp")
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "._b.png").write_bytes(b"what some systems leave beside a file")
+    return folder
+
+
+def test_pictures_are_found_below_the_folder_in_order_of_their_names(pictures: Path) -> None:
+    assert [file.relative_to(pictures).as_posix() for file in find_pictures(pictures)] == [
+        "a.JPG",
+        "b.png",
+        "below/c.webp",
+    ]
+
+
+def test_the_digest_follows_bytes_and_order_and_not_the_place(pictures: Path, tmp_path: Path) -> None:
+    digest, count = scan(pictures)
+    assert count == 3
+    moved = pictures.rename(tmp_path / "elsewhere")
+    assert scan(moved) == (digest, 3)
+    (moved / "a.JPG").rename(moved / "z.jpg")
+    assert scan(moved)[0] != digest
+    (moved / "z.jpg").rename(moved / "a.JPG")
+    gradient(91, 60).save(moved / "b.png")
+    assert scan(moved)[0] != digest
+
+
+def test_each_picture_fills_the_models_square(pictures: Path) -> None:
+    made = list(samples(FolderRecipe(path=pictures), resolution=32))
+    assert [(sample.image.mode, sample.image.size) for sample in made] == [("RGB", (32, 32))] * 3
+    wide = np.asarray(made[1].image).astype(int)  # 90 × 60: a quarter is cut off, half of it on each side
+    assert wide[16, 0, 0] == pytest.approx(255 / 6, abs=8)
+    assert wide[16, -1, 0] == pytest.approx(255 * 5 / 6, abs=8)
+    assert (wide[0, 16, 1], wide[-1, 16, 1]) == (pytest.approx(0, abs=8), pytest.approx(255, abs=8))
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn to the right makes it upright
+    gradient(80, 40).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = read_picture(tmp_path / "turned.jpg")
+    assert upright.size == (40, 80)
+    expected = np.asarray(gradient(80, 40).rotate(-90, expand=True)).astype(int)
+    assert np.abs(np.asarray(upright).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    gradient(32, 32).convert("RGB").convert(mode).save(tmp_path / f"picture.{suffix}")
+    assert read_picture(tmp_path / f"picture.{suffix}").mode == "RGB"
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_picture(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
+
+
+def encoded(suffix: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, format="JPEG" if suffix == "jpg" else suffix.upper())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_broken_picture_is_named(pictures: Path, suffix: str, damage: str) -> None:
+    data = encoded(suffix)
+    broken = {"cut": data[: len(data) // 2], "empty": b"", "text": b"hello"}
+    (pictures / f"broken.{suffix}").write_bytes(broken[damage])
+    with pytest.raises(SpecError, match=rf"broken\.{suffix}") as caught:
+        scan(pictures)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="nowhere is not a folder"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(SpecError, match=r"no pictures in .*allowed: \.png"):
+        scan(tmp_path)
+
+
+def test_pictures_changed_after_the_sweep_was_read_are_an_error(pictures: Path) -> None:
+    recipe = FolderRecipe(path=pictures, digest=scan(pictures)[0])
+    assert len(list(samples(recipe, resolution=16))) == 3
+    gradient(10, 10).save(pictures / "new.png")
+    with pytest.raises(SpecError, match="have changed"):
+        next(samples(recipe, resolution=16))
