@@ -29,11 +29,11 @@ def prompts(recipe: KeywordsRecipe) -> list[str]:
 
 
 def rows(recipe: KeywordsRecipe) -> list[Row]:
-    """Keyword by keyword, each at every guidance scale; no negative prompt."""
-    pairs = product(prompts(recipe), recipe.guidance)
+    """Guidance by guidance (rows of one guidance are drawn together), each keyword; no negative prompt."""
+    pairs = product(recipe.guidance, prompts(recipe))
     return [
         Row(prompt=prompt, negative="", seed=picture_seed(recipe.seed, index), guidance=guidance)
-        for index, (prompt, guidance) in enumerate(pairs)
+        for index, (guidance, prompt) in enumerate(pairs)
     ]
 
 

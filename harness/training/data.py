@@ -25,8 +25,6 @@ from harness.training.loss import add_noise, training_target
 if TYPE_CHECKING:
     from harness.models.model import Model
 
-ENCODED_AT_ONCE = 8  # pictures in one pass of the VAE
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -63,14 +61,8 @@ def _read_picture(dataset: Path, name: str, sha256: str, resolution: int) -> Ima
 
 def encode_pictures(images: Sequence[Image.Image], model: "Model") -> Posterior:
     """The VAE's posterior of every picture, fp32 on the CPU: encoded once, sampled anew at each step."""
-    parts = [
-        model.encode_images(images[start : start + ENCODED_AT_ONCE])
-        for start in range(0, len(images), ENCODED_AT_ONCE)
-    ]
-    posterior = Posterior(
-        mean_NChw=torch.cat([part.mean_NChw.float().cpu() for part in parts]),
-        std_NChw=torch.cat([part.std_NChw.float().cpu() for part in parts]),
-    )
+    encoded = model.encode_images(images)
+    posterior = Posterior(mean_NChw=encoded.mean_NChw.float().cpu(), std_NChw=encoded.std_NChw.float().cpu())
     finite_N = (posterior.mean_NChw.isfinite() & posterior.std_NChw.isfinite()).flatten(1).all(dim=1)
     if not finite_N.all():
         raise TrainingError(
