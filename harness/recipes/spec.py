@@ -42,6 +42,11 @@ class KeywordsRecipe(Drawn):
         """Number of pictures."""
         return len(self.keywords) * len(self.guidance)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take; weighting signs are no tokens."""
+        return (", ".join(self.keywords),)
+
 
 class PlainRecipe(Drawn):
     """The model's own pictures of plain prompts, untouched: training data for a sham adapter."""
@@ -50,6 +55,11 @@ class PlainRecipe(Drawn):
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
     count: Annotated[int, Field(ge=1)] = 24
     guidance: Annotated[float, Field(ge=0)] = 5.0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take."""
+        return self.prompts
 
 
 class DegradeRecipe(Drawn):
@@ -61,6 +71,11 @@ class DegradeRecipe(Drawn):
     guidance: Annotated[float, Field(ge=0)] = 5.0
     degradations: Annotated[tuple[DegradationName, ...], Field(min_length=1)]
     severity: Annotated[tuple[Severity, Severity], Field(description="lowest, highest")] = (0.5, 1)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take."""
+        return self.prompts
 
     @model_validator(mode="after")
     def _ordered(self) -> "DegradeRecipe":
@@ -79,6 +94,11 @@ class FolderRecipe(Frozen):
     count: Annotated[
         int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW
     ] = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Nothing: the pictures are not drawn."""
+        return ()
 
 
 RecipeSpec = Annotated[

@@ -144,21 +144,28 @@ def apply_axis(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     return {**raw, head: apply_axis(raw[head], rest, value)}
 
 
+def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """The raw trial mapping with every axis applied: sections replaced whole, then names inside them."""
+    for dotted in sorted(params, key=lambda dotted: "." in dotted):
+        raw = apply_axis(raw, dotted, params[dotted])
+    return raw
+
+
+def base_trial(sweep: SweepSpec) -> dict[str, Any]:
+    """The raw trial mapping that axes are applied to."""
+    return {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}
+
+
 def trial_points(sweep: SweepSpec) -> Iterator[tuple[dict[str, Any], TrialSpec]]:
     """Axis values and the trial they make, the last axis fastest.
 
     Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
-    of a finished model. An axis that replaces a section whole is applied before axes inside it.
-    Raises pydantic.ValidationError where a value is not allowed.
+    of a finished model. Raises pydantic.ValidationError where a value is not allowed.
     """
-    base = {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}
-    whole_first = sorted(sweep.axes, key=lambda dotted: "." in dotted)
+    base = base_trial(sweep)
     for values in itertools.product(*sweep.axes.values()):
         params = dict(zip(sweep.axes, values, strict=True))
-        raw = base
-        for dotted in whole_first:
-            raw = apply_axis(raw, dotted, params[dotted])
-        yield params, TrialSpec.model_validate(raw)
+        yield params, TrialSpec.model_validate(apply_axes(base, params))
 
 
 def expand(sweep: SweepSpec) -> Plan:

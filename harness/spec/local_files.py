@@ -1,0 +1,137 @@
+"""What a sweep names on this machine: paths made absolute, contents hashed.
+
+A relative path is relative to the sweep's file. Contents enter the fingerprint, paths do not.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from harness.errors import SpecError
+from harness.models.spec import ModelSpec
+from harness.spec.expand import trial_points
+from harness.spec.messages import show
+from harness.spec.sweep import SweepSpec
+
+Content = dict[str, Any]
+_MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+_LOCAL_DIR = "local-dir:"
+
+
+def with_local_files(sweep: SweepSpec, folder: Path) -> SweepSpec:
+    """The sweep with absolute paths, and with the digests and counts of what they lead to.
+
+    Raises:
+        SpecError: something is missing or broken, or is not what a digest in the sweep says.
+    """
+    content = sweep.model_dump(mode="json")
+    fill = _Fill(folder)
+    for where, section, key, do in _places(content, fill):
+        try:
+            section[key] = do(section[key])
+        except SpecError as error:
+            raise SpecError(f"{where}: {error}") from error
+    filled = SweepSpec.model_validate(content)
+    _check_digests(filled, fill)
+    return filled
+
+
+def _places(content: Content, fill: "_Fill") -> Iterator[tuple[str, Any, Any, Callable[[Any], Any]]]:
+    """Every value that may name a file: where it stands, its container and key, and what fills it."""
+    for name, do in {"model": fill.model, "recipe": fill.recipe}.items():
+        yield name, content, name, do
+        values = content["axes"].get(name, [])
+        for index in range(len(values)):
+            yield f"axes.{name}[{index}]", values, index, do
+    for arm in content["arms"]:
+        for adapter in arm["adapters"]:
+            if adapter["recipe"] is not None:
+                yield f"arms.{arm['name']}", adapter, "recipe", fill.recipe
+    for index, metric in enumerate(content["metrics"]):
+        for key in {"encoder", "head"} & metric.keys():
+            yield f"metrics[{index}].{key}", metric, key, getattr(fill, key)
+
+
+class _Fill:
+    """Fills raw specifications. Each folder is hashed once, however often the sweep names it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scanned: dict[Path, tuple[str, int]] = {}
+        self.digests: dict[str, str | None] = {}
+
+    def absolute(self, path: str) -> Path:
+        return (self.folder / Path(path).expanduser()).resolve()
+
+    def recipe(self, recipe: Content) -> Content:
+        if recipe["kind"] != "folder":
+            return recipe
+        from harness.recipes.folder import scan
+
+        path = self.absolute(recipe["path"])
+        if path not in self.scanned:
+            self.scanned[path] = scan(path)
+        digest, count = self.scanned[path]
+        _expect(recipe.get("digest"), digest, path)
+        return {**recipe, "path": str(path), "digest": digest, "count": count}
+
+    def model(self, model: Content) -> Content:
+        named = {key: self.source(model[key]) for key in ("source", "refiner", "vae") if model.get(key)}
+        model = {**model, **named}
+        digest = self.digest(model)
+        _expect(model.get("digest"), digest, model["kind"])
+        return {**model, "digest": digest}
+
+    def digest(self, model: Content) -> str | None:
+        from harness.models.prompts import model_digest
+
+        key = show({**model, "digest": None})
+        if key not in self.digests:
+            self.digests[key] = model_digest(_MODEL.validate_python({**model, "digest": None}))
+        return self.digests[key]
+
+    def source(self, source: str) -> str:
+        """A hub id as it is; a folder, if there is one or it can be nothing else, by its absolute path."""
+        path = self.absolute(source)
+        if path.is_dir():
+            return str(path)
+        if source.startswith((".", "/", "~")):
+            raise SpecError(f"{path} is not a folder")
+        return source
+
+    def encoder(self, encoder: str) -> str:
+        if not encoder.startswith(_LOCAL_DIR):
+            return encoder
+        path = self.absolute(encoder.removeprefix(_LOCAL_DIR))
+        if not path.is_dir():
+            raise SpecError(f"{path} is not a folder")
+        return f"{_LOCAL_DIR}{path}"
+
+    def head(self, head: str) -> str:
+        if head == "emoji":
+            return head
+        path = self.absolute(head)
+        if not path.is_file():
+            raise SpecError(f"{path} is not a file; allowed: emoji, or the path of a head's weights")
+        return str(path)
+
+
+def _expect(stated: str | None, found: str | None, what: object) -> None:
+    if stated not in (None, found):
+        raise SpecError(
+            f"{what} is not what the sweep's digest {stated} says; remove the digest to use it as it is"
+        )
+
+
+def _check_digests(sweep: SweepSpec, fill: _Fill) -> None:
+    """An axis that changes which folder a model is read from would leave it with another folder's digest."""
+    varied = [name for name in sweep.axes if name.startswith("model.")]
+    if not varied:
+        return
+    for _, spec in trial_points(sweep):
+        if fill.digest(spec.model.model_dump(mode="json")) != spec.model.digest:
+            raise SpecError(
+                f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"
+            )
