@@ -21,6 +21,7 @@ class ClipScoreMetric(Frozen):
     kind: Literal["clip_score"] = "clip_score"
     encoder: Encoder
     higher_is_better: ClassVar[bool | None] = True
+    version: ClassVar[str] = "1"  # bump when the definition changes: old scores are then made again
 
 
 class AestheticMetric(Frozen):
@@ -30,6 +31,7 @@ class AestheticMetric(Frozen):
     encoder: Encoder
     head: Annotated[Text, Field(description="`emoji` (embedded) or the path of the LAION v2 `.pth`")]
     higher_is_better: ClassVar[bool | None] = True
+    version: ClassVar[str] = "1"
 
 
 class GuardMetric(Frozen):
@@ -37,6 +39,7 @@ class GuardMetric(Frozen):
 
     kind: Literal["saturation", "clipped_pixels", "contrast", "sharpness"]
     higher_is_better: ClassVar[bool | None] = None
+    version: ClassVar[str] = "1"
 
 
 MetricSpec = Annotated[ClipScoreMetric | AestheticMetric | GuardMetric, Field(discriminator="kind")]

@@ -1,0 +1,48 @@
+"""What is read off a drawn picture and its prompt. A metric never sees a model, an arm or a trial."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.metrics.spec import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+from harness.metrics.weights import metric_fingerprint
+
+if TYPE_CHECKING:
+    from harness.metrics.encoder import Encoder
+    from harness.metrics.metric import Metric
+    from harness.metrics.score import Scorer
+
+__all__ = ["build_metrics", "metric_fingerprint"]
+
+
+def build_metrics(specs: Sequence[MetricSpec], *, device: str | None = None) -> "Scorer":
+    """The scorer of these metrics; each encoder is loaded once. `device` null: CUDA where there is one.
+
+    Raises ModelError where weights are missing or do not fit.
+    """
+    from harness.metrics.score import Scorer, default_device
+
+    encoders: dict[str, Encoder] = {}
+
+    def encoder(name: str) -> "Encoder":
+        from harness.metrics.encoder import Encoder
+
+        if name not in encoders:
+            encoders[name] = Encoder(name, device=device or default_device())
+        return encoders[name]
+
+    def build(spec: MetricSpec) -> "Metric":
+        match spec:
+            case ClipScoreMetric():
+                from harness.metrics.clip_score import ClipScore
+
+                return ClipScore(encoder(spec.encoder))
+            case AestheticMetric():
+                from harness.metrics.aesthetic import Aesthetic, load_head
+
+                return Aesthetic(encoder(spec.encoder), load_head(spec.head))
+            case GuardMetric():
+                from harness.metrics.guards import Guard
+
+                return Guard(spec.kind)
+
+    return Scorer([build(spec) for spec in specs])

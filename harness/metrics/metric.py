@@ -1,0 +1,70 @@
+"""What a metric is: pictures and prompts in, one number or one reason each out.
+
+Shape legend: B pictures, D embedding width, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from harness.metrics.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One metric of one picture: a finite value, or null and the reason."""
+
+    value: float | None
+    reason: str | None = None
+    prompt_truncated: bool | None = None  # null where the metric does not read the prompt
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) == (self.reason is not None), "null needs a reason, a value needs none"
+
+
+def measurement(value: float, *, prompt_truncated: bool | None = None) -> Measurement:
+    """A measurement of this value; one that is not finite becomes null with a reason."""
+    if not np.isfinite(value):
+        return Measurement(
+            value=None, reason="the score is not a finite number", prompt_truncated=prompt_truncated
+        )
+    return Measurement(value=float(value), prompt_truncated=prompt_truncated)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Readable RGB pictures with their plain prompts. Embeds them once per encoder, whoever asks."""
+
+    pictures: Sequence["Image"]
+    prompts: Sequence[str]
+    _embeddings: "dict[Encoder, torch.Tensor]" = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def pixels(self) -> list["np.ndarray"]:
+        """The pictures as uint8 arrays [H, W, 3]."""
+        return [np.asarray(picture) for picture in self.pictures]
+
+    def embeddings(self, encoder: "Encoder") -> "torch.Tensor":
+        """Unit picture embeddings [B, D], fp32, on the CPU."""
+        if encoder not in self._embeddings:
+            self._embeddings[encoder] = encoder.embed_pictures(self.pictures)
+        return self._embeddings[encoder]
+
+
+class Metric(Protocol):
+    """A metric. Each measurement depends on its own picture and prompt alone, never on its neighbours."""
+
+    kind: str  # as in the spec; the `metric` column of the scores
+    version: str  # of the definition
+    weights_hash: str | None  # 16 hex digits over all weights that take part; null without weights
+
+    def measure(self, batch: Batch) -> list[Measurement]:
+        """One measurement per picture, in order."""
+        ...

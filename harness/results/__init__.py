@@ -1,0 +1,21 @@
+"""Results: the tables of a finished sweep as pandas frames, paired and tested. Imports neither torch nor ray.
+
+from harness import results
+r = results.load("workspace/sweeps/quickstart")
+r.summary, r.pairs(control="placebo"), r.wide()
+"""
+
+from pathlib import Path
+
+from harness.results.sweep_results import Results
+
+__all__ = ["Results", "load"]
+
+
+def load(path: str | Path) -> Results:
+    """The results in WORKSPACE/sweeps/NAME.
+
+    Raises WorkspaceError where the folder is missing or holds no finished sweep, StageError where a table is
+    damaged or of another schema version.
+    """
+    return Results.read(Path(path))

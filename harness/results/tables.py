@@ -1,0 +1,244 @@
+"""The tables of a finished sweep: their schemas, and reading and writing them.
+
+Everything is parquet with a fixed schema, except the sweep itself, `sweep.json`, which is written last: a
+folder without it is not a finished sweep. Missing is null.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import StageError, WorkspaceError
+
+SCHEMA_VERSION = "1"  # bump when a column is added, removed, renamed or changes its meaning
+AXIS_SECTIONS = (
+    "model",
+    "recipe",
+    "adapter",
+    "training",
+)  # an axis column is named by one of these, or below it
+
+
+def _schema(name: str, **columns: pa.DataType) -> pa.Schema:
+    metadata = {"harness_table": name, "harness_schema": SCHEMA_VERSION}
+    return pa.schema([pa.field(column, kind) for column, kind in columns.items()], metadata=metadata)
+
+
+TRIALS = _schema(  # one row per trial; between `dataset_id` and `config` one column per axis
+    "trials",
+    trial_id=pa.string(),
+    index=pa.int64(),
+    status=pa.string(),  # completed, failed or missing
+    reason=pa.string(),  # null where completed
+    run_id=pa.string(),
+    dataset_id=pa.string(),
+    config=pa.string(),  # JSON of the TrialSpec
+    adapter_path=pa.string(),  # folder, relative to the workspace
+    final_loss=pa.float64(),  # mean of the last tenth of the steps
+    train_seconds=pa.float64(),
+    selected=pa.bool_(),  # best on the dev prompts
+)
+DRAWS = _schema(  # one row per trial × arm; a shared control's draw recurs
+    "draws",
+    trial_id=pa.string(),
+    arm=pa.string(),
+    draw_id=pa.string(),
+    is_control=pa.bool_(),
+)
+IMAGES = _schema(  # one row per picture
+    "images",
+    image_id=pa.string(),
+    draw_id=pa.string(),
+    arm=pa.string(),
+    trial_id=pa.string(),  # null where the picture is a control's
+    prompt_id=pa.string(),
+    prompt=pa.string(),
+    tags=pa.list_(pa.string()),
+    split=pa.string(),  # dev or test
+    seed=pa.int64(),
+    negative=pa.string(),
+    guidance=pa.float64(),
+    steps=pa.int64(),
+    refiner_start=pa.float64(),  # null: base alone
+    latent_hash=pa.string(),  # the same in all arms of a (prompt, seed)
+    sha256=pa.string(),
+    path=pa.string(),  # relative to the workspace
+    width=pa.int64(),
+    height=pa.int64(),
+    draw_seconds=pa.float64(),
+)
+SCORES = _schema(  # one row per picture × metric
+    "scores",
+    image_id=pa.string(),
+    metric=pa.string(),
+    value=pa.float64(),
+    reason=pa.string(),  # why the value is null
+    metric_version=pa.string(),
+    weights_hash=pa.string(),  # null for metrics without weights
+    prompt_truncated=pa.bool_(),  # null for metrics that do not read the prompt
+)
+SUMMARY = _schema(  # one row per trial × arm × control × metric × split
+    "summary",
+    trial_id=pa.string(),
+    arm=pa.string(),
+    control=pa.string(),
+    metric=pa.string(),
+    split=pa.string(),
+    n_prompts=pa.int64(),  # with at least one complete pair
+    n_pairs=pa.int64(),
+    n_missing=pa.int64(),  # pairs without a difference
+    mean_arm=pa.float64(),
+    mean_control=pa.float64(),
+    mean_difference=pa.float64(),  # arm − control, whatever the metric's direction
+    ci_low=pa.float64(),
+    ci_high=pa.float64(),
+    confidence=pa.float64(),
+    p_value=pa.float64(),
+    p_holm=pa.float64(),
+    win_rate=pa.float64(),
+    higher_is_better=pa.bool_(),  # null: the metric has no better direction
+    reason=pa.string(),  # why a number is null
+)
+SCHEMAS = {"trials": TRIALS, "draws": DRAWS, "images": IMAGES, "scores": SCORES, "summary": SUMMARY}
+
+
+def to_arrow(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The frame under a schema. Other columns, or values of another type, are an invariant broken.
+
+    Columns that the schema does not have are allowed in `trials` alone, and only as axes.
+    """
+    name = schema.metadata[b"harness_table"].decode()
+    if len(frame) == 0 and len(frame.columns) == 0:
+        return schema.empty_table()
+    absent = [column for column in schema.names if column not in frame.columns]
+    assert not absent, f"table {name} lacks {absent}"
+    extra = [str(column) for column in frame.columns if column not in schema.names]
+    axes = extra if name == "trials" else []
+    strange = [
+        column for column in extra if column.partition(".")[0] not in AXIS_SECTIONS or column not in axes
+    ]
+    assert not strange, f"table {name} has columns that are not in its schema: {strange}"
+    at = schema.names.index("config") if axes else len(schema.names)
+    order = [*schema.names[:at], *axes, *schema.names[at:]]
+    arrays = {
+        column: _axis_array(frame[column])
+        if column in axes
+        else pa.array(frame[column], type=schema.field(column).type, from_pandas=True)
+        for column in order
+    }
+    return pa.table(arrays).replace_schema_metadata(schema.metadata)
+
+
+def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema) -> None:
+    """Write one table so that the path holds the whole of it or what it held before."""
+    table = to_arrow(frame, schema)
+    _replace(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read one table. Raises StageError where it is missing, damaged or of another schema version."""
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StageError(f"{path} is missing or damaged; run `harness run` again to write it anew") from error
+    version = (table.schema.metadata or {}).get(b"harness_schema", b"none").decode()
+    absent = [column for column in schema.names if column not in table.column_names]
+    if version != SCHEMA_VERSION or absent:
+        raise StageError(
+            f"{path} has schema version {version}, this harness reads {SCHEMA_VERSION}; "
+            "run `harness run` again to write it anew (nothing is trained or drawn twice)"
+        )
+    return _to_pandas(table, schema)
+
+
+def typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
+    """The frame with the schema's columns and types, exactly as `read_table` would give it."""
+    return _to_pandas(to_arrow(frame, schema), schema)
+
+
+def empty(name: str) -> pd.DataFrame:
+    """A table of this name without rows."""
+    return typed(pd.DataFrame(), SCHEMAS[name])
+
+
+def write(
+    folder: Path,
+    *,
+    trials: pd.DataFrame,
+    draws: pd.DataFrame,
+    images: pd.DataFrame,
+    scores: pd.DataFrame,
+    summary: pd.DataFrame,
+    sweep: dict[str, Any],
+) -> None:
+    """Write a finished sweep.
+
+    The old `sweep.json` goes first and the new one comes last, so that a folder never mixes two sweeps and
+    still looks finished.
+    """
+    frames = {"trials": trials, "draws": draws, "images": images, "scores": scores, "summary": summary}
+    text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    tables = {name: to_arrow(frames[name], schema) for name, schema in SCHEMAS.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.json").unlink(missing_ok=True)
+    for name, table in tables.items():
+        _replace(folder / f"{name}.parquet", lambda temporary, table=table: pq.write_table(table, temporary))
+    _replace(folder / "sweep.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The sweep's own description. Raises WorkspaceError where the folder holds no finished sweep."""
+    if not folder.is_dir():
+        raise WorkspaceError(
+            f"no such folder: {folder}; give WORKSPACE/sweeps/NAME, which `harness run` prints"
+        )
+    try:
+        sweep: dict[str, Any] = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WorkspaceError(
+            f"{folder} is not a finished sweep: it has no sweep.json; give WORKSPACE/sweeps/NAME, "
+            "or finish the sweep with `harness run`"
+        ) from None
+    except ValueError as error:
+        raise StageError(
+            f"{folder / 'sweep.json'} is damaged; run `harness run` again to write it anew"
+        ) from error
+    return sweep
+
+
+def _to_pandas(table: pa.Table, schema: pa.Schema) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    for field in schema:
+        if pa.types.is_boolean(field.type):
+            frame[field.name] = frame[field.name].astype("boolean")  # keeps null apart from False
+        elif pa.types.is_list(field.type):
+            frame[field.name] = [list(value) for value in frame[field.name]]
+    return frame
+
+
+def _axis_array(values: pd.Series) -> pa.Array:
+    """An axis column: of one type where its values have one, else text (`adapter.alpha: [4, sqrt_rank]`)."""
+    kinds = {type(value) for value in values.tolist()}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        return pa.array([None if value is None else str(value) for value in values], type=pa.string())
+    return pa.array(values.tolist(), from_pandas=True)
+
+
+def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write_to(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
