@@ -1,0 +1,208 @@
+"""The page: sections gathered from a study, rendered by a template, written whole or not at all."""
+
+import base64
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.errors import WorkspaceError
+from harness.report import wording
+from harness.report.figures import dose_response, forest, heatmap
+from harness.report.layout import layout
+from harness.report.pictures import Thumbnails, picture_grid, picture_rows
+from harness.report.study import Study, number, text
+from harness.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+TEMPLATES = Path(__file__).parent / "templates"
+FACTS = ("versions", "host", "finished_at", "seconds", "failures")  # in sweep.json beside the specification
+
+
+def write(results: "Results", workspace: Path, target: Path) -> None:
+    """Write the page. Raises WorkspaceError where it cannot be written."""
+    page = render(results, workspace)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.chmod(name, 0o644)  # mkstemp gives 0600; the page is there to be shared
+        os.replace(name, target)
+    except OSError as error:
+        raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def render(results: "Results", workspace: Path) -> str:
+    """The page as text."""
+    study = Study(results)
+    thumbnails = Thumbnails(workspace)
+    grid = layout(study)
+    groups, every = picture_rows(study, thumbnails)
+    environment = _environment()
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        sweep=study.sweep,
+        verdict=verdict(study),
+        groups=groups,
+        every=every,
+        forest=forest(study),
+        heatmap=heatmap(study),
+        grid=picture_grid(study, grid, thumbnails),
+        dose=dose_response(study),
+        trials=_trials(study),
+        failures=_failures(study),
+        arms=_arms(study),
+        latents=_latents(study),
+        method=_method(study),
+        provenance=_provenance(study, workspace),
+        spec_uri=_spec_uri(study),
+        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # our own file, not the user's
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        signed=wording.signed,
+        plain=wording.plain,
+        p_text=wording.p_text,
+        percent=wording.percent,
+        metric_name=wording.metric_name,
+        listed=wording.listed,
+    )
+    environment.globals.update(interval=wording.interval, count=wording.count)
+    return environment
+
+
+def _trials(study: Study) -> list[dict[str, Any]]:
+    """Rows of the table of all trials, in the sweep's order."""
+    return [
+        {
+            "index": row["index"],
+            "trial_id": row["trial_id"],
+            "label": study.labels[row["trial_id"]],
+            "status": row["status"],
+            "selected": row["trial_id"] == study.selected,
+            "loss": number(row["final_loss"]),
+            "seconds": number(row["train_seconds"]),
+            "dev": study.contrast(row["trial_id"], control=study.control, split="dev"),
+        }
+        for row in study.results.trials.to_dict("records")
+    ]
+
+
+def _failures(study: Study) -> list[tuple[str, str, str]]:
+    """What did not come about: (what, status, reason). Trials first, then controls that have no numbers."""
+    found = [
+        (study.labels[row["trial_id"]], row["status"], text(row["reason"]) or "no reason was recorded")
+        for row in study.results.trials.to_dict("records")
+        if row["status"] != "completed"
+    ]
+    for c in study.against(split=study.split):
+        if c.difference is None:
+            found.append((f"{c.arm} against {c.control}", "no number", c.reason or "no reason was recorded"))
+    return found
+
+
+def _arms(study: Study) -> list[dict[str, str]]:
+    """What each arm is, in words."""
+    rows = []
+    for arm in study.sweep["arms"]:
+        guidance = study.sweep["sampler"]["guidance"] if arm["guidance"] is None else arm["guidance"]
+        adapters = [
+            f"{'the trial’s own' if a['recipe'] is None else 'one trained on ' + _recipe_name(a['recipe'])}, "
+            f"scale {a['scale']:g}, {a['branch']} branch"
+            for a in arm["adapters"]
+        ]
+        rows.append(
+            {
+                "name": arm["name"],
+                "role": "control" if arm["name"] in study.controls else "adapter",
+                "negative": arm["negative"],
+                "guidance": f"{guidance:g}",
+                "adapters": "; ".join(adapters),
+            }
+        )
+    return rows
+
+
+def _recipe_name(recipe: dict[str, Any]) -> str:
+    name = recipe["name"] or recipe["kind"]
+    return f"{name} ({recipe['kind']})" if name != recipe["kind"] else str(name)
+
+
+def _latents(study: Study) -> tuple[bool, int] | None:
+    """Whether every (prompt, seed) of the selected trial started from the same latents in all arms, and how many."""
+    if study.selected is None:
+        return None
+    draws = study.results.draws.query("trial_id == @study.selected")["draw_id"]
+    images = study.results.images
+    kinds = (
+        images[images["draw_id"].isin(draws)]
+        .groupby(["prompt_id", "seed"])["latent_hash"]
+        .nunique(dropna=False)
+    )
+    return bool((kinds == 1).all()), len(kinds)
+
+
+def _method(study: Study) -> dict[str, Any]:
+    sweep = study.sweep
+    splits = [prompt["split"] for prompt in sweep["prompts"]]
+    return {
+        "n_dev": splits.count("dev"),
+        "n_test": splits.count("test"),
+        "seeds": [str(seed) for seed in sweep["seeds"]],
+        "confidence": f"{100 * sweep['analysis']['confidence']:g}\u202f%",
+        "alpha": f"{1 - sweep['analysis']['confidence']:.2g}",
+        "n_images": len(study.results.images),
+    }
+
+
+def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
+    sweep = study.sweep
+    model = sweep["model"]
+    source = model["source"] if "source" in model else f"{model['kind']} (embedded)"
+    hashes = (
+        study.results.scores[["metric", "metric_version", "weights_hash"]]
+        .drop_duplicates()
+        .to_dict("records")
+    )
+    folder = workspace / "sweeps" / sweep["name"]
+    return {
+        "model": source,
+        "digest": model["digest"],
+        "precision": model["precision"] if "precision" in model else "fp32",
+        "training_seed": sweep["training"]["seed"],
+        "analysis_seed": sweep["analysis"]["seed"],
+        "host": sweep.get("host"),
+        "finished_at": sweep.get("finished_at"),
+        "duration": wording.duration(sweep.get("seconds")),
+        "versions": sorted(sweep.get("versions", {}).items()),
+        "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
+        "rerun": f"harness run {sweep['name']}.json --workspace {workspace}",
+        "load": f'from harness import results\nr = results.load("{folder}")\n'
+        f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
+        "spec": _spec(study),
+    }
+
+
+def _spec(study: Study) -> str:
+    spec = {key: value for key, value in study.sweep.items() if key not in FACTS}
+    return json.dumps(spec, indent=2, ensure_ascii=False)
+
+
+def _spec_uri(study: Study) -> str:
+    return "data:application/json;base64," + base64.b64encode(_spec(study).encode()).decode()

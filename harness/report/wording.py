@@ -1,0 +1,96 @@
+"""Numbers and names as people read them. A missing number is an em dash, never 0."""
+
+import math
+
+MISSING = "—"
+
+
+def decimals_for(width: float) -> int:
+    """Decimals that an interval of this width deserves: two significant digits of the width, three below 2."""
+    if not width or not math.isfinite(width):
+        return 3
+    return min(max(math.ceil(1.3 - math.log10(width)), 0), 5)
+
+
+def plain(value: float | None, decimals: int) -> str:
+    """1.23 with a true minus sign."""
+    if value is None:
+        return MISSING
+    text = f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """+1.23, −1.23, 0.00."""
+    text = plain(value, decimals)
+    return f"+{text}" if value is not None and value > 0 and float(f"{value:.{decimals}f}") else text
+
+
+def interval(low: float | None, high: float | None, decimals: int) -> str:
+    """[+0.05, +0.37]."""
+    if low is None or high is None:
+        return MISSING
+    return f"[{signed(low, decimals)}, {signed(high, decimals)}]"
+
+
+def p_text(p: float | None) -> str:
+    """0.012, or < 0.001."""
+    if p is None:
+        return MISSING
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_clause(p: float | None) -> str:
+    """`p = 0.012` or `p < 0.001`."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def percent(share: float | None) -> str:
+    """71 %, with a thin no-break space."""
+    return MISSING if share is None else f"{100 * share:.0f}\u202f%"
+
+
+def count(n: int, noun: str) -> str:
+    """1 prompt, 2 prompts."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def listed(words: list[str], conjunction: str = "and") -> str:
+    """A, b and c."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
+
+
+def metric_name(kind: str) -> str:
+    """clip_score → CLIP score."""
+    return kind.replace("_", " ").replace("clip score", "CLIP score")
+
+
+def axis_name(axis: str) -> str:
+    """adapter.learning_rate → learning rate."""
+    return axis.rpartition(".")[2].replace("_", " ")
+
+
+def axis_value(axis: str, value: object) -> str:
+    """A value of an axis with its unit or name: `rank 8`, `200 steps`, `keywords`."""
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    if axis == "training.steps":
+        return f"{shown} steps"
+    return f"{axis_name(axis)} {shown}" if "." in axis else shown
+
+
+def duration(seconds: float | None) -> str:
+    """3 h 12 min, 4 min 14 s, 12 s."""
+    if seconds is None:
+        return MISSING
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
