@@ -81,7 +81,9 @@ def laion_head(path: Path) -> LinearHead:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(wrong + "it holds something else than tensors, or is damaged") from error
-    shapes = {f"layers.{layer}.weight": shape for layer, shape in _LAION_LAYERS.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"layers.{layer}.weight": shape for layer, shape in _LAION_LAYERS.items()
+    }
     shapes |= {f"layers.{layer}.bias": shape[:1] for layer, shape in _LAION_LAYERS.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()} if isinstance(state, dict) else {}
     if found != shapes:

@@ -61,9 +61,20 @@ class Batch:
 class Metric(Protocol):
     """A metric. Each measurement depends on its own picture and prompt alone, never on its neighbours."""
 
-    kind: str  # as in the spec; the `metric` column of the scores
-    version: str  # of the definition
-    weights_hash: str | None  # 16 hex digits over all weights that take part; null without weights
+    @property
+    def kind(self) -> str:
+        """As in the spec; the `metric` column of the scores."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of the definition."""
+        ...
+
+    @property
+    def weights_hash(self) -> str | None:
+        """16 hex digits over all weights that take part; null for a metric without weights."""
+        ...
 
     def measure(self, batch: Batch) -> list[Measurement]:
         """One measurement per picture, in order."""

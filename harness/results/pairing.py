@@ -44,7 +44,7 @@ class Grid:
             images[columns].drop_duplicates().sort_values(["split", "prompt_id", "seed"], ignore_index=True)
         )
         draws = pd.Index(images["draw_id"].unique())
-        draw = draws.get_indexer(images["draw_id"])
+        draw = draws.get_indexer(pd.Index(images["draw_id"]))
         keys = ["split", "prompt_id", "seed"]
         assert not cells.duplicated(keys).any(), "one prompt id stands for two prompts"
         cell = pd.MultiIndex.from_frame(cells[keys]).get_indexer(pd.MultiIndex.from_frame(images[keys]))
@@ -54,8 +54,8 @@ class Grid:
         latents_DC = np.full(image_DC.shape, -1)
         latents_DC[draw, cell] = pd.factorize(images["latent_hash"])[0]
 
-        image = pd.Index(images["image_id"]).get_indexer(scores["image_id"])
-        metric = pd.Index(list(metrics)).get_indexer(scores["metric"])
+        image = pd.Index(images["image_id"]).get_indexer(pd.Index(scores["image_id"]))
+        metric = pd.Index(list(metrics)).get_indexer(pd.Index(scores["metric"]))
         known = (image >= 0) & (metric >= 0)
         value_DMC = np.full((len(draws), len(metrics), len(cells)), np.nan)
         value_DMC[draw[image[known]], metric[known], cell[image[known]]] = scores["value"].to_numpy(
@@ -74,7 +74,7 @@ class Grid:
 
     def rows(self, draw_ids: pd.Series) -> Ints:
         """Row of each draw in the block; −1 for one without pictures."""
-        return np.asarray(self.draws.get_indexer(draw_ids))
+        return np.asarray(self.draws.get_indexer(pd.Index(draw_ids)))
 
     def values(self, rows_K: Ints, cells_C: Ints) -> Floats:
         """Scores [K, M, C] of some draws on some cells; NaN for a draw without pictures."""
@@ -130,7 +130,7 @@ def expected(grid: Grid, arm_K: Ints, cells_C: Ints, split: str) -> NDArray[np.b
     """
     if split == "dev":
         return np.ones(len(arm_K), dtype=bool)
-    drawn: NDArray[np.bool_] = (grid.pictures(arm_K, cells_C) >= 0).any(axis=1)
+    drawn: NDArray[np.bool_] = np.any(grid.pictures(arm_K, cells_C) >= 0, axis=1)
     return drawn
 
 

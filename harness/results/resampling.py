@@ -81,10 +81,11 @@ def _bootstrap_weights(prompts: int, resamples: int, seed: int) -> Floats:
 def _signs(prompts: int, resamples: int, seed: int) -> tuple[Floats, bool]:
     """Patterns of signs [R, N], and whether they are all that there are."""
     if 2.0**prompts <= resamples:
-        patterns = np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1
-        return 1.0 - 2.0 * patterns, True
+        bits_RN = np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1
+        return (1 - 2 * bits_RN).astype(np.float64), True
     rng = np.random.default_rng([seed, prompts, 1])
-    return rng.choice(np.array([-1.0, 1.0]), size=(resamples, prompts)), False
+    bits_RN = rng.integers(2, size=(resamples, prompts))
+    return (1 - 2 * bits_RN).astype(np.float64), False
 
 
 def _parts(contrasts: int) -> list[slice]:

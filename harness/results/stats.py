@@ -88,7 +88,7 @@ def select_best(summary: pd.DataFrame, analysis: AnalysisSpec) -> str | None:
     if rows.empty:
         return None
     gain = rows["mean_difference"].where(rows["higher_is_better"].astype(bool), -rows["mean_difference"])
-    return str(rows.loc[gain.idxmax(), "trial_id"])
+    return str(rows["trial_id"].iloc[int(gain.to_numpy(dtype=float).argmax())])
 
 
 def holm(p_values: pd.Series) -> pd.Series:
@@ -148,7 +148,7 @@ def infer(difference_NK: Floats, analysis: AnalysisSpec) -> pd.DataFrame:
         columns = np.flatnonzero(count_K == count)
         means_NK = difference_NK.T[columns][present_NK.T[columns]].reshape(len(columns), count).T
         flat = np.ptp(means_NK, axis=0) <= 1e-12 * np.abs(means_NK).max(axis=0)
-        reasons[columns] = np.where(flat, "every prompt has the same difference: no interval and no p", None)
+        reasons[columns[flat]] = "every prompt has the same difference: no interval and no p"
         if count == 1:
             reasons[columns] = "one prompt: no interval and no p"
             continue
@@ -217,7 +217,8 @@ def _mean_of_prompts(means_NK: Floats) -> Floats:
     present = np.isfinite(means_NK)
     count = present.sum(axis=0)
     total = np.where(present, means_NK, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    means: Floats = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return means
 
 
 def _no_pairs(

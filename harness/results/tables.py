@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def to_arrow(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema) -> None:
     """Write one table so that the path holds the whole of it or what it held before."""
     table = to_arrow(frame, schema)
-    _replace(path, lambda temporary: pq.write_table(table, temporary))
+    _replace(path, partial(pq.write_table, table))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
@@ -189,7 +190,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").unlink(missing_ok=True)
     for name, table in tables.items():
-        _replace(folder / f"{name}.parquet", lambda temporary, table=table: pq.write_table(table, temporary))
+        _replace(folder / f"{name}.parquet", partial(pq.write_table, table))
     _replace(folder / "sweep.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

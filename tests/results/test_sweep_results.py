@@ -1,0 +1,95 @@
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from harness.errors import SpecError, StageError
+from harness.results import Results
+from tests.results.sweeps import ARM, METRICS, make_tables
+
+
+def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float | None:
+    if metric == "aesthetic" and arm == "placebo" and prompt == 1:
+        return None
+    return 100.0 * (arm == ARM) + 10.0 * prompt + seed + (0.5 if metric == "saturation" else 0.0)
+
+
+@pytest.fixture
+def results() -> Results:
+    frames = make_tables(value, trials=3, prompts={"dev": 3, "test": 2}, test_trials=[1], failed=[2])
+    sweep = {"metrics": [{"kind": metric.kind} for metric in METRICS]}
+    return Results(**frames, summary=pd.DataFrame(), sweep=sweep)
+
+
+def test_a_pair_is_two_pictures_of_one_prompt_and_seed(results: Results) -> None:
+    pairs = results.pairs(control="baseline")
+    dev, test = (pairs[pairs["split"] == split] for split in ("dev", "test"))
+    assert len(dev) == 3 * 3 * 2 * 2  # trials × prompts × seeds × metrics, the failed trial among them
+    assert len(test) == 1 * 2 * 2 * 2
+    row = dev[(dev["trial_id"] == "t0") & (dev["prompt_id"] == "dev002") & (dev["seed"] == 1)].iloc[0]
+    assert (row["value_arm"], row["value_control"], row["difference"]) == (121.0, 21.0, 100.0)
+    assert (row["image_id_arm"], row["image_id_control"]) == ("d-t0-dev002-1", "d-baseline-dev002-1")
+    assert (row["path_arm"], row["arm"], row["control"]) == ("images/d-t0-dev002-1.png", ARM, "baseline")
+    assert pd.isna(row["reason"])
+
+
+def test_a_missing_side_is_null_with_its_own_reason(results: Results) -> None:
+    pairs = results.pairs(control="placebo", split="dev")
+    pairs = pairs[pairs["metric"] == "aesthetic"].set_index(["trial_id", "prompt_id", "seed"])
+    unread = pairs.loc[("t0", "dev001", 0)]
+    assert pd.isna(unread["difference"]) and unread["value_arm"] == 110.0
+    assert unread["reason"] == "control: the picture cannot be read: not a picture"
+    undrawn = pairs.loc[("t2", "dev000", 0)]
+    assert pd.isna(undrawn["image_id_arm"]) and undrawn["value_control"] == 0.0
+    assert undrawn["reason"] == "arm: no picture (the loss became NaN)"
+    both = pairs.loc[("t2", "dev001", 0)]["reason"]
+    assert both == "arm: no picture (the loss became NaN); control: the picture cannot be read: not a picture"
+    assert pairs["reason"].isna().equals(pairs["difference"].notna())
+
+
+def test_an_arm_may_be_any_arm(results: Results) -> None:
+    pairs = results.pairs(control="baseline", arm="placebo", split="dev")
+    assert set(pairs["arm"]) == {"placebo"}
+    assert pairs.loc[pairs["metric"] == "saturation", "difference"].eq(0).all()
+    assert set(results.pairs(control="placebo")["arm"]) == {ARM}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"control": "placbo"},
+            "control 'placbo' is not in this sweep; allowed: baseline, placebo, wrong_lora",
+        ),
+        ({"control": "placebo", "arm": "placebo"}, "arm 'placebo' .*; allowed: baseline, wrong_lora"),
+        ({"control": "placebo", "split": "train"}, "split 'train' is not in this sweep; allowed: dev, test"),
+    ],
+)
+def test_a_wrong_name_lists_the_right_ones(results: Results, asked: dict[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        results.pairs(**asked)
+
+
+def test_pairs_start_from_the_same_latents(results: Results) -> None:
+    results.images.loc[results.images["image_id"] == "d-t1-test001-0", "latent_hash"] = "other"
+    assert len(results.pairs(control="placebo", split="dev"))
+    with pytest.raises(StageError, match=r"'test prompt 1', seed 0: draws d-t1 and d-placebo did not start"):
+        results.pairs(control="placebo")
+
+
+def test_wide_has_one_row_per_picture_and_one_column_per_metric(results: Results) -> None:
+    wide = results.wide()
+    assert len(wide) == len(results.images)
+    assert list(wide.columns) == [*results.images.columns, "aesthetic", "saturation"]
+    row = wide.set_index("image_id").loc["d-placebo-dev001-0"]
+    assert pd.isna(row["aesthetic"]) and row["saturation"] == 10.5
+
+
+def test_a_notebook_pays_for_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from harness import results; from harness.results import stats, tables; "
+        "print([m for m in ('torch', 'ray', 'open_clip', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
