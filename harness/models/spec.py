@@ -1,5 +1,6 @@
 """Which text-to-image model a sweep uses."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -40,6 +41,12 @@ class SdxlModel(Frozen):
     variant: Annotated[Literal["fp16"] | None, Field(description="which weight files to read"), HOW] = "fp16"
     precision: Precision = "fp16"
     digest: Annotated[str | None, Field(description="hash of local folders; filled in when read")] = None
+
+    def how(self) -> set[str]:
+        """A local folder's path says where; once the digest is known, that says what."""
+        sources = {"source": self.source, "refiner": self.refiner, "vae": self.vae}
+        local = {name for name, source in sources.items() if source and Path(source).is_absolute()}
+        return super().how() | (local if self.digest else set())
 
 
 ModelSpec = Annotated[EmojiModel | SdxlModel, Field(discriminator="kind")]

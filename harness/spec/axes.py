@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import SpecError
-from harness.spec.base import How
+from harness.spec.base import HOW
 from harness.spec.expand import TRIAL_SECTIONS, apply_axes, base_trial, param_label, trial_points
 from harness.spec.fingerprint import fingerprint
 from harness.spec.messages import Fault, faults, kinds_of, show, unknown
@@ -28,7 +28,7 @@ def axis_names() -> tuple[str, ...]:
         assert annotation is not None
         for kind in kinds_of(annotation).values() or [annotation]:
             for name, field in kind.model_fields.items():
-                if name != "digest" and not any(isinstance(mark, How) for mark in field.metadata):
+                if name != "digest" and HOW not in field.metadata:
                     names.add(f"{section}.{name}")
     return tuple(sorted(names))
 
@@ -68,7 +68,8 @@ def _overwritten(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
         inner = {name.partition(".")[2] for name in axes if name.startswith(f"{section}.")}
         for index, value in enumerate(axes.get(section, ())):
             if not isinstance(value, dict):
-                yield f"axes.{section}[{index}]: {show(value)} is not allowed: must be a mapping with a kind"
+                given = f"axes.{section}[{index}]: {show(value)}"
+                yield f"{given} is not allowed: must be a mapping, as {{key: value}}"
                 continue
             for name in sorted(inner & value.keys()):
                 yield f"axes.{section}[{index}].{name} is overwritten by axes.{section}.{name}"
@@ -100,14 +101,14 @@ def _line(fault: Fault, chosen: Mapping[str, int], raw: Mapping[str, Any]) -> st
     """A fault of one trial, told of the axis value that brought it in."""
     section = fault.name.partition(".")[0]
     at = {name: f"axes.{name}[{index}]" for name, index in chosen.items()}
-    if fault.unknown and fault.name in at:
+    if fault.is_unknown and fault.name in at:
         kind = raw[section].get("kind", section)
         return f"axes.{fault.name}: {kind} has no such key; allowed: {', '.join(sorted(fault.fields))}"
     for name in sorted(at, key=len, reverse=True):
         if fault.name == name or fault.name.startswith((f"{name}.", f"{name}[")):
-            return at[name] + fault.name.removeprefix(name) + fault.text
+            return fault.line(at[name] + fault.name.removeprefix(name))
     below = [at[name] for name in at if name.startswith(f"{section}.")]
-    return f"{' with '.join(below or at.values())}: {fault.name}{fault.text}"
+    return f"{' with '.join(below or at.values())}: {fault.line(fault.name)}"
 
 
 def _doubled(axes: Mapping[str, list[Any]]) -> Iterator[str]:

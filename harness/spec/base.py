@@ -5,14 +5,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 
-class Frozen(BaseModel):
-    """A specification. Immutable; an unknown key is an error; NaN and infinity are not numbers here."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, strict=False, validate_default=True
-    )
-
-
 class How:
     """Marks a field that says where or how, not what: it never enters a fingerprint.
 
@@ -22,6 +14,19 @@ class How:
 
 
 HOW = How()
+
+
+class Frozen(BaseModel):
+    """A specification. Immutable; an unknown key is an error; NaN and infinity are not numbers here."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=False, validate_default=True
+    )
+
+    def how(self) -> set[str]:
+        """The fields that never enter this specification's fingerprint."""
+        return {name for name, field in type(self).model_fields.items() if HOW in field.metadata}
+
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

@@ -9,9 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from harness.spec.base import How
+from harness.spec.base import Frozen
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -22,13 +20,9 @@ def identity(value: Any) -> Json:
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else value  # 8 and 8.0 are the same guidance
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        return {
-            name: identity(getattr(value, name))
-            for name in sorted(fields)
-            if not any(isinstance(mark, How) for mark in fields[name].metadata)
-        }
+    if isinstance(value, Frozen):
+        names = sorted(type(value).model_fields.keys() - value.how())
+        return {name: identity(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a mapping with keys that are not strings has no stable identity")

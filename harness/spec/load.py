@@ -101,7 +101,7 @@ def _validated(raw: dict[str, Any]) -> SweepSpec:
         for fault in faults(error, SweepSpec):
             section = fault.name.partition(".")[0]
             at = f"axes.{section}[0]" if section in lent else section
-            lines.append(at + fault.name.removeprefix(section) + fault.text)
+            lines.append(fault.line(at + fault.name.removeprefix(section)))
         raise SpecError("\n".join(lines)) from None
 
 

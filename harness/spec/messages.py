@@ -28,12 +28,23 @@ def show(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault. `name + text` is the line; `unknown` where the key itself is the fault, not its value."""
+    """One fault: the key's dotted name and what is wrong with its value."""
 
     name: str
     text: str
-    unknown: bool
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # the keys allowed there
+
+    @property
+    def is_unknown(self) -> bool:
+        """True where the key itself is the fault, not its value."""
+        return not self.text
+
+    def line(self, name: str) -> str:
+        """The whole line, with the key under the name that the user wrote it."""
+        if not self.is_unknown:
+            return name + self.text
+        parent, dot, last = name.rpartition(".")
+        return unknown(last, self.fields, prefix=parent + dot)
 
 
 def faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
@@ -48,8 +59,7 @@ def faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
     return [
         Fault(
             name=name,
-            text=_text(name, [detail for detail, _ in same], same[0][1]),
-            unknown=same[0][0]["type"] == "extra_forbidden",
+            text=_text(name, [detail for detail, _ in same]),
             fields=same[0][1],
         )
         for name, same in found.items()
@@ -112,14 +122,16 @@ def _has_inner(location: Location, details: Sequence[ErrorDetails]) -> bool:
     return any(len(d["loc"]) > len(location) and d["loc"][: len(location)] == location for d in details)
 
 
-def _text(name: str, details: Sequence[ErrorDetails], fields: tuple[str, ...]) -> str:
-    """What follows the name. Several details are branches of one union that refuse the same value."""
+def _text(name: str, details: Sequence[ErrorDetails]) -> str:
+    """What follows the name; empty where the name is unknown.
+
+    Several details are the branches of one union, which all refuse the same value.
+    """
     first = details[0]
     context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
-            parent, dot, last = name.rpartition(".")
-            return unknown(last, fields, prefix=parent + dot).removeprefix(name)
+            return ""
         case "missing":
             return " is missing"
         case "union_tag_invalid":

@@ -72,14 +72,14 @@ class SweepSpec(Frozen):
             raise ValueError("arms: at least one must use the trial's own adapter (adapters: [{scale: 1.0}])")
         controls = [arm.name for arm in self.arms if arm.is_control]
         if self.analysis.control not in controls:
+            allowed = ", ".join(controls)
             raise ValueError(
-                f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {controls}"
+                f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {allowed}"
             )
-        kinds = [metric.kind for metric in self.metrics]
-        if self.analysis.primary not in kinds:
-            raise ValueError(
-                f"analysis.primary {self.analysis.primary!r} is not among the metrics; allowed: {kinds}"
-            )
+        directed = [metric.kind for metric in self.metrics if metric.higher_is_better is not None]
+        if self.analysis.primary not in directed:
+            allowed = ", ".join(directed)
+            raise ValueError(f"analysis.primary {self.analysis.primary!r} cannot select; allowed: {allowed}")
         if not any(prompt.split == "dev" for prompt in self.prompts):
             raise ValueError("prompts: at least one must have split dev, to select on")
         return self
