@@ -1,4 +1,4 @@
-"""Which pictures are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec.expand`."""
+"""Which pictures are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec`."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """A tiny SDXL, built in about a second: the real classes in the real folder layout, random seeded weights.
 
-`tiny_sdxl(folder)` writes the base into `folder` and a refiner beside it (`refiner_folder(folder)`); like SDXL's,
-the refiner has only the second text encoder and aesthetic-score conditioning. 64 px, VAE factor 8, 8 latent
-channels, v-prediction with zero terminal SNR, like the embedded model.
+`tiny_sdxl(folder)` writes the base into `folder` and a refiner beside it (`refiner_folder(folder)`); like
+SDXL's, the refiner has only the second text encoder and aesthetic-score conditioning. 64 px, VAE factor 8,
+8 latent channels, v-prediction with zero terminal SNR, like the embedded model.
 """
 
 import os
@@ -25,10 +25,11 @@ from transformers.utils.logging import disable_progress_bar as disable_transform
 
 from harness.models.spec import SdxlModel
 
-WORDS = (
+SENTENCE = (
     "a an of on and the in left right red blue green yellow fox cat dog hat tree cup fish bird car star moon "
     "photo picture bad good wrong ugly blurry noisy grainy low quality jpeg artifacts watermark distorted"
-).split()
+)
+WORDS = SENTENCE.split()
 
 
 def tiny_sdxl(folder: Path, *, latent_channels: int = 8, prediction_type: str = "v_prediction") -> Path:
@@ -148,8 +149,10 @@ def _unet(latent_channels: int, *, width: int, time_ids: int) -> UNet2DCondition
         projection_class_embeddings_input_dim=20 + 8 * time_ids,
     )
     for name, parameter in unet.named_parameters():
-        if ".attn" in name and parameter.ndim == 2:
-            parameter.data *= 3  # attention must matter, so that an adapter on it is seen
+        if ".to_v." in name or (".to_out." in name and parameter.ndim == 2):
+            parameter.data *= 6  # attention must matter, so that words and adapters are seen
+    # Guidance makes a random network chaotic; at full strength rounding would decide the picture.
+    unet.conv_out.weight.data *= 0.1
     return unet.eval()
 
 

@@ -1,0 +1,116 @@
+"""From a specification to stock diffusers pipelines, with errors that say what to do."""
+
+import textwrap
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from harness.errors import ModelError
+from harness.models.prompts import EMOJI_FOLDER, local_folder
+from harness.models.spec import EmojiModel, Precision, SdxlModel
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHARED = ("text_encoder_2", "tokenizer_2", "vae")  # what a refiner has from its base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipelines:
+    """A base, and its refiner where there is one. They share the second text encoder and the VAE."""
+
+    base: StableDiffusionXLPipeline
+    refiner: StableDiffusionXLImg2ImgPipeline | None
+
+
+def load_emoji(spec: EmojiModel) -> Pipelines:
+    """The embedded model, from the package's own data."""
+    if not (EMOJI_FOLDER / "base").is_dir():
+        raise ModelError(f"the embedded model is not in {EMOJI_FOLDER}; install the package with its data")
+    dtype = DTYPES[spec.precision]
+    base = _pipeline(StableDiffusionXLPipeline, str(EMOJI_FOLDER / "base"), torch_dtype=dtype)
+    return Pipelines(base=base, refiner=_refiner(base, str(EMOJI_FOLDER / "refiner"), torch_dtype=dtype))
+
+
+def load_sdxl(spec: SdxlModel) -> Pipelines:
+    """SDXL from the hub or from local folders."""
+    options: dict[str, Any] = {"torch_dtype": DTYPES[spec.precision]}
+    parts = {}
+    if spec.vae is not None:
+        parts["vae"] = _from_pretrained(AutoencoderKL, spec.vae, revision=spec.vae_revision, **options)
+    options["variant"] = spec.variant
+    base = _pipeline(StableDiffusionXLPipeline, spec.source, revision=spec.revision, **options, **parts)
+    refiner = None
+    if spec.refiner is not None:
+        refiner = _refiner(base, spec.refiner, revision=spec.refiner_revision, **options)
+    return Pipelines(base=base, refiner=refiner)
+
+
+def _refiner(
+    base: StableDiffusionXLPipeline, source: str, **options: Any
+) -> StableDiffusionXLImg2ImgPipeline:
+    shared = {name: getattr(base, name) for name in SHARED}
+    refiner = _pipeline(StableDiffusionXLImg2ImgPipeline, source, **options, **shared)
+    # The hand-over is at one noise level only if both walk the same schedule.
+    refiner.scheduler = EulerDiscreteScheduler.from_config(base.scheduler.config)
+    width, needed = base.text_encoder_2.config.hidden_size, refiner.unet.config.cross_attention_dim
+    if width != needed:
+        raise ModelError(
+            f"refiner {source} expects text embeddings of width {needed}, and the second text encoder of the "
+            f"base gives {width}; set model.refiner to a refiner of this base, or to null"
+        )
+    return refiner
+
+
+def _pipeline(kind: type, source: str, **options: Any) -> Any:
+    """A quiet pipeline with Euler's scheduler, frozen."""
+    _be_quiet()
+    pipeline = _from_pretrained(kind, source, add_watermarker=False, **options)
+    absent = [name for name in ("text_encoder", "tokenizer") if getattr(pipeline, name) is None]
+    if kind is StableDiffusionXLPipeline and absent:
+        raise ModelError(
+            f"{source} has no {' and no '.join(absent)}: it is a refiner; give it as model.refiner"
+        )
+    if not isinstance(pipeline.scheduler, EulerDiscreteScheduler):
+        raise ModelError(
+            f"{source} has the scheduler {type(pipeline.scheduler).__name__}; only EulerDiscreteScheduler is "
+            "supported, as a picture must depend on its seed alone. Save the model with it"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False).eval()
+    return pipeline
+
+
+def _from_pretrained(kind: type, source: str, **options: Any) -> Any:
+    folder = local_folder(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return kind.from_pretrained(source if folder is None else folder, **options)  # type: ignore[attr-defined]
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")
+        if folder is None:
+            advice = "check the id and its revision, and the network; or give a local folder"
+        else:
+            advice = f"the folder must be in diffusers' layout (model_index.json) for {kind.__name__}"
+        if options.get("variant") is not None:
+            advice += f", with weight files of variant {options['variant']!r} (or set model.variant: null)"
+        raise ModelError(f"{source} cannot be loaded: {reason}. {advice[0].upper()}{advice[1:]}") from error
+
+
+def _be_quiet() -> None:
+    """Faults come as exceptions; what the libraries print beside them is noise in a progress display."""
+    for log in (diffusers_logging, transformers_logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()

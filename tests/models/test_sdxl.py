@@ -1,0 +1,266 @@
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compel import CompelForSDXL
+from diffusers import DDPMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from PIL import Image
+
+from harness.errors import ModelError
+from harness.models import load_model
+from harness.models.model import DrawSettings, Model, Row
+from harness.models.spec import SdxlModel
+from tests.models.tiny import refiner_folder, tiny_sdxl
+from tests.models.tiny import tiny_spec as spec_of
+
+BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
+WITH_REFINER = DrawSettings(steps=10, refiner_start=0.8)
+FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pictures, in levels of 255."""
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+def stock(folder: Path, kind: type = StableDiffusionXLPipeline):
+    pipeline = kind.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_draws_what_a_stock_pipeline_draws(tiny_model: Model, tiny_folder: Path):
+    expected = stock(tiny_folder)(
+        FOX.prompt,
+        negative_prompt=FOX.negative,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        generator=seeded(3),
+    ).images[0]
+    [picture] = tiny_model.draw([FOX], BASE_ALONE)
+    assert difference(picture.image, expected) == 0
+    assert picture.image.size == (64, 64) and picture.image.mode == "RGB"
+
+
+def test_hands_over_to_the_refiner_as_the_stock_pipelines_do(tmp_path: Path):
+    # Four latent channels: with eight the stock refiner takes latents given as `image` for pixels.
+    folder = tiny_sdxl(tmp_path / "sdxl", latent_channels=4, prediction_type="epsilon")
+    words = {
+        "prompt": FOX.prompt,
+        "negative_prompt": FOX.negative,
+        "num_inference_steps": 10,
+        "guidance_scale": 5.0,
+    }
+    latents = stock(folder)(**words, generator=seeded(3), denoising_end=0.8, output_type="latent").images
+    refiner = stock(refiner_folder(folder), StableDiffusionXLImg2ImgPipeline)
+    expected = refiner(**words, image=latents, denoising_start=0.8).images[0]
+    model = load_model(spec_of(folder), device="cpu")
+    [picture] = model.draw([FOX], WITH_REFINER)
+    assert difference(picture.image, expected) == 0
+    [alone] = model.draw([FOX], replace(WITH_REFINER, refiner_start=None))
+    assert difference(picture.image, alone.image) > 0
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_empty_negative_is_the_pipelines_missing_negative(tmp_path: Path, zeros: bool):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    index = folder / "model_index.json"
+    index.write_text(
+        index.read_text().replace(
+            '"force_zeros_for_empty_prompt": false', f'"force_zeros_for_empty_prompt": {str(zeros).lower()}'
+        )
+    )
+    pipeline = stock(folder)
+    assert pipeline.config.force_zeros_for_empty_prompt == zeros
+    expected = pipeline(FOX.prompt, num_inference_steps=6, guidance_scale=5.0, generator=seeded(3)).images[0]
+    model = load_model(spec_of(folder, refiner=False), device="cpu")
+    [picture] = model.draw([replace(FOX, negative="")], BASE_ALONE)
+    assert difference(picture.image, expected) == 0
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model: Model):
+    rows = [
+        replace(FOX, prompt=prompt, seed=seed, guidance=guidance, negative=negative)
+        for prompt, seed, guidance, negative in [
+            ("a fox", 0, 5.0, "wrong"),
+            ("a blue (cat)++", 1, 8.0, ""),
+            ("a fox", 2, 5.0, "(blurry)++++"),
+            ("a green bird", 0, 1.0, ""),
+            ("a car", 4, 8.0, "bad quality"),
+        ]
+    ]
+    together = tiny_model.draw(rows, WITH_REFINER)
+    alone = [tiny_model.draw([row], WITH_REFINER)[0] for row in rows]
+    # A batch's matrix products round differently from a single row's: at most two levels of 255.
+    assert max(difference(a.image, b.image) for a, b in zip(together, alone, strict=True)) <= 2
+    assert [a.latent_hash for a in together] == [b.latent_hash for b in alone]
+    assert difference(together[0].image, together[2].image) > 10
+
+
+def test_drawing_twice_gives_the_same_bytes(tiny_model: Model):
+    rows = [FOX, replace(FOX, seed=4)]
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = tiny_model.draw(rows, WITH_REFINER)
+    second = tiny_model.draw(rows, WITH_REFINER)
+    assert [p.image.tobytes() for p in first] == [p.image.tobytes() for p in second]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_latent_hash_is_that_of_the_seeds_unit_noise(tiny_model: Model):
+    pictures = tiny_model.draw(
+        [FOX, replace(FOX, negative="", guidance=2.0), replace(FOX, seed=4)], BASE_ALONE
+    )
+    noise = torch.randn(1, 8, 8, 8, generator=seeded(3))
+    assert pictures[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+    assert pictures[0].latent_hash == pictures[1].latent_hash != pictures[2].latent_hash
+
+
+def test_without_guidance_the_negative_prompt_is_nothing(tiny_model: Model):
+    one, other = tiny_model.draw(
+        [replace(FOX, guidance=1.0), replace(FOX, guidance=1.0, negative="blurry")], BASE_ALONE
+    )
+    assert difference(one.image, other.image) <= 1
+
+
+def test_weights_are_compels(tiny_model: Model, tiny_folder: Path):
+    pipeline = stock(tiny_folder)
+    compel = CompelForSDXL(pipeline)
+    encoded = compel("a (red)++++ fox", negative_prompt="(wrong)1.5, blurry")
+    expected = pipeline(
+        prompt_embeds=encoded.embeds,
+        pooled_prompt_embeds=encoded.pooled_embeds,
+        negative_prompt_embeds=encoded.negative_embeds,
+        negative_pooled_prompt_embeds=encoded.negative_pooled_embeds,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        generator=seeded(3),
+    ).images[0]
+    weighted = replace(FOX, prompt="a (red)++++ fox", negative="(wrong)1.5, blurry")
+    pictures = tiny_model.draw([weighted], BASE_ALONE) + tiny_model.draw([FOX], BASE_ALONE)
+    assert difference(pictures[0].image, expected) <= 1
+    assert difference(pictures[0].image, pictures[1].image) > 10
+
+
+@pytest.mark.parametrize(
+    "text", ["a fox", "", 'a "red" fox, bad quality', "wrong", "cup (star)", "a fox: 3.5, [moon]"]
+)
+def test_plain_text_has_exactly_the_pipelines_encoding(tiny_model: Model, tiny_folder: Path, text: str):
+    embeds, _, pooled, _ = stock(tiny_folder).encode_prompt(text, do_classifier_free_guidance=False)
+    conditioning = tiny_model.condition(text)
+    assert torch.equal(conditioning.prompt_embeds_1TD, embeds)
+    assert torch.equal(conditioning.pooled_1P, pooled)
+    assert conditioning.time_ids_16.tolist() == [[64, 64, 0, 0, 64, 64]]
+
+
+def test_brackets_can_be_escaped(tiny_model: Model):
+    escaped, plain = (tiny_model.condition(text) for text in (r"a \(wrong\)", "a (wrong)"))
+    assert torch.equal(escaped.prompt_embeds_1TD, plain.prompt_embeds_1TD)
+
+
+@pytest.mark.parametrize("prompt", ["fox " * 76, "(fox)++ " + "fox " * 76])
+def test_a_prompt_that_would_be_cut_is_refused(tiny_model: Model, prompt: str):
+    with pytest.raises(ModelError, match="77 tokens"):
+        tiny_model.draw([replace(FOX, prompt=prompt)], BASE_ALONE)
+
+
+def test_refiner_start_needs_a_refiner(tiny_folder: Path):
+    model = load_model(spec_of(tiny_folder, refiner=False), device="cpu")
+    with pytest.raises(ModelError, match="refiner_start: null"):
+        model.draw([FOX], WITH_REFINER)
+
+
+def test_pictures_that_are_not_finite_are_refused(tiny_folder: Path):
+    model = load_model(spec_of(tiny_folder), device="cpu")
+    broken = model._base.vae.decoder.conv_out.weight  # type: ignore[attr-defined]
+    broken.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"2 of 2 pictures are not finite .*seed 3"):
+        model.draw([FOX, replace(FOX, seed=4)], BASE_ALONE)
+
+
+def test_posterior_is_the_vaes_in_the_unets_units(tiny_model: Model, tiny_folder: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    posterior = tiny_model.encode_images([Image.fromarray(p) for p in pixels])
+    vae = stock(tiny_folder).vae
+    with torch.no_grad():
+        expected = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    torch.testing.assert_close(
+        posterior.mean_NChw, expected.mean * vae.config.scaling_factor, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        posterior.std_NChw, expected.std * vae.config.scaling_factor, rtol=1e-4, atol=1e-5
+    )
+    assert posterior.mean_NChw.shape == (6, 8, 8, 8) and posterior.mean_NChw.dtype == torch.float32
+
+
+def test_noise_schedule_is_the_training_schedule(tiny_model: Model, tiny_folder: Path):
+    alphas, prediction_type = tiny_model.noise_schedule()
+    training = DDPMScheduler.from_config(stock(tiny_folder).scheduler.config)
+    torch.testing.assert_close(alphas[:-1], training.alphas_cumprod[:-1])
+    assert alphas.shape == (1000,) and 0 < alphas[-1] < 1e-6  # zero terminal SNR, kept above zero by Euler
+    assert prediction_type == "v_prediction"
+    alphas.zero_()
+    assert tiny_model.noise_schedule()[0][0] > 0.9
+
+
+class TestLoading:
+    def test_a_folder_that_is_not_there(self, tiny_spec: SdxlModel, tmp_path: Path):
+        with pytest.raises(Exception, match="does not exist") as caught:
+            load_model(tiny_spec.model_copy(update={"source": str(tmp_path / "nothing")}), device="cpu")
+        assert type(caught.value).__name__ == "SpecError"
+
+    def test_a_folder_of_another_layout(self, tiny_spec: SdxlModel, tmp_path: Path):
+        with pytest.raises(ModelError, match=r"diffusers' layout \(model_index.json\)"):
+            load_model(tiny_spec.model_copy(update={"source": str(tmp_path)}), device="cpu")
+
+    def test_a_damaged_weight_file(self, tmp_path: Path):
+        folder = tiny_sdxl(tmp_path / "sdxl")
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(spec_of(folder), device="cpu")
+
+    def test_a_variant_that_is_not_there(self, tiny_spec: SdxlModel):
+        with pytest.raises(ModelError, match=r"model\.variant: null"):
+            load_model(tiny_spec.model_copy(update={"variant": "fp16"}), device="cpu")
+
+    def test_a_refiner_in_the_bases_place(self, tiny_spec: SdxlModel):
+        with pytest.raises(ModelError, match=r"it is a refiner; give it as model\.refiner"):
+            load_model(tiny_spec.model_copy(update={"source": tiny_spec.refiner}), device="cpu")
+
+    def test_a_base_in_the_refiners_place(self, tiny_spec: SdxlModel):
+        with pytest.raises(ModelError, match=r"set model\.refiner to a refiner of this base"):
+            load_model(tiny_spec.model_copy(update={"refiner": tiny_spec.source}), device="cpu")
+
+    def test_a_hub_id_that_cannot_be_downloaded(self, tiny_spec: SdxlModel, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelError, match="Check the id and its revision, and the network"):
+            load_model(tiny_spec.model_copy(update={"source": "nobody/nothing"}), device="cpu")
+
+    def test_a_scheduler_that_draws_noise(self, tmp_path: Path):
+        folder = tiny_sdxl(tmp_path / "sdxl")
+        index = folder / "model_index.json"
+        index.write_text(
+            index.read_text().replace("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+        )
+        with pytest.raises(ModelError, match="only EulerDiscreteScheduler is supported"):
+            load_model(spec_of(folder, refiner=False), device="cpu")
+
+    def test_another_vae_and_another_precision(self, tiny_folder: Path, tiny_model: Model):
+        spec = spec_of(tiny_folder).model_copy(update={"vae": str(tiny_folder / "vae"), "precision": "bf16"})
+        model = load_model(spec, device="cpu")
+        [half] = model.draw([FOX], BASE_ALONE)
+        [full] = tiny_model.draw([FOX], BASE_ALONE)
+        assert half.latent_hash == full.latent_hash
+        mean = np.abs(np.asarray(half.image).astype(int) - np.asarray(full.image).astype(int)).mean()
+        assert 0 < mean < 15  # bf16 keeps 8 bits
+
+    def test_prints_nothing(self, tiny_spec: SdxlModel, capfd: pytest.CaptureFixture[str]):
+        load_model(tiny_spec, device="cpu").draw([FOX], WITH_REFINER)
+        assert capfd.readouterr() == ("", "")
