@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.recipes.counting import picture_count
 from harness.recipes.spec import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe, RecipeSpec
 
 if TYPE_CHECKING:
     from harness.models.model import Model
+
+__all__ = ["build_dataset", "picture_count"]
 
 
 def build_dataset(
@@ -36,12 +39,3 @@ def build_dataset(
         case FolderRecipe():
             samples = own_pictures.samples(recipe, resolution=model.resolution)
     write_dataset(samples, folder, resolution=model.resolution, report=report)
-
-
-def picture_count(recipe: RecipeSpec) -> int:
-    """How many pictures `build_dataset` will write. Looks into a folder recipe's folder if need be."""
-    if recipe.count is not None:
-        return recipe.count
-    from harness.recipes.folder import scan
-
-    return scan(recipe.path)[1]
