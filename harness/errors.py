@@ -36,3 +36,9 @@ class SweepIncomplete(HarnessError):
     """The sweep ended, but some trials failed. They are rows with a reason; run again to retry them."""
 
     exit_code = 1
+
+
+class TrackingError(HarnessError):
+    """The mirror of a sweep could not be written. Tables and report are complete without it."""
+
+    exit_code = 1

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -40,8 +42,12 @@ def forest(study: Study) -> Markup | None:
         axes.set_xlabel(
             f"difference in {metric_name(study.primary)} from {study.control} ({confidence:g} % interval)"
         )
-        alt = f"Effect plot: difference in {metric_name(study.primary)} from {study.control} for each trial, with intervals."
+        alt = f"Effect plot: {_what(study)} for each trial, with intervals."
         return inline(figure, name="forest", alt=alt)
+
+
+def _what(study: Study) -> str:
+    return f"difference in {metric_name(study.primary)} from {study.control}"
 
 
 def _forest_rows(study: Study) -> list[tuple[str, Contrast]]:
@@ -71,6 +77,7 @@ def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: in
             linewidth=2.2 if test else 1.5,
             solid_capstyle="butt",
         )
+    assert contrast.difference is not None, "rows without a number are not drawn"
     axes.plot(
         [contrast.difference],
         [y],
@@ -79,7 +86,7 @@ def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: in
         markersize=6.5 if test else 5,
         linestyle="",
     )
-    beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontweight": weight}
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontweight": weight}
     axes.text(-0.04, y, label, ha="right", **beside)
     numbers = f"{signed(contrast.difference, decimals)}  {interval(contrast.low, contrast.high, decimals)}"
     axes.text(1.04, y, numbers, ha="left", **beside)
@@ -87,7 +94,7 @@ def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: in
 
 
 def heatmap(study: Study) -> Markup | None:
-    """The sweep as a grid of dev contrasts, one panel per value of the remaining axes. Null where nothing varies."""
+    """The sweep as a grid of dev contrasts, in panels. Null where nothing varies."""
     grid = layout(study)
     if grid is None:
         return None
@@ -112,7 +119,7 @@ def heatmap(study: Study) -> Markup | None:
             axes.set_xlabel(grid.x_name)
         for axes in all_axes[n:]:
             axes.set_visible(False)
-        alt = f"Grid of differences in {metric_name(study.primary)} from {study.control} by {grid.x_name} and {grid.y_name}."
+        alt = f"Grid: {_what(study)} by {grid.x_name} and {grid.y_name}."
         return inline(figure, name="heatmap", alt=alt)
 
 
@@ -136,7 +143,7 @@ def _heat_panel(axes: Axes, panel: Panel, grid: Layout, study: Study, norm: Norm
 
 
 def _heat_cell(axes: Axes, x: int, y: int, contrast: Contrast | None, study: Study, norm: Normalize) -> None:
-    box = {"xy": (x - 0.47, y - 0.47), "width": 0.94, "height": 0.94}
+    box: dict[str, Any] = {"xy": (x - 0.47, y - 0.47), "width": 0.94, "height": 0.94}
     if contrast is None or contrast.difference is None:
         axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=RULE, hatch="////", linewidth=0.8))
         axes.text(x, y, "no result", ha="center", va="center", color=MUTED, fontsize=8)
@@ -184,11 +191,11 @@ def dose_response(study: Study) -> Markup | None:
         handles, labels = all_axes[0].get_legend_handles_labels()
         if lines:
             figure.legend(handles, labels, title=axis_name(lines[0]), loc="outside right upper")
-        alt = f"Dose–response: difference in {metric_name(study.primary)} from {study.control} against training steps."
+        alt = f"Dose–response: {_what(study)} against training steps."
         return inline(figure, name="dose", alt=alt)
 
 
-def _dose_panel(axes: Axes, study: Study, trials: object, lines: Sequence[str]) -> None:
+def _dose_panel(axes: Axes, study: Study, trials: pd.DataFrame, lines: Sequence[str]) -> None:
     groups = list(trials.groupby(lines[0])) if lines else [(None, trials)]
     steps = np.sort(study.results.trials[STEPS].unique().astype(float))
     nudge = 0.012 * (steps[-1] - steps[0])  # intervals of different lines must not hide each other
@@ -201,11 +208,12 @@ def _dose_panel(axes: Axes, study: Study, trials: object, lines: Sequence[str]) 
             and c.difference is not None
         ]
         x = [at for at, _ in found]
-        y = [c.difference for _, c in found]
+        y = np.array([c.difference for _, c in found], dtype=float)
         colour = PALETTE[index % len(PALETTE)]
         marker = "osD^vP"[index % 6]
         axes.plot(x, y, marker=marker, markersize=4.5, linewidth=1.3, color=colour, label=str(value))
         for at, c in found:
-            axes.plot([at, at], [c.low, c.high], color=colour, linewidth=1, alpha=0.6)
+            if c.low is not None and c.high is not None:
+                axes.plot([at, at], [c.low, c.high], color=colour, linewidth=1, alpha=0.6)
     axes.set_xticks(steps, [f"{s:g}" for s in steps])
     axes.set_xlabel("training steps")

@@ -145,7 +145,7 @@ def _recipe_name(recipe: dict[str, Any]) -> str:
 
 
 def _latents(study: Study) -> tuple[bool, int] | None:
-    """Whether every (prompt, seed) of the selected trial started from the same latents in all arms, and how many."""
+    """Whether the selected trial's arms started from the same latents, and on how many (prompt, seed)."""
     if study.selected is None:
         return None
     draws = study.results.draws.query("trial_id == @study.selected")["draw_id"]
@@ -184,7 +184,7 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
     return {
         "model": source,
         "digest": model["digest"],
-        "precision": model["precision"] if "precision" in model else "fp32",
+        "precision": model.get("precision", "fp32"),
         "training_seed": sweep["training"]["seed"],
         "analysis_seed": sweep["analysis"]["seed"],
         "host": sweep.get("host"),

@@ -46,13 +46,14 @@ def is_numeric(study: Study, axis: str) -> bool:
 
 
 def layout(study: Study) -> Layout | None:
-    """Steps (else the first numeric axis) as columns, the next numeric axis as rows; null where nothing varies."""
+    """Steps (else the first numeric axis) as columns, the next as rows; null where nothing varies."""
     if not study.axes:
         return None
     ordered = sorted(study.axes, key=lambda axis: (axis != STEPS, not is_numeric(study, axis)))
     x, y = ordered[0], ordered[1] if len(ordered) > 1 else None
     rest = [axis for axis in study.axes if axis not in (x, y)]
-    columns, rows = _values(study, x), _values(study, y) if y else [None]
+    columns = _values(study, x)
+    rows: list[object] = _values(study, y) if y else [None]
     return Layout(
         x=x,
         y=y,
@@ -78,11 +79,11 @@ def _groups(study: Study, rest: list[str], grid: list[str | None]) -> Iterator[t
     """Trials by the values of the remaining axes; trials that differ in no label get panels of their own."""
     trials = study.results.trials
     named = [axis for axis in grid if axis]
-    twin = trials.groupby([*named, *rest], dropna=False).cumcount()
+    twin = trials.groupby([*named, *rest], dropna=False).cumcount() + 1
     for key, group in trials.groupby([*rest, twin], sort=False, dropna=False):
-        values, copy = key[:-1], key[-1]
+        *values, copy = key if isinstance(key, tuple) else (key,)
         words = [axis_value(axis, value) for axis, value in zip(rest, values, strict=True)]
-        yield " · ".join(words + [f"variant {copy + 1}"] * bool(twin.any())), group
+        yield " · ".join(words + [f"variant {copy}"] * bool((twin > 1).any())), group
 
 
 def _cells(

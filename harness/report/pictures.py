@@ -91,7 +91,7 @@ def _encode(path: Path) -> Thumbnail | None:
 
 
 def arm_pictures(study: Study, trial_id: str) -> pd.DataFrame:
-    """Pictures of all arms of a trial with their primary score: arm, prompt_id, prompt, seed, split, path, value, reason."""
+    """Pictures of all arms of a trial, with `value` and `reason` of their primary score."""
     results = study.results
     draws = results.draws.loc[results.draws["trial_id"] == trial_id, ["arm", "draw_id"]]
     scores = results.scores.loc[results.scores["metric"] == study.primary, ["image_id", "value", "reason"]]
@@ -100,7 +100,7 @@ def arm_pictures(study: Study, trial_id: str) -> pd.DataFrame:
 
 
 def differences(study: Study, pictures: pd.DataFrame, split: str) -> pd.Series:
-    """Gain of the headline arm over the main control by (prompt_id, seed), best first; pairs without one are left out."""
+    """Gain of the headline arm over the main control by (prompt_id, seed), best first, where there is one."""
     on_split = pictures[pictures["split"] == split]
     wide = on_split.pivot_table(index=["prompt_id", "seed"], columns="arm", values="value", sort=False)
     if study.arm not in wide or study.control not in wide:
@@ -117,7 +117,7 @@ def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Gro
         return [], None
     pictures = arm_pictures(study, study.selected)
     gains = differences(study, pictures, study.split)
-    cells = {key: group for key, group in pictures.groupby(["prompt_id", "seed"])}
+    cells = dict(iter(pictures.groupby(["prompt_id", "seed"])))
     keys = list(gains.index)
     groups = [
         Group(title=title, rows=tuple(_row(study, cells[key], thumbnails) for key in chosen))
@@ -155,9 +155,7 @@ def _row(study: Study, cell: pd.DataFrame, thumbnails: Thumbnails) -> Row:
     return Row(
         prompt=str(first["prompt"]),
         seed=int(first["seed"]),
-        shots=tuple(
-            _shot(arm, by_arm[arm] if arm in by_arm else None, control, study, thumbnails) for arm in arms
-        ),
+        shots=tuple(_shot(arm, by_arm.get(arm), control, study, thumbnails) for arm in arms),
     )
 
 
@@ -189,7 +187,7 @@ class PictureGrid:
 
 
 def picture_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> PictureGrid | None:
-    """The pair of the selected trial's median dev difference, as every trial draws it. Null where nothing varies."""
+    """The selected trial's median dev pair, as every trial draws it. Null where nothing varies."""
     if grid is None or study.selected is None:
         return None
     pictures = arm_pictures(study, study.selected)

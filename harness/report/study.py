@@ -157,7 +157,7 @@ class Study:
         metric: str | None = None,
         split: str,
     ) -> Contrast | None:
-        """One contrast; the headline arm and the primary metric where they are not given. Null when not there."""
+        """One contrast; of the headline arm and the primary metric unless given. Null when not there."""
         return self.contrasts.get((trial_id or "", arm or self.arm, control, metric or self.primary, split))
 
     def against(self, *, split: str, metric: str | None = None) -> Iterator[Contrast]:
@@ -169,7 +169,7 @@ class Study:
 
     @cached_property
     def arm(self) -> str:
-        """The adapter arm of the headline: where there are several, the selected trial's best on dev prompts."""
+        """The adapter arm of the headline: of several, the selected trial's best on dev prompts."""
         gains = {
             arm: c.gain
             for arm in self.adapter_arms

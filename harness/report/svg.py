@@ -4,21 +4,23 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 # Stand-ins that are replaced by the page's own colours, so that a figure follows light and dark mode.
-INK, MUTED, RULE, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
-PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+INK, MUTED, RULE = "#010203", "#040506", "#070809"
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", "#0072b2": "var(--blue)"}
 
 # Okabe and Ito (2008): told apart with any common colour vision deficiency.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, and drawn in the page's font
+    "svg.hashsalt": "harness",  # the same figure has the same ids
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # wide, so that no narrower page font can overrun its place
     "font.size": 9,

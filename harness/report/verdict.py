@@ -62,7 +62,8 @@ def _no_verdict(study: Study, main: Contrast | None) -> str:
     if study.n_trials("completed") == 0:
         return f"No verdict: none of {count(study.n_trials(), 'trial')} was completed."
     reason = f" ({main.reason})" if main is not None and main.reason else ""
-    return f"No verdict: no trial could be compared with {study.control} on {metric_name(study.primary)}{reason}."
+    metric = metric_name(study.primary)
+    return f"No verdict: no trial could be compared with {study.control} on {metric}{reason}."
 
 
 def _headline(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> str:
@@ -79,7 +80,8 @@ def _headline(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
             word = "Worse" if main.finding == "worse" else f"Lower {metric}"
     by = f", by {metric}" if main.finding in ("better", "worse") else ""
     if others and main.finding in ("better", "higher"):
-        return f"{exploratory}{word} than {main.control}, but not shown to beat {listed(others, 'or')}, {where}{by}."
+        but = f"but not shown to beat {listed(others, 'or')}"
+        return f"{exploratory}{word} than {main.control}, {but}, {where}{by}."
     beaten = [c.control for c in contrasts if c.finding == main.finding]
     whom = "every control" if len(beaten) == len(contrasts) > 1 else listed(beaten)
     return f"{exploratory}{word} than {whom} {where}{by}."
@@ -114,11 +116,15 @@ def _facts(study: Study, main: Contrast) -> list[str]:
 def _measured(main: Contrast, decimals: int) -> str:
     wins = f", {main.arm} ahead in {percent(main.win_rate)} of the pairs" if main.win_rate is not None else ""
     where = "held-out test" if main.split == "test" else "dev"
+    means = f"{plain(main.mean_arm, decimals)} against {plain(main.mean_control, decimals)}"
+    confidence = f"{100 * main.confidence:g}\u202f% interval"
+    certainty = f"{confidence} {interval(main.low, main.high, decimals)}, {p_clause(main.p)}"
+    if main.low is None and main.reason:
+        certainty = main.reason
     return (
-        f"{main.arm} − {main.control} = {signed(main.difference, decimals)}, "
-        f"{100 * main.confidence:g}\u202f% interval {interval(main.low, main.high, decimals)}, {p_clause(main.p)}, "
-        f"on {count(main.n_prompts, f'{where} prompt')} ({count(main.n_pairs, 'pair')} of pictures with the same "
-        f"prompt and seed){wins}. Means: {plain(main.mean_arm, decimals)} against {plain(main.mean_control, decimals)}."
+        f"{main.arm} − {main.control} = {signed(main.difference, decimals)}, {certainty}, "
+        f"on {count(main.n_prompts, f'{where} prompt')} ({count(main.n_pairs, 'pair')} of pictures with "
+        f"the same prompt and seed){wins}. Means: {means}."
     )
 
 
@@ -154,16 +160,18 @@ def _exploratory(study: Study) -> list[str]:
         else "the sweep has no test prompts"
     )
     return [
-        f"This result is exploratory: {why}, so the trial is judged on the very prompts it was chosen on, which "
-        "flatters it. p is adjusted for the number of trials (Holm), the difference is not."
+        f"This result is exploratory: {why}, so the trial is judged on the very prompts it was chosen on, "
+        "which flatters it. p is adjusted for the number of trials (Holm), the difference is not."
     ]
 
 
 EXPLAINS = {
-    "sham": "an adapter trained in the same way on other pictures ({control}) does the same, so the gain cannot be "
-    "put down to the bad pictures",
-    "guidance": "another guidance alone ({control}) does the same, so the gain cannot be put down to the adapter",
-    "word": "the negative prompt alone ({control}) does the same, so the gain cannot be put down to the adapter",
+    "sham": "an adapter trained in the same way on other pictures ({control}) does the same, so the gain "
+    "cannot be put down to the bad pictures",
+    "guidance": "another guidance alone ({control}) does the same, so the gain cannot be put down to "
+    "the adapter",
+    "word": "the negative prompt alone ({control}) does the same, so the gain cannot be put down to "
+    "the adapter",
     "plain": "drawing without any of this ({control}) does the same",
 }
 
@@ -215,8 +223,8 @@ def _guards(study: Study) -> list[str]:
     found = []
     if moved:
         found.append(
-            f"Against {study.control} the pictures also changed in {listed(moved)}. A scorer may reward that alone; "
-            "look at the pictures."
+            f"Against {study.control} the pictures also changed in {listed(moved)}. A scorer may reward that "
+            "alone; look at the pictures."
         )
     if worse:
         found.append(f"It costs something: against {study.control}, {listed(worse)} became worse.")
@@ -229,8 +237,8 @@ def _power(main: Contrast) -> list[str]:
     if smallest < 1 - main.confidence:
         return []
     return [
-        f"With {count(main.n_prompts, 'prompt')} the sign-flip test cannot give a p below {smallest:.2g}, so no "
-        "difference could be shown whatever its size. Use more prompts."
+        f"With {count(main.n_prompts, 'prompt')} the sign-flip test cannot give a p below {smallest:.2g}, "
+        "so no difference could be shown whatever its size. Use more prompts."
     ]
 
 

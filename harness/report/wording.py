@@ -6,7 +6,7 @@ MISSING = "—"
 
 
 def decimals_for(width: float) -> int:
-    """Decimals that an interval of this width deserves: two significant digits of the width, three below 2."""
+    """Decimals that an interval of this width deserves: enough for two or three digits of the width."""
     if not width or not math.isfinite(width):
         return 3
     return min(max(math.ceil(1.3 - math.log10(width)), 0), 5)

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--no-first-run", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--no-first-run", "--disable-sync",
+    "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
 
 
@@ -37,7 +41,13 @@ class Page:
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Load a file at a window size and wait until it is there, figures and pictures included."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
@@ -63,7 +73,9 @@ class Page:
         """One command of the DevTools protocol and its answer."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": params}
-        self._out.write(json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
+        self._out.write(
+            json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
         while True:
             answer = self._read()
             if answer.get("id") == self._last:

@@ -11,8 +11,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
-from harness.results import stats, tables
-from harness.results import Results
+from harness.results import Results, stats, tables
 from harness.spec.expand import Draw, Plan, Trial, expand, param_label
 from harness.spec.sweep import SweepSpec
 
@@ -44,7 +43,7 @@ def spec(
     return SweepSpec.model_validate(
         {
             "name": name,
-            "question": "Does a LoRA trained on bad pictures, used as the negative prompt, draw better pictures?",
+            "question": "Does a LoRA of bad pictures, as the negative prompt, draw better pictures?",
             "model": {"kind": "emoji", "digest": "5f1d" * 16},
             "recipe": keywords,
             "axes": {"recipe": [keywords, damaged], "adapter.rank": ranks, "training.steps": steps}
@@ -73,16 +72,22 @@ def spec(
 
 
 def build(
-    workspace: Path, sweep: SweepSpec | None = None, *, gain: float = 0.3, sham: float = 0.0, failed: tuple[int, ...] = (2,)
+    workspace: Path,
+    sweep: SweepSpec | None = None,
+    *,
+    gain: float = 0.3,
+    sham: float = 0.0,
+    guard: float = 0.0,
+    failed: tuple[int, ...] = (2,),
 ) -> Results:
     """Write pictures, tables and sweep.json; give them as a user reads them.
 
-    `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter;
-    `failed` are indices of trials that trained badly.
+    `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter,
+    `guard` the share of an effect that shows as saturation too; `failed` are indices of trials that trained badly.
     """
     sweep = sweep or spec()
     plan = expand(sweep)
-    maker = _Maker(workspace, plan, gain=gain, sham=sham)
+    maker = _Maker(workspace, plan, gain=gain, sham=sham, guard=guard)
     broken = {trial.trial_id for trial in plan.trials if trial.index in failed}
     for trial in plan.trials:
         for draw_id in trial.draws.values():
@@ -91,14 +96,13 @@ def build(
     draws = _draws(plan)
     trials = _trials(plan, broken)
     images, scores = maker.tables()
-    measured = {"analysis": sweep.analysis, "metrics": sweep.metrics}
-    summary = stats.summarise(trials, draws, images, scores, **measured)
+    summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = stats.select_best(summary, sweep.analysis)
     trials["selected"] = trials["trial_id"] == best
     for draw_id in draws.loc[draws["trial_id"] == best, "draw_id"]:
         maker.draw(plan.draws[draw_id], split="test")
     images, scores = maker.tables()
-    summary = stats.summarise(trials, draws, images, scores, **measured)
+    summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     folder = workspace / "sweeps" / sweep.name
     about = {
         **sweep.model_dump(mode="json"),
@@ -107,7 +111,9 @@ def build(
         "finished_at": "2026-11-22T23:59:00+00:00",
         "seconds": 254.0,
     }
-    tables.write(folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about)
+    tables.write(
+        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
+    )
     return harness_results.load(folder)
 
 
@@ -130,7 +136,9 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
                 "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
                 **params,
                 "config": trial.spec.model_dump_json(),
-                "adapter_path": None if failed else f"adapters/{trial.run_id}/steps-{trial.spec.training.steps:06d}",
+                "adapter_path": None
+                if failed
+                else f"adapters/{trial.run_id}/steps-{trial.spec.training.steps:06d}",
                 "final_loss": None if failed else 0.08,
                 "train_seconds": None if failed else 31.0,
                 "selected": False,
@@ -152,8 +160,8 @@ def _draws(plan: Plan) -> pd.DataFrame:
 class _Maker:
     """Draws pictures and simulates scores, each draw and split once."""
 
-    def __init__(self, workspace: Path, plan: Plan, *, gain: float, sham: float) -> None:
-        self.workspace, self.plan, self.gain, self.sham = workspace, plan, gain, sham
+    def __init__(self, workspace: Path, plan: Plan, *, gain: float, sham: float, guard: float) -> None:
+        self.workspace, self.plan, self.gain, self.sham, self.guard = workspace, plan, gain, sham, guard
         self.owners = {t.draws[a.name]: t for t in plan.trials for a in plan.sweep.arms if not a.is_control}
         self.done: set[tuple[str, str]] = set()
         self.images: list[dict[str, Any]] = []
@@ -171,7 +179,9 @@ class _Maker:
             return 0.0
         spec = owner.spec
         dose = min(spec.training.steps / 200, 1.3)
-        return self.gain * dose * (1.0 if spec.recipe.kind == "degrade" else 0.4) * 8 / (4 + spec.adapter.rank)
+        return (
+            self.gain * dose * (1.0 if spec.recipe.kind == "degrade" else 0.4) * 8 / (4 + spec.adapter.rank)
+        )
 
     def draw(self, draw: Draw, *, split: str) -> None:
         if (draw.draw_id, split) in self.done:
@@ -182,7 +192,9 @@ class _Maker:
         owner = self.owners.get(draw.draw_id)
         for cell in self.plan.cells(draw, split):
             path = folder / f"{cell.image_id}.png"
-            picture(cell.prompt, cell.seed, blur=max(0.0, 1.6 - 2 * self.effect(draw))).save(self.workspace / path)
+            picture(cell.prompt, cell.seed, blur=max(0.0, 1.6 - 2 * self.effect(draw))).save(
+                self.workspace / path
+            )
             self.images.append(
                 {
                     "image_id": cell.image_id, "draw_id": draw.draw_id, "arm": draw.arm,
@@ -200,7 +212,8 @@ class _Maker:
         for metric in METRICS:
             shared = _rng(metric, prompt_id, seed).normal(0, 2 * NOISE[metric])
             own = _rng(metric, image_id).normal(0, NOISE[metric])
-            value = LEVEL[metric] + shared + own + (self.effect(draw) if metric == "aesthetic" else 0)
+            moved = self.effect(draw) * {"aesthetic": 1.0, "saturation": self.guard}.get(metric, 0.0)
+            value = LEVEL[metric] + shared + own + moved
             lost = metric == "aesthetic" and image_id.startswith("00")
             self.scores.append(
                 {
