@@ -102,7 +102,9 @@ DRAWN = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "field", "value"), DRAWN, ids=[f"{r.kind}.{f}" for r, f, _ in DRAWN])
+@pytest.mark.parametrize(
+    ("recipe", "field", "value"), DRAWN, ids=[f"{type(r).__name__}.{f}" for r, f, _ in DRAWN]
+)
 def test_every_field_changes_the_pictures(
     recipe: RecipeSpec, field: str, value: Any, tiny_model: Model, tmp_path: Path
 ) -> None:

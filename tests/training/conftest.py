@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.models.model import Model
+from harness.training import train
+from harness.training.checkpoint import Checkpoint
+from tests.training.runs import Outcome, Trainer, make_run, write_pictures
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), seed=0)
+
+
+@pytest.fixture
+def run_training(tiny_model: Model, pictures: Path) -> Trainer:
+    """Train a tiny adapter and keep all that comes out of it."""
+
+    def run(
+        *,
+        model: Model = tiny_model,
+        dataset: Path = pictures,
+        resume: Checkpoint | None = None,
+        save_at: Callable[[int], bool] = lambda step: False,
+        outcome: Outcome | None = None,
+        **asked: Any,
+    ) -> Outcome:
+        outcome = Outcome() if outcome is None else outcome
+
+        def save(checkpoint: Checkpoint) -> None:
+            assert checkpoint.step not in outcome.saved
+            outcome.saved[checkpoint.step] = checkpoint
+
+        train(
+            make_run(model, **asked),
+            model,
+            dataset,
+            resume=resume,
+            save=save,
+            save_at=save_at,
+            report=lambda step, loss: outcome.reported.append((step, loss)),
+        )
+        return outcome
+
+    return run

@@ -1,0 +1,72 @@
+"""Small training runs and how to compare them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from harness.models.model import Model
+from harness.recipes.dataset import Sample, write_dataset
+from harness.recipes.spec import FolderRecipe
+from harness.spec.expand import Dataset, TrainingRun
+from harness.spec.fingerprint import fingerprint
+from harness.spec.trial import LoraAdapter, TrainingSpec
+from harness.training.checkpoint import Checkpoint
+
+
+def write_pictures(folder: Path, *, seed: int, count: int = 5) -> Path:
+    """A dataset of coarse random colours, which a tiny model can learn."""
+    rng = np.random.default_rng(seed)
+    samples = [
+        Sample(image=Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((64, 64)))
+        for _ in range(count)
+    ]
+    write_dataset(samples, folder, resolution=64, report=lambda _: None)
+    return folder
+
+
+def make_run(model: Model, *, snapshots: Sequence[int] = (3,), rank: int = 4, **training: Any) -> TrainingRun:
+    """A run on pictures somebody has. Its id follows what was asked for, as the plan's do."""
+    adapter = LoraAdapter(rank=rank) if "adapter" not in training else training.pop("adapter")
+    spec = TrainingSpec(**{"learning_rate": 1e-3, "batch_size": 2, **training, "steps": snapshots[-1]})
+    return TrainingRun(
+        run_id=fingerprint("run", adapter=adapter, training=spec.model_dump(exclude={"steps"})),
+        dataset=Dataset(dataset_id="0" * 16, model=model.spec, recipe=FolderRecipe(path=Path("pictures"))),
+        adapter=adapter,
+        training=spec,
+        snapshots=tuple(snapshots),
+    )
+
+
+@dataclass
+class Outcome:
+    """What a training run handed out, in order."""
+
+    saved: dict[int, Checkpoint] = field(default_factory=dict)
+    reported: list[tuple[int, float]] = field(default_factory=list)
+
+
+Trainer = Callable[..., Outcome]
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Names, dtypes and bytes."""
+    parts = hashlib.sha256()
+    for name in sorted(tensors):
+        parts.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        parts.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return parts.hexdigest()
+
+
+def same(left: Checkpoint, right: Checkpoint) -> bool:
+    """Equal bit for bit, optimizer and losses included."""
+    return (
+        (left.run_id, left.step, left.losses) == (right.run_id, right.step, right.losses)
+        and digest(left.adapter) == digest(right.adapter)
+        and digest(left.optimizer) == digest(right.optimizer)
+    )

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import StageError
+from harness.training.checkpoint import Checkpoint
+from tests.training.runs import same
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return Checkpoint(
+        run_id="a" * 16,
+        step=2,
+        adapter={"unet.x.lora_A.weight": torch.randn(2, 3, generator=torch.Generator().manual_seed(0))},
+        optimizer={"0000.step": torch.tensor(2.0), "0000.exp_avg": torch.full((2, 3), 1e-30)},
+        losses=[0.1, 1 / 3],
+    )
+
+
+def test_what_was_written_is_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "new" / "folder")
+    assert same(Checkpoint.read(tmp_path / "new" / "folder"), checkpoint)
+
+
+def test_no_pickle_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("name", ["training_state.json", "training_state.safetensors"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "emptied", "zeroed"])
+def test_a_damaged_checkpoint_is_a_stage_error(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, damage: str
+) -> None:
+    checkpoint.write(tmp_path)
+    file = tmp_path / name
+    data = file.read_bytes()
+    match damage:
+        case "lost":
+            file.unlink()
+        case "cut":
+            file.write_bytes(data[: len(data) // 2])
+        case "emptied":
+            file.write_bytes(b"")
+        case "zeroed":
+            file.write_bytes(bytes(len(data)))
+    with pytest.raises(StageError, match=r"damaged .*delete it") as caught:
+        Checkpoint.read(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_files_of_two_steps_are_a_stage_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path)
+    record = (tmp_path / "training_state.json").read_text()
+    (tmp_path / "training_state.json").write_text(record.replace('"step": 2', '"step": 3'))
+    with pytest.raises(StageError, match="not of the same step"):
+        Checkpoint.read(tmp_path)
+
+
+def test_a_loss_is_missing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.losses.pop()
+    checkpoint.write(tmp_path)
+    with pytest.raises(StageError, match="1 losses for 2 steps"):
+        Checkpoint.read(tmp_path)
