@@ -27,6 +27,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "stages": "pipeline",
     "collect": "pipeline",
     "inventory": "pipeline",
+    "mirror": "tracking",
     "progress": "cli",
 }
 

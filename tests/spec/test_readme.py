@@ -1,0 +1,95 @@
+"""The page that explains a sweep's keys says what the specifications say."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from harness.execution.spec import ComputeSpec
+from harness.metrics.spec import AestheticMetric, ClipScoreMetric
+from harness.models.spec import EmojiModel, SdxlModel
+from harness.recipes.spec import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
+from harness.spec.base import Frozen
+from harness.spec.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, Prompt, SamplerSpec
+from harness.spec.messages import kinds_of
+from harness.spec.sweep import SweepSpec, WandbTracking
+from harness.spec.trial import LoraAdapter, TrainingSpec, TrialSpec
+from tests.spec.example import load
+
+README = Path(__file__).parents[2] / "sweeps" / "README.md"
+SECTIONS: dict[str, type[Frozen]] = {
+    "The whole": SweepSpec,
+    "model: emoji": EmojiModel,
+    "model: sdxl": SdxlModel,
+    "recipe: keywords": KeywordsRecipe,
+    "recipe: plain": PlainRecipe,
+    "recipe: degrade": DegradeRecipe,
+    "recipe: folder": FolderRecipe,
+    "adapter: lora": LoraAdapter,
+    "training": TrainingSpec,
+    "arms": ArmSpec,
+    "arms: adapters": ArmAdapter,
+    "prompts": Prompt,
+    "sampler": SamplerSpec,
+    "metrics: clip_score": ClipScoreMetric,
+    "metrics: aesthetic": AestheticMetric,
+    "analysis": AnalysisSpec,
+    "tracking: wandb": WandbTracking,
+    "compute": ComputeSpec,
+}
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Heading → key → default, as the page has them."""
+    found: dict[str, dict[str, str]] = {}
+    for part in re.split(r"^#+ ", README.read_text(), flags=re.MULTILINE)[1:]:
+        heading, _, text = part.partition("\n")
+        rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text, flags=re.MULTILINE)
+        if rows:
+            found[heading] = dict(rows)
+    return found
+
+
+def default_of(spec: type[Frozen], name: str) -> Any:
+    field = spec.model_fields[name]
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, Frozen):
+        return value.model_dump(mode="json", exclude_defaults=True, exclude={"kind"}) or value.model_dump(
+            include={"kind"}
+        )
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_every_section_has_a_table_and_no_more() -> None:
+    assert set(tables()) == set(SECTIONS)
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_table_has_every_key_with_its_default(heading: str) -> None:
+    spec, rows = SECTIONS[heading], tables()[heading]
+    assert set(rows) == set(spec.model_fields) - {"kind"}
+    for name, shown in rows.items():
+        if shown == "by hash":
+            continue
+        default = default_of(spec, name)
+        if default is PydanticUndefined:
+            assert shown == "**required**", name
+        else:
+            stated = yaml.safe_load(shown.strip("`"))
+            assert stated == ({} if default == {"kind": "lora"} else default), name
+
+
+def test_every_kind_is_explained() -> None:
+    for section in ("model", "recipe"):
+        kinds = kinds_of(TrialSpec.model_fields[section].annotation)
+        assert {f"{section}: {kind}" for kind in kinds} <= set(SECTIONS)
+
+
+def test_every_example_is_part_of_a_valid_sweep(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        load(tmp_path, **yaml.safe_load(block))
