@@ -57,17 +57,18 @@ def load_optimizer_tensors(
     parameters: Sequence[Parameter],
 ) -> None:
     """Put back what `optimizer_tensors` gave. Raises TrainingError where it belongs to other parameters."""
+    scaler = accelerator.scaler
+    # While fp16's loss scale is still too high, steps are skipped, and AdamW has no moments before its first.
+    stepped = scaler is None or bool(tensors.keys() - SCALER.keys())
+    owners = range(len(parameters)) if stepped else ()
     expected = {
-        f"{index:04d}.{name}": () if name == "step" else tuple(parameter.shape)
-        for index, parameter in enumerate(parameters)
+        f"{owner:04d}.{name}": () if name == "step" else tuple(parameters[owner].shape)
+        for owner in owners
         for name in MOMENTS
     }
-    scaler = accelerator.scaler
     expected |= dict.fromkeys(SCALER, ()) if scaler is not None else {}
     require_same_shapes("optimizer", tensors, expected)
-    state = {
-        index: {name: tensors[f"{index:04d}.{name}"] for name in MOMENTS} for index in range(len(parameters))
-    }
+    state = {owner: {name: tensors[f"{owner:04d}.{name}"] for name in MOMENTS} for owner in owners}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None:
         saved = {name: tensors[key].item() for key, name in SCALER.items()}
