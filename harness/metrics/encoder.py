@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 
 from harness.errors import ModelError
 from harness.metrics.weights import encoder_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+# What open_clip, transformers and safetensors raise for files that are missing, cut or do not fit together.
+_BAD_FOLDER = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 class Encoder:
@@ -33,13 +38,7 @@ class Encoder:
                 architecture, pretrained, precision="fp32", device=self._device
             )
             self._tokenizer = open_clip.get_tokenizer(architecture)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-        ) as error:  # all that a bad folder can raise
+        except _BAD_FOLDER as error:
             raise ModelError(f"encoder {name!r} cannot be loaded: {_first_line(error)}") from error
         self._model = model.eval().requires_grad_(False)
         self._pad = int(self._tokenizer([""])[0].mode().values)
@@ -87,8 +86,8 @@ class Encoder:
 def resolve(name: str) -> tuple[str, str | None]:
     """What open_clip calls an encoder: its model name and pretrained tag.
 
-    Refuses a tag trained with QuickGELU on an architecture without it, or the other way round: open_clip 3
-    only warns there, and embeds wrongly (`ViT-L-14/openai`; open_clip issue 771).
+    Refuses weights trained with QuickGELU on an architecture without it: open_clip 3 only warns there, and
+    embeds wrongly (`ViT-L-14/openai`; open_clip issue 771).
     """
     folder = encoder_folder(name)
     if folder is not None:
@@ -106,14 +105,11 @@ def resolve(name: str) -> tuple[str, str | None]:
         raise ModelError(
             f"encoder {name!r}: {architecture} has no weights {pretrained!r}; allowed: {', '.join(tags)}"
         )
-    wants = bool(tag.get("quick_gelu", False))
-    if wants != bool(config.get("quick_gelu", False)):
-        right = f"{architecture}-quickgelu" if wants else architecture.removesuffix("-quickgelu")
-        usable = right != architecture and right in open_clip.list_models()
-        trained = "with" if wants else "without"
-        advice = f"use {right}/{pretrained}" if usable else "use other weights"
+    if tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
+        right = f"{architecture}-quickgelu"
+        advice = f"use {right}/{pretrained}" if right in open_clip.list_models() else "use other weights"
         raise ModelError(
-            f"encoder {name!r}: weights trained {trained} QuickGELU would embed wrongly here; {advice}"
+            f"encoder {name!r}: weights trained with QuickGELU would embed wrongly here; {advice}"
         )
     return architecture, pretrained
 

@@ -1,5 +1,6 @@
 """Small sweeps as tables, without drawing a picture."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,24 +54,19 @@ def make_tables(
         for arm in (*CONTROLS, ARM):
             draw = f"d-{trial}" if arm == ARM else f"d-{arm}"
             draws.append({"trial_id": trial, "arm": arm, "draw_id": draw, "is_control": arm != ARM})
-    for arm, trial in [
-        *((control, None) for control in CONTROLS),
-        *((ARM, index) for index in range(trials)),
-    ]:
-        if trial is not None and trial in set(failed):
-            continue
+    drawn: list[tuple[str, int | None]] = [(control, None) for control in CONTROLS]
+    drawn += [(ARM, index) for index in range(trials) if index not in set(failed)]
+    for arm, owner in drawn:
+        name = None if owner is None else f"t{owner}"
         for split, count in prompts.items():
-            if split == "test" and trial is not None and trial not in set(test_trials):
+            if split == "test" and owner is not None and owner not in set(test_trials):
                 continue
-            for prompt in range(count):
-                for seed in range(seeds):
-                    name = None if trial is None else f"t{trial}"
-                    picture = _picture(arm, name, split, prompt, seed)
-                    images.append(picture)
-                    for metric in METRICS:
-                        scores.append(
-                            _score(picture, metric.kind, value(arm, name, prompt, seed, metric.kind))
-                        )
+            for prompt, seed in itertools.product(range(count), range(seeds)):
+                picture = _picture(arm, name, split, prompt, seed)
+                images.append(picture)
+                for metric in METRICS:
+                    found = value(arm, name, prompt, seed, metric.kind)
+                    scores.append(_score(picture, metric.kind, found))
     return {
         "trials": pd.DataFrame(trial_rows),
         "draws": tables.typed(pd.DataFrame(draws), tables.DRAWS),

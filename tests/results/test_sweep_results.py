@@ -36,14 +36,17 @@ def test_a_pair_is_two_pictures_of_one_prompt_and_seed(results: Results) -> None
 
 def test_a_missing_side_is_null_with_its_own_reason(results: Results) -> None:
     pairs = results.pairs(control="placebo", split="dev")
-    pairs = pairs[pairs["metric"] == "aesthetic"].set_index(["trial_id", "prompt_id", "seed"])
-    unread = pairs.loc[("t0", "dev001", 0)]
-    assert pd.isna(unread["difference"]) and unread["value_arm"] == 110.0
-    assert unread["reason"] == "control: the picture cannot be read: not a picture"
-    undrawn = pairs.loc[("t2", "dev000", 0)]
-    assert pd.isna(undrawn["image_id_arm"]) and undrawn["value_control"] == 0.0
-    assert undrawn["reason"] == "arm: no picture (the loss became NaN)"
-    both = pairs.loc[("t2", "dev001", 0)]["reason"]
+    pairs = pairs[(pairs["metric"] == "aesthetic") & (pairs["seed"] == 0)]
+    rows = pairs.set_index(pairs["trial_id"] + " " + pairs["prompt_id"])
+    unread = rows.loc[["t0 dev001"]]
+    assert unread["value_arm"].tolist() == [110.0]
+    assert unread["difference"].isna().all()
+    assert unread["reason"].tolist() == ["control: the picture cannot be read: not a picture"]
+    undrawn = rows.loc[["t2 dev000"]]
+    assert undrawn[["image_id_arm", "path_arm", "value_arm"]].isna().all(axis=None)
+    assert undrawn["value_control"].tolist() == [0.0]
+    assert undrawn["reason"].tolist() == ["arm: no picture (the loss became NaN)"]
+    both = rows.loc["t2 dev001"]["reason"]
     assert both == "arm: no picture (the loss became NaN); control: the picture cannot be read: not a picture"
     assert pairs["reason"].isna().equals(pairs["difference"].notna())
 
@@ -82,8 +85,9 @@ def test_wide_has_one_row_per_picture_and_one_column_per_metric(results: Results
     wide = results.wide()
     assert len(wide) == len(results.images)
     assert list(wide.columns) == [*results.images.columns, "aesthetic", "saturation"]
-    row = wide.set_index("image_id").loc["d-placebo-dev001-0"]
-    assert pd.isna(row["aesthetic"]) and row["saturation"] == 10.5
+    rows = wide.set_index("image_id").loc[["d-placebo-dev001-0"]]
+    assert rows["aesthetic"].isna().all()
+    assert rows["saturation"].tolist() == [10.5]
 
 
 def test_a_notebook_pays_for_neither_torch_nor_ray() -> None:

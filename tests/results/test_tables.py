@@ -61,7 +61,7 @@ def test_missing_is_null_not_zero_nor_false(written: Path) -> None:
 
 def test_a_trial_row_keeps_axis_columns_of_any_type() -> None:
     frame = make_tables(value, trials=2, prompts={})["trials"]
-    frame["adapter.alpha"] = [4, "sqrt_rank"]
+    frame["adapter.alpha"] = pd.Series([4, "sqrt_rank"], dtype=object)
     frame["recipe"] = ["degrade", "folder"]
     frame["training.learning_rate"] = [1, 0.5]
     table = tables.to_arrow(frame, tables.TRIALS)

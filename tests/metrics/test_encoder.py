@@ -1,0 +1,97 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional import pairwise_cosine_similarity
+
+from harness.errors import ModelError
+from harness.metrics.encoder import Encoder, resolve
+from tests.metrics.tiny import CONTEXT, WIDTH, tiny_clip
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40 + i, 64, 3), dtype=np.uint8)) for i in range(count)]
+
+
+def test_embeddings_are_open_clips_own(encoder: Encoder, clip_folder: Path) -> None:
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
+    assert not isinstance(model, tuple)
+    tokens = open_clip.get_tokenizer(f"local-dir:{clip_folder}")(["red fox", "cup"])
+    with torch.inference_mode():
+        images = torch.cat([model.eval().encode_image(preprocess(picture)[None]) for picture in pictures(3)])
+        texts = model.encode_text(tokens)
+    ours = encoder.embed_pictures(pictures(3)) @ encoder.embed_prompts(["red fox", "cup"])[0].T
+    assert ours.shape == (3, 2)
+    assert torch.allclose(ours, pairwise_cosine_similarity(images, texts), atol=1e-5)
+    assert encoder.width == WIDTH
+
+
+def test_embeddings_are_unit_and_without_chance(encoder: Encoder) -> None:
+    first, second = encoder.embed_pictures(pictures(2)), encoder.embed_pictures(pictures(2))
+    assert torch.equal(first, second)
+    assert torch.allclose(first.norm(dim=1), torch.ones(2))
+    assert first.dtype == torch.float32
+    assert not torch.equal(first[0], first[1])
+
+
+def test_a_prompt_is_cut_only_where_it_does_not_fit(encoder: Encoder) -> None:
+    fits = " ".join(["red"] * (CONTEXT - 2))
+    embeddings, cut = encoder.embed_prompts(["", "red", fits, f"{fits} fox"])
+    assert cut == [False, False, False, True]
+    assert torch.equal(embeddings[2], embeddings[3])  # the same words and the end token stay
+
+
+def test_the_hash_is_the_weights(encoder: Encoder, clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "moved")
+    assert Encoder(f"local-dir:{tmp_path / 'moved'}", device="cpu").weights_hash == encoder.weights_hash
+    other = Encoder(f"local-dir:{tiny_clip(tmp_path / 'other', seed=1)}", device="cpu")
+    assert other.weights_hash != encoder.weights_hash
+    assert len(other.weights_hash) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-L-14/openai", "trained with QuickGELU would embed wrongly here; use ViT-L-14-quickgelu/openai"),
+        ("ViT-L-15/openai", "open_clip knows no architecture 'ViT-L-15'; allowed: `emoji`, `local-dir:PATH`"),
+        ("hf-hub:timm/x", "open_clip knows no architecture"),
+        ("ViT-L-14-quickgelu/opnai", "ViT-L-14-quickgelu has no weights 'opnai'; allowed: openai"),
+        ("ViT-B-32", "ViT-B-32 has no weights ''; allowed: .*laion2b_s34b_b79k"),
+        ("local-dir:/nowhere", "/nowhere is not an open_clip folder"),
+    ],
+)
+def test_a_wrong_name_says_what_is_allowed(name: str, message: str) -> None:
+    """Among them the fault that open_clip 3 only warns of: OpenAI's weights without QuickGELU."""
+    with pytest.raises(ModelError, match=message):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-L-14-quickgelu/openai", "ViT-H-14/laion2b_s32b_b79k", "roberta-ViT-B-32/laion2b_s12b_b32k"]
+)
+def test_a_right_name_is_open_clips(name: str) -> None:
+    assert resolve(name) == tuple(name.split("/"))
+
+
+@pytest.mark.parametrize("damage", ["no weights", "cut", "other shapes", "no tokenizer"])
+def test_a_damaged_folder_never_gives_random_weights(clip_folder: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
+    match damage:
+        case "no weights":
+            weights.unlink()
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        case "other shapes":
+            config.write_text(config.read_text().replace(f'"embed_dim": {WIDTH}', '"embed_dim": 32'))
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+            (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match=f"encoder 'local-dir:{folder}' cannot be loaded"):
+        Encoder(f"local-dir:{folder}", device="cpu")

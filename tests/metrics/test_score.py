@@ -1,0 +1,146 @@
+"""The contract that every metric keeps, and what the scorer adds to it."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from harness.metrics import build_metrics
+from harness.metrics.aesthetic import Aesthetic, LinearHead
+from harness.metrics.clip_score import ClipScore
+from harness.metrics.encoder import Encoder
+from harness.metrics.guards import Guard
+from harness.metrics.metric import Metric
+from harness.metrics.score import PICTURES_AT_ONCE, Scorer
+from harness.metrics.spec import ClipScoreMetric, GuardMetric, MetricSpec
+from harness.results.tables import SCORES
+from tests.metrics.tiny import WIDTH
+
+KINDS = ("clip_score", "aesthetic", "saturation", "clipped_pixels", "contrast", "sharpness")
+PROMPTS = ("red fox", "cup", "red fox cup sky red fox cup sky", "sky")
+
+
+def test_every_kind_is_under_contract() -> None:
+    union, _ = get_args(MetricSpec)
+    declared = {kind for spec in get_args(union) for kind in get_args(spec.model_fields["kind"].annotation)}
+    assert declared == set(KINDS)
+
+
+@pytest.fixture(scope="module")
+def metrics(encoder: Encoder) -> list[Metric]:
+    head = LinearHead(weight_D=torch.linspace(-3, 3, WIDTH).double(), bias=5.0, source="a test")
+    guards = (Guard("saturation"), Guard("clipped_pixels"), Guard("contrast"), Guard("sharpness"))
+    return [ClipScore(encoder), Aesthetic(encoder, head), *guards]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
+    """More pictures than are open at once, of several sizes, two of them unreadable."""
+    folder = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(PICTURES_AT_ONCE + 6):
+        picture = Image.fromarray(rng.integers(0, 256, (64, 48 + number % 3, 3), dtype=np.uint8))
+        picture.save(folder / f"{number}.png")
+        prompt = PROMPTS[number % len(PROMPTS)]
+        rows.append({"image_id": f"i{number}", "prompt": prompt, "path": f"{number}.png", "seed": number})
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:2000])
+    (folder / "5.png").unlink()
+    (folder / "7.png").write_text("not a picture")
+    return pd.DataFrame(rows), folder
+
+
+def test_rows_are_the_scores_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+    images, folder = drawn
+    scores = Scorer(metrics).score(images, folder)
+    assert list(scores.columns) == SCORES.names
+    assert scores["image_id"].tolist() == [image for image in images["image_id"] for _ in KINDS]
+    assert scores["metric"].tolist() == list(KINDS) * len(images)
+    of_metric = scores.drop_duplicates("metric").set_index("metric")
+    assert of_metric["metric_version"].eq("1").all()
+    assert of_metric["weights_hash"].isna().tolist() == [False, False, True, True, True, True]
+    cut = scores[scores["metric"] == "clip_score"].set_index("image_id")["prompt_truncated"]
+    assert (cut["i0"], cut["i2"]) == (False, True)
+    assert scores.loc[scores["metric"] != "clip_score", "prompt_truncated"].isna().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unreadable_picture_is_null_with_a_reason_and_harms_no_other(
+    metrics: list[Metric], drawn: tuple[pd.DataFrame, Path], kind: str
+) -> None:
+    images, folder = drawn
+    scores = Scorer(metrics).score(images, folder)
+    scores = scores[scores["metric"] == kind].set_index("image_id")
+    bad = scores[scores["value"].isna()]
+    assert list(bad.index) == ["i3", "i5", "i7"]
+    assert bad["reason"]["i5"] == "the picture cannot be read: No such file or directory"
+    assert bad["reason"]["i7"] == "the picture cannot be read: not a picture"
+    assert bad["reason"]["i3"].startswith("the picture cannot be read: ")
+    assert not bad["reason"].str.contains(str(folder), regex=False).any()
+    good = scores.drop(index=bad.index)
+    assert np.isfinite(good["value"].to_numpy()).all()
+    assert good["reason"].isna().all()
+
+
+def test_order_and_size_of_the_batch_do_not_matter(
+    metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]
+) -> None:
+    images, folder = drawn
+    scorer = Scorer(metrics)
+    together = scorer.score(images, folder)
+    backwards = scorer.score(images.iloc[::-1], folder)
+    alone = pd.concat([scorer.score(images.iloc[[row]], folder) for row in range(len(images))])
+    by = ["image_id", "metric"]
+    expected = together.sort_values(by, ignore_index=True)
+    for other in (backwards, alone):  # to the last bit on a CPU
+        pd.testing.assert_frame_equal(other.sort_values(by, ignore_index=True), expected, check_exact=True)
+
+
+def test_one_pass_feeds_all_metrics_of_an_encoder(
+    encoder: Encoder, metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]
+) -> None:
+    images, folder = drawn
+    seen = []
+    hook = encoder._model.visual.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    Scorer(metrics).score(images.head(3), folder)
+    hook.remove()
+    assert sum(seen) == 3
+
+
+def test_no_pictures_give_an_empty_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+    images, folder = drawn
+    scores = Scorer(metrics).score(images.head(0), folder)
+    assert len(scores) == 0
+    assert list(scores.columns) == SCORES.names
+
+
+def test_only_unreadable_pictures(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+    images, folder = drawn
+    assert Scorer(metrics).score(images.iloc[[5, 7]], folder)["reason"].notna().all()
+
+
+def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple[pd.DataFrame, Path]) -> None:
+    images, folder = drawn
+    clip = ClipScoreMetric(encoder=f"local-dir:{clip_folder}")
+    scorer = build_metrics([clip, GuardMetric(kind="contrast"), clip], device="cpu")
+    first, guard, second = scorer.metrics
+    assert isinstance(first, ClipScore)
+    assert isinstance(second, ClipScore)
+    assert first.encoder is second.encoder
+    assert guard.kind == "contrast"
+    scores = build_metrics([clip, GuardMetric(kind="contrast")], device="cpu").score(images.head(2), folder)
+    assert scores["value"].notna().all()
+
+
+def test_a_grey_or_transparent_picture_is_read_as_rgb(metrics: list[Metric], tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 128).save(tmp_path / "grey.png")
+    Image.new("RGBA", (16, 16), (128, 128, 128, 10)).save(tmp_path / "clear.png")
+    images = pd.DataFrame(
+        {"image_id": ["a", "b"], "prompt": ["red", "red"], "path": ["grey.png", "clear.png"]}
+    )
+    scores = Scorer(metrics).score(images, tmp_path).pivot(index="image_id", columns="metric", values="value")
+    assert np.array_equal(scores.loc["a"], scores.loc["b"])

@@ -1,0 +1,63 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ModelError
+from harness.metrics import metric_fingerprint
+from harness.metrics.spec import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+
+
+def test_the_fingerprint_follows_the_content_not_the_place(clip_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(clip_folder, copy)
+    here = metric_fingerprint(ClipScoreMetric(encoder=f"local-dir:{clip_folder}"))
+    assert metric_fingerprint(ClipScoreMetric(encoder=f"local-dir:{copy}")) == here
+    (copy / "README.md").write_text("a card")
+    assert metric_fingerprint(ClipScoreMetric(encoder=f"local-dir:{copy}")) == here
+    weights = copy / "open_clip_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert metric_fingerprint(ClipScoreMetric(encoder=f"local-dir:{copy}")) != here
+
+
+def test_metrics_encoders_and_heads_differ(clip_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    specs: list[MetricSpec] = [
+        GuardMetric(kind="contrast"),
+        GuardMetric(kind="sharpness"),
+        ClipScoreMetric(encoder="ViT-L-14-quickgelu/openai"),
+        ClipScoreMetric(encoder="ViT-H-14/laion2b_s32b_b79k"),
+        AestheticMetric(encoder="ViT-L-14-quickgelu/openai", head=str(tmp_path / "one")),
+        AestheticMetric(encoder="ViT-L-14-quickgelu/openai", head=str(tmp_path / "two")),
+    ]
+    assert len({metric_fingerprint(spec) for spec in specs}) == len(specs)
+
+
+def test_missing_weights_stop_a_sweep_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not an open_clip folder"):
+        metric_fingerprint(ClipScoreMetric(encoder=f"local-dir:{tmp_path}"))
+    with pytest.raises(ModelError, match="aesthetic head 'gone': no file gone"):
+        metric_fingerprint(AestheticMetric(encoder="ViT-L-14-quickgelu/openai", head="gone"))
+
+
+def test_a_new_definition_is_a_new_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = GuardMetric(kind="contrast")
+    before = metric_fingerprint(spec)
+    monkeypatch.setattr(GuardMetric, "version", "2")
+    assert metric_fingerprint(spec) != before
+
+
+def test_fingerprints_need_no_torch() -> None:
+    code = (
+        "import sys; from harness.metrics import metric_fingerprint; "
+        "from harness.metrics.spec import GuardMetric; "
+        "metric_fingerprint(GuardMetric(kind='contrast')); "
+        "print([m for m in ('torch', 'open_clip', 'pandas', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
