@@ -6,9 +6,13 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import SpecError
 from harness.models.spec import EmojiModel, ModelSpec, SdxlModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EMOJI_FOLDER = Path(__file__).parent / "emoji"
 DIGESTED = {".json", ".txt", ".model", ".safetensors", ".bin"}
@@ -86,7 +90,8 @@ def _tokenizer_folders(spec: ModelSpec) -> list[Path | None]:
     names = ("tokenizer", "tokenizer_2")
     match spec:
         case EmojiModel():
-            return [EMOJI_FOLDER / "base" / name for name in names]
+            folders = [EMOJI_FOLDER / "base" / name for name in names]
+            return [folder for folder in folders if folder.is_dir()]  # else loading says what is missing
         case SdxlModel():
             folder = local_folder(spec.source)
             if folder is not None:
@@ -110,7 +115,7 @@ def _token_count(folder: Path, text: str) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(folder: Path):  # type: ignore[no-untyped-def]
+def _tokenizer(folder: Path) -> tuple["Tokenizer", int]:
     """A CLIP tokenizer and its limit, from `tokenizer.json` or from the older `vocab.json` + `merges.txt`."""
     from tokenizers import Tokenizer
 
@@ -129,7 +134,7 @@ def _tokenizer(folder: Path):  # type: ignore[no-untyped-def]
     return tokenizer, min(int(config.get("model_max_length", CLIP_TOKENS)), CLIP_TOKENS)
 
 
-def _from_vocabulary(folder: Path):  # type: ignore[no-untyped-def]
+def _from_vocabulary(folder: Path) -> "Tokenizer":
     """CLIP's tokenizer (Radford et al. 2021): lower case, byte-level BPE, `</w>` at the end of a word."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -146,6 +151,6 @@ def _from_vocabulary(folder: Path):  # type: ignore[no-untyped-def]
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
-    tokenizer.post_processor = processors.BertProcessing((end, ids[end]), (start, ids[start]))
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.post_processor = processors.BertProcessing((end, vocabulary[end]), (start, vocabulary[start]))
     return tokenizer

@@ -200,7 +200,7 @@ def _pictures(rows: Sequence[Row], drawn_N3HW: torch.Tensor, noise_NChw: torch.T
     if lost:
         named = "; ".join(f"{row.prompt!r} seed {row.seed}" for row in lost[:3])
         raise ModelError(
-            f"{len(lost)} of {len(rows)} pictures are not finite ({named}). SDXL's own VAE overflows in fp16: "
+            f"{len(lost)} of {len(rows)} pictures are not finite ({named}). SDXL's VAE overflows in fp16: "
             "set model.vae: madebyollin/sdxl-vae-fp16-fix, or model.precision: bf16"
         )
     pixels_NHW3 = (drawn_N3HW.float().permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).numpy()

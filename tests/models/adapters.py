@@ -17,7 +17,7 @@ def random_adapter(model: "Model", folder: Path, *, seed: int, rank: int = 4, al
     generator = torch.Generator().manual_seed(seed)
     with model.attach(adapter, seed) as trainable:
         state = {
-            key: torch.randn(tensor.shape, generator=generator) * 0.15
+            key: torch.randn(tensor.shape, generator=generator) * 0.1
             for key, tensor in trainable.state_dict().items()
         }
     model.save_adapter(state, adapter, folder, {"made_by": "test"})

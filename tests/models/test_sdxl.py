@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-def stock(folder: Path, kind: type = StableDiffusionXLPipeline):
+def stock(folder: Path, kind: Any = StableDiffusionXLPipeline) -> Any:
     pipeline = kind.from_pretrained(folder, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
