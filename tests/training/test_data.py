@@ -49,7 +49,10 @@ def test_a_rows_noise_does_not_depend_on_its_neighbours() -> None:
 
 def test_noise_depends_on_seed_step_and_row() -> None:
     rows = [
-        batches(seed=seed).batch(step=step, rows=range(row, row + 1)).target_BChw.numpy().tobytes()
+        batches(seed=seed, pictures=1)
+        .batch(step=step, rows=range(row, row + 1))
+        .target_BChw.numpy()
+        .tobytes()
         for seed in range(2)
         for step in (1, 2)
         for row in range(2)
