@@ -250,12 +250,16 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_verdict(results: "Results", report: Path) -> None:
+    from harness.report.study import Study
     from harness.report.verdict import verdict
 
-    for line in verdict(results):
-        out.print(line, highlight=False)
-    out.print(f"report: {report}")
-    out.print(f"tables: harness.results.load({str(report.parent)!r})", highlight=False)
+    found = verdict(Study(results))
+    colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
+    out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
+    for line in (*found.facts, *found.cautions):
+        out.print(f"  {escape(line)}", highlight=False)
+    out.print(f"report  {report}", highlight=False)
+    out.print(f"tables  harness.results.load({str(report.parent)!r})", highlight=False)
 
 
 def _print_contrasts(results: "Results", trial_id: str, split: str) -> None:

@@ -147,7 +147,7 @@ def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str 
 
 def _final_loss(snapshot: Stage) -> float:
     """Mean of the last tenth of the steps: one step's loss depends mostly on the timestep it drew."""
-    losses: list[float] = json.loads((snapshot.path / "losses.json").read_text())
+    losses: list[float] = json.loads((snapshot.path / "training_state.json").read_text())["losses"]
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,6 +208,7 @@ def missing_metrics(bench: Bench, chunk: Stage) -> tuple[MetricSpec, ...]:
     )
 
 
+@cache
 def metric_name(metric: MetricSpec) -> str:
     """A metric's folder in the store: its kind, and the fingerprint of its version and weights."""
     return f"{metric.kind}-{metric_fingerprint(metric)}"

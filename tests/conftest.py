@@ -33,3 +33,11 @@ def tiny_model(tiny_spec: SdxlModel) -> "Model":
     from harness.models import load_model
 
     return load_model(tiny_spec, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The `encoder` of a tiny CLIP with random weights, as a sweep names it."""
+    from tests.metrics import tiny
+
+    return f"local-dir:{tiny.tiny_clip(tmp_path_factory.mktemp('clip') / 'tiny')}"

@@ -1,0 +1,175 @@
+"""The story of a sweep on tiny models: complete, never twice, extended, repaired, reproducible."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness import results
+from harness.execution.local import LocalExecutor
+from harness.models.spec import SdxlModel
+from harness.pipeline import Outcome, SweepRun, Task, control_tasks, run_sweep, run_trial, trial_tasks
+from harness.spec.expand import Plan
+from harness.stages import Bench
+from harness.workspace import Workspace
+from tests.sweeps import PLAIN, small_plan
+
+
+class Made:
+    """Counts what is made, as a display would."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, kind: str, count: int) -> None:
+        self.counts[kind] += count
+
+
+def carry_out(plan: Plan, root: Path) -> tuple[SweepRun, Counter[str]]:
+    made = Made()
+    bench = Bench(plan=plan, workspace=Workspace(root), report=made)
+    finished = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: None)
+    return finished, made.counts
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
+    return small_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepRun, Counter[str]]:
+    root = tmp_path_factory.mktemp("workspace")
+    return root, *carry_out(plan, root)
+
+
+def test_a_sweep_makes_everything_once(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
+    _, run, made = finished
+    assert not [outcome for outcome in run.outcomes if outcome.failed]
+    assert made == {
+        "dataset_pictures": 4 + 3,  # keywords × guidance, and the sham's plain pictures
+        "training_steps": 4 + 4,  # one run with two snapshots, and its sham's
+        "pictures": 2 * 6
+        + 4 * 4
+        + 2 * 2,  # controls on all prompts, adapters on dev, the selected one on test
+        "trials": 2,
+    }
+
+
+def test_its_tables_are_whole(finished: tuple[Path, SweepRun, Counter[str]], plan: Plan) -> None:
+    root, run, _ = finished
+    loaded = results.load(root / "sweeps" / "small")
+    assert list(loaded.trials["status"]) == ["completed", "completed"]
+    assert list(loaded.trials["training.steps"]) == [2, 4]
+    assert loaded.trials["selected"].sum() == 1
+    assert len(loaded.images) == 32
+    assert set(loaded.scores["image_id"]) == set(loaded.images["image_id"])
+    assert loaded.scores["value"].notna().all()
+    assert (root / loaded.images["path"][0]).is_file()
+    adapter = root / loaded.trials["adapter_path"][0] / "pytorch_lora_weights.safetensors"
+    assert adapter.is_file()
+    selected = loaded.trials.loc[loaded.trials["selected"], "trial_id"].item()
+    tested = loaded.summary[loaded.summary["split"] == "test"]
+    assert set(tested["trial_id"]) == {selected}
+    assert set(tested["control"]) == {"baseline", "placebo", "sham"}
+    assert len(run.results.pairs(control="placebo")) > 0
+
+
+def test_pairs_start_from_the_same_latents(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
+    images = finished[1].results.images
+    assert (images.groupby("seed")["latent_hash"].nunique() == 1).all()
+    assert images["latent_hash"].nunique() == 2
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]], plan: Plan) -> None:
+    root, first, _ = finished
+
+    class Refusing:
+        def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+            raise AssertionError(f"asked to run {tasks}")
+
+    bench = Bench(plan=plan, workspace=Workspace(root), report=Made())
+    again = run_sweep(bench, Refusing(), announce=lambda *_: None, publish=lambda _: None)
+    assert again.outcomes == []
+    pd.testing.assert_frame_equal(again.results.summary, first.results.summary)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"axes": {"training.steps": [2, 4, 6]}}, {"training_steps": 2 + 2, "pictures": 4 + 4}),
+        ({"axes": {"training.steps": [2, 4], "adapter.rank": [2, 3]}}, {"training_steps": 8}),
+        ({"seeds": [0, 1, 2]}, {"pictures": 2 * 3 + 4 * 2 + 2}),
+    ],
+    ids=["more steps", "another rank", "another seed"],
+)
+def test_an_extended_sweep_makes_what_is_missing(
+    changes: dict[str, Any],
+    expected: dict[str, int],
+    finished: tuple[Path, SweepRun, Counter[str]],
+    tmp_path: Path,
+    tiny_spec: SdxlModel,
+    tiny_clip: str,
+) -> None:
+    extended = small_plan(tmp_path, tiny_spec, tiny_clip, name="extended", **changes)
+    run, made = carry_out(extended, finished[0])
+    assert not [outcome for outcome in run.outcomes if outcome.failed]
+    assert made["dataset_pictures"] == 0
+    for kind, count in expected.items():
+        if kind == "pictures":  # another trial may be selected, so that its test pictures are drawn as well
+            assert count <= made[kind] <= count + 6
+        else:
+            assert made[kind] == count
+
+
+def test_a_new_metric_scores_the_old_pictures(
+    finished: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    metrics = [{"kind": "clip_score", "encoder": tiny_clip}, "contrast"]
+    run, made = carry_out(
+        small_plan(tmp_path, tiny_spec, tiny_clip, name="metric", metrics=metrics), finished[0]
+    )
+    assert made["pictures"] == made["training_steps"] == 0
+    assert set(run.results.scores["metric"]) == {"clip_score", "contrast"}
+
+
+def test_the_same_sweep_gives_the_same_pictures_and_scores(
+    finished: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path
+) -> None:
+    again, _ = carry_out(plan, tmp_path)
+    columns = ["image_id", "latent_hash", "sha256"]
+    pd.testing.assert_frame_equal(again.results.images[columns], finished[1].results.images[columns])
+    pd.testing.assert_frame_equal(again.results.scores, finished[1].results.scores)
+
+
+def test_a_failed_run_is_a_row_and_loses_no_other(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    axes = {"training.learning_rate": [0.01, 1e30]}
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
+    run, _ = carry_out(plan, tmp_path / "w")
+    trials = run.results.trials.set_index("training.learning_rate")
+    assert trials.loc[0.01, "status"] == "completed"
+    assert trials.loc[1e30, "status"] == "failed"
+    assert "learning rate" in trials.loc[1e30, "reason"]
+    lost = run.results.summary[run.results.summary["trial_id"] == trials.loc[1e30, "trial_id"]]
+    assert lost["mean_difference"].isna().all()
+    assert lost["reason"].notna().all()
+
+
+def test_one_trial_runs_alone(plan: Plan, tmp_path: Path) -> None:
+    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=Made())
+    got = run_trial(bench, plan.trials[1], announce=lambda _: None)
+    assert list(got.trials["status"]) == ["missing", "completed"]
+    assert got.trials["reason"][0] == "not run yet"
+
+
+def test_tasks_name_each_thing_once(plan: Plan) -> None:
+    tasks = control_tasks(plan) + trial_tasks(plan)
+    assert Counter(run for task in tasks for run in task.runs) == dict.fromkeys(plan.runs, 1)
+    drawn = Counter(pair for task in tasks for pair in task.draws)
+    assert set(drawn.values()) == {1}
+    assert len(plan.runs) == 2 and PLAIN["kind"] == "plain"
