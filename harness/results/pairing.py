@@ -21,8 +21,9 @@ Ints = NDArray[np.intp]
 class Grid:
     """All scores of a sweep as one dense block, so that pairing is subtraction.
 
-    Cells are in the order of split, prompt id and seed, whatever the order of the pictures: statistics that
-    draw random numbers then do not depend on which worker finished first.
+    A cell is a prompt and seed of which any draw has a picture. Cells are in the order of split, prompt id
+    and seed, whatever the order of the pictures: statistics that draw random numbers then do not depend on
+    which worker finished first.
     """
 
     images: pd.DataFrame
@@ -39,14 +40,11 @@ class Grid:
         """The block of these pictures and scores. Scores of other pictures or metrics are left out."""
         assert images["image_id"].is_unique, "a picture stands twice in the images table"
         assert images["latent_hash"].notna().all(), "a picture without the hash of its latents"
-        columns = ["split", "prompt_id", "prompt", "seed"]
-        cells = (
-            images[columns].drop_duplicates().sort_values(["split", "prompt_id", "seed"], ignore_index=True)
-        )
+        keys = ["split", "prompt_id", "seed"]
+        cells = images[[*keys, "prompt"]].drop_duplicates().sort_values(keys, ignore_index=True)
+        assert not cells.duplicated(keys).any(), "one prompt id stands for two prompts"
         draws = pd.Index(images["draw_id"].unique())
         draw = draws.get_indexer(pd.Index(images["draw_id"]))
-        keys = ["split", "prompt_id", "seed"]
-        assert not cells.duplicated(keys).any(), "one prompt id stands for two prompts"
         cell = pd.MultiIndex.from_frame(cells[keys]).get_indexer(pd.MultiIndex.from_frame(images[keys]))
         image_DC = np.full((len(draws), len(cells)), -1)
         image_DC[draw, cell] = np.arange(len(images))

@@ -58,6 +58,16 @@ def test_an_arm_may_be_any_arm(results: Results) -> None:
     assert set(results.pairs(control="placebo")["arm"]) == {ARM}
 
 
+def test_a_control_with_a_draw_per_trial_is_paired_with_its_own_trial(results: Results) -> None:
+    """A sham is trained with each trial's settings: only the draws table knows which pictures are whose."""
+    of_t1 = (results.draws["trial_id"] == "t1") & (results.draws["arm"] == "placebo")
+    results.draws.loc[of_t1, "draw_id"] = "d-baseline"
+    pairs = results.pairs(control="placebo", split="dev")
+    pairs = pairs[(pairs["metric"] == "aesthetic") & (pairs["prompt_id"] == "dev001")]
+    assert pairs.loc[pairs["trial_id"] == "t0", "value_control"].isna().all()
+    assert pairs.loc[pairs["trial_id"] == "t1", "value_control"].tolist() == [10.0, 11.0]
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -1,0 +1,63 @@
+"""The embedded scorer knows a good picture from a damaged one, and what a picture shows."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+
+from harness import models
+from harness.metrics import build_metrics, weights
+from harness.metrics.spec import AestheticMetric, ClipScoreMetric
+
+PROMPTS = (
+    "a cat on a red background",
+    "a strawberry on a white background",
+    "a house at sunset",
+    "a rose on grass",
+)
+MODEL = Path(models.__file__).parent / "emoji"
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Pictures of four prompts: as drawn, blurred, and with the next picture's prompt."""
+    from harness.models.model import DrawSettings, Row
+    from harness.models.spec import EmojiModel
+
+    if not (weights.EMBEDDED / "clip").is_dir() or not MODEL.is_dir():
+        pytest.skip("the embedded weights are not in this checkout (experiments/000_emoji_model makes them)")
+    rows = [Row(prompt=prompt, negative="", seed=seed, guidance=5.0) for seed, prompt in enumerate(PROMPTS)]
+    model = models.load_model(EmojiModel(), device="cpu")
+    drawn = [picture.image for picture in model.draw(rows, DrawSettings(steps=20, refiner_start=0.8))]
+    folder = tmp_path_factory.mktemp("emoji")
+    cases: dict[str, list[Image.Image]] = {
+        "drawn": drawn,
+        "blurred": [picture.filter(ImageFilter.GaussianBlur(3)) for picture in drawn],
+        "other": [*drawn[1:], drawn[0]],
+    }
+    images = []
+    for case, pictures in cases.items():
+        for number, picture in enumerate(pictures):
+            picture.save(folder / f"{case}-{number}.png")
+            images.append(
+                {"image_id": f"{case}-{number}", "prompt": PROMPTS[number], "path": f"{case}-{number}.png"}
+            )
+    specs = [ClipScoreMetric(encoder="emoji"), AestheticMetric(encoder="emoji", head="emoji")]
+    found = build_metrics(specs, device="cpu").score(pd.DataFrame(images), folder)
+    assert found["reason"].isna().all()
+    return found.assign(case=found["image_id"].str.partition("-")[0])
+
+
+def mean(scores: pd.DataFrame, case: str, metric: str) -> float:
+    return float(scores.loc[(scores["case"] == case) & (scores["metric"] == metric), "value"].mean())
+
+
+def test_a_sharp_picture_rates_higher_than_the_same_one_blurred(scores: pd.DataFrame) -> None:
+    assert mean(scores, "drawn", "aesthetic") > mean(scores, "blurred", "aesthetic") + 0.5
+    assert -2 < mean(scores, "drawn", "aesthetic") < 12
+
+
+def test_the_own_prompt_scores_higher_than_another(scores: pd.DataFrame) -> None:
+    assert mean(scores, "drawn", "clip_score") > mean(scores, "other", "clip_score") + 1
+    assert not scores["prompt_truncated"].fillna(False).any()
