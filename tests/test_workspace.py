@@ -42,7 +42,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(WorkspaceError, match="No space left.*--workspace"), workspace.dataset("d1").build():
+    with pytest.raises(WorkspaceError, match=r"No space left.*--workspace"), workspace.dataset("d1").build():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list((tmp_path / "datasets").iterdir()) == []
 
