@@ -82,8 +82,8 @@ def build(
 ) -> Results:
     """Write pictures, tables and sweep.json; give them as a user reads them.
 
-    `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter,
-    `guard` the share of an effect that shows as saturation too; `failed` are indices of trials that trained badly.
+    `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter, `guard` the
+    share of an effect that shows as saturation too; `failed` are indices of trials that trained badly.
     """
     sweep = sweep or spec()
     plan = expand(sweep)
@@ -115,6 +115,19 @@ def build(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
     )
     return harness_results.load(folder)
+
+
+def outline(sweep: SweepSpec) -> Results:
+    """The same sweep before anything was drawn: trials and draws, no pictures, no numbers."""
+    plan = expand(sweep)
+    return Results(
+        trials=_trials(plan, set()),
+        draws=_draws(plan),
+        images=tables.empty("images"),
+        scores=tables.empty("scores"),
+        summary=tables.empty("summary"),
+        sweep=sweep.model_dump(mode="json"),
+    )
 
 
 def _own(plan: Plan, trial: Trial, draw: Draw) -> bool:
