@@ -29,7 +29,6 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "inventory": "pipeline",
     "mirror": "tracking",
     "progress": "cli",
-    "mirror": "tracking",
 }
 
 # Reading a sweep needs two readers of files; `test_reading_a_sweep_is_light` holds that they stay light.

@@ -26,8 +26,9 @@ def test_one_prompt_per_line(tmp_path: Path) -> None:
 
 
 def test_partiprompts_layout_with_a_lone_quotation_mark(tmp_path: Path) -> None:
-    rows = 'Prompt\tCategory\tChallenge\tNote\na 2" bolt\tArtifacts\tBasic\t\n"an owl\tAnimals\t\tn\na cat\t\t\t\n'
-    found = read_prompts(written(tmp_path / "p.tsv", rows))
+    header = "Prompt\tCategory\tChallenge\tNote\n"
+    rows = 'a 2" bolt\tArtifacts\tBasic\t\n"an owl\tAnimals\t\tn\na cat\t\t\t\n'
+    found = read_prompts(written(tmp_path / "p.tsv", header + rows))
     assert found == [
         {"text": 'a 2" bolt', "tags": ["Artifacts", "Basic"]},
         {"text": '"an owl', "tags": ["Animals"]},
