@@ -209,3 +209,12 @@ def test_quickstart_is_valid_and_small() -> None:
     assert len(plan.trials) == 8
     assert len(plan.datasets) == 3
     assert [draw.arm for draw in plan.control_draws] == ["baseline", "placebo"]
+
+
+def test_quickstart_never_trains_on_what_it_evaluates() -> None:
+    sweep = load_sweep(QUICKSTART)
+    recipes = [trial.spec.recipe for trial in expand(sweep).trials]
+    recipes += [a.recipe for arm in sweep.arms for a in arm.adapters if a.recipe is not None]
+    trained = {text for recipe in recipes for text in recipe.texts}
+    assert trained
+    assert not trained & {prompt.text for prompt in sweep.prompts}
