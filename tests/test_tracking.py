@@ -20,7 +20,7 @@ OFFLINE = WandbTracking(project="tests", images_per_trial=2)
 
 
 def records(folder: Path) -> Iterator[Any]:
-    """Records of an offline run: W&B writes protobufs into LevelDB's log format (32 KiB blocks, 7 byte headers)."""
+    """Records of an offline run: protobufs in LevelDB's log format (32 KiB blocks, 7 byte headers)."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("run-*.wandb")
@@ -110,9 +110,10 @@ def test_a_trials_run_holds_its_config_losses_contrasts_and_pictures(
     key = "contrast/test/wrong_lora/placebo/aesthetic"
     assert found["summary"][f"{key}/difference"] == pytest.approx(row["mean_difference"])
     assert found["summary"]["status"] == "completed" and found["summary"]["selected"] is True
-    (pictures,) = [row["pictures"] for row in found["history"] if "pictures" in row]
-    assert len(pictures["filenames"]) == 2 and "left to right: baseline" in pictures["captions"][0]
-    assert all((folder / "files" / name).is_file() for name in pictures["filenames"])
+    (shown,) = [row for row in found["history"] if "pictures/filenames" in row]
+    assert len(shown["pictures/filenames"]) == 2
+    assert "left to right: baseline" in shown["pictures/captions"][0]
+    assert all((folder / "files" / name).is_file() for name in shown["pictures/filenames"])
     assert found["exit"] == 0
 
 
@@ -120,7 +121,7 @@ def test_a_failed_trial_is_a_failed_run_with_its_reason(published: Path, results
     found = content(offline_runs(published)[f"example-{results.trials['trial_id'].iloc[1]}"])
     assert found["exit"] == 1
     assert found["summary"]["status"] == "failed" and "NaN at step 61" in found["summary"]["reason"]
-    assert not [row for row in found["history"] if "loss" in row or "pictures" in row]
+    assert not [row for row in found["history"] if "loss" in row or "pictures/filenames" in row]
 
 
 def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: Results) -> None:

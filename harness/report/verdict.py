@@ -191,11 +191,10 @@ def _explanations(study: Study, main: Contrast, contrasts: tuple[Contrast, ...])
         text = f"It is not shown to beat {c.control} ({signed(c.difference, decimals)} "
         text += f"{interval(c.low, c.high, decimals)}, {p_clause(c.p)}): it remains possible that "
         text += EXPLAINS[study.control_kind(c.control)].format(control=c.control) + "."
-        if c.control != main.control and _own_gain(c, main) is not None:
-            text += (
-                f" {c.control} itself differs from {main.control} by {signed(_own_gain(c, main), decimals)}"
-            )
-            text += f", the adapter by {signed(main.difference, decimals)}."
+        own = _own_gain(c, main)
+        if c.control != main.control and own is not None:
+            text += f" By itself, {c.control} differs from {main.control} by {signed(own, decimals)}, "
+            text += f"the adapter by {signed(main.difference, decimals)}."
         found.append(text)
     return found
 
