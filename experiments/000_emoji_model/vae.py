@@ -1,0 +1,160 @@
+"""The autoencoder: 64 px pictures to 8 x 8 latents of 8 channels.
+
+Mostly trained on 32 px crops: the same number of pixels teaches more different edges than whole pictures do.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import Log, autocast, device, ramp, restore, save
+from diffusers import AutoencoderKL
+from pool import Pool, as_batch
+
+CROP, CROPS, WHOLES = 32, 64, 16
+SLACK = 0.06  # noise that makes the decoder forgiving: drawn latents are never quite those of a picture
+
+
+def build() -> AutoencoderKL:
+    """2.3 M parameters, few of them at full resolution; no attention, so crops and wholes are alike to it."""
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 64, 96, 96), latent_channels=8, layers_per_block=1, norm_num_groups=8,
+        mid_block_add_attention=False, sample_size=64, force_upcast=False,
+    )  # fmt: skip
+    return vae.to(device(), memory_format=torch.channels_last)
+
+
+def batch(pool: Pool, rng: np.random.Generator) -> torch.Tensor:
+    """64 crops of 32 px, or (one step in four) 16 whole pictures."""
+    if rng.random() < 0.25:
+        return as_batch(pool.pictures[np.sort(rng.integers(0, len(pool), WHOLES))]).to(device())
+    rows = np.sort(rng.integers(0, len(pool), CROPS))
+    corners = rng.integers(0, 64 - CROP + 1, (CROPS, 2))
+    crops = [pool.pictures[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(rows, corners, strict=True)]
+    return as_batch(np.stack(crops)).to(device())
+
+
+def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences between neighbours, along columns and rows."""
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def picture_loss(drawn: torch.Tensor, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """L1 on pixels, on edges (without which 24-fold compression blurs) and at a quarter of the size."""
+    pixel = F.l1_loss(drawn, pictures)
+    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(drawn), edges(pictures), strict=True))
+    coarse = F.l1_loss(F.avg_pool2d(drawn, 4), F.avg_pool2d(pictures, 4))
+    return pixel + 0.7 * edge + 0.5 * coarse, {"pixel": pixel.item(), "edge": edge.item()}
+
+
+def loss_of(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """The picture loss and a trace of KL."""
+    with autocast():
+        posterior = vae.encode(pictures).latent_dist
+        drawn = vae.decode(posterior.sample()).sample
+    loss, parts = picture_loss(drawn.float(), pictures)
+    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return loss + 2e-4 * kl, parts | {"kl": kl.item()}
+
+
+def train(pool: Pool, folder: Path, steps: int, rate: float = 1.5e-3, seed: int = 11) -> None:
+    """Train, or go on from the checkpoint."""
+    torch.manual_seed(seed)
+    vae = build()
+    optimizer = torch.optim.AdamW(vae.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    kept = restore(folder / "vae.pt")
+    first = 0
+    if kept:
+        vae.load_state_dict(kept["weights"])
+        optimizer.load_state_dict(kept["optimizer"])
+        first = kept["step"]
+    log = Log(folder / "vae.csv")
+    for step in range(first, steps):
+        rng = np.random.default_rng((seed, step))
+        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 100, 0.4)
+        loss, parts = loss_of(vae, batch(pool, rng))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            log.write(step + 1, loss=loss.item(), **parts)
+        if (step + 1) % 400 == 0 or step + 1 == steps:
+            save(folder / "vae.pt", weights=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
+
+
+def train_decoder(pool: Pool, folder: Path, minutes: float, rate: float = 1e-3, seed: int = 12) -> None:
+    """Go on with the decoder alone, on cached latents: pictures get sharper and the UNets need not know."""
+    vae, latents = load(folder), np.load(folder / "latents.npy", mmap_mode="r")
+    layers = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+    optimizer = torch.optim.AdamW(layers.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    kept, step, spent, log = restore(folder / "decoder.pt"), 0, 0.0, Log(folder / "decoder.csv")
+    if kept:
+        layers.load_state_dict(kept["weights"])
+        optimizer.load_state_dict(kept["optimizer"])
+        step, spent = kept["step"], kept["spent"]
+    start = time.monotonic() - spent
+    while spent < 60 * minutes:
+        rng = np.random.default_rng((seed, step))
+        rows = np.sort(rng.integers(0, len(pool), WHOLES))
+        mean, deviation = (torch.from_numpy(latents[rows, i].astype(np.float32)).to(device()) for i in (0, 1))
+        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32)).to(device())
+        optimizer.param_groups[0]["lr"] = rate * min((step + 1) / 50, 1.0, (1 - spent / (60 * minutes)) / 0.5)
+        with autocast():
+            drawn = vae.decode(mean + (deviation + SLACK) * noise).sample
+        loss, parts = picture_loss(drawn.float(), as_batch(pool.pictures[rows]).to(device()))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(layers.parameters(), 1.0)
+        optimizer.step()
+        step, spent = step + 1, time.monotonic() - start
+        if step % 50 == 0:
+            log.write(step, loss=loss.item(), **parts)
+        if step % 200 == 0 or spent >= 60 * minutes:
+            save(
+                folder / "decoder.pt", weights=layers.state_dict(), optimizer=optimizer.state_dict(), 
+                step=step, spent=spent,
+            )  # fmt: skip
+
+
+def load(folder: Path) -> AutoencoderKL:
+    """The trained autoencoder, frozen, with the longer-trained decoder where there is one."""
+    vae = build()
+    vae.load_state_dict(restore(folder / "vae.pt")["weights"])
+    better = restore(folder / "decoder.pt")
+    if better:
+        torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).load_state_dict(better["weights"])
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> float:
+    """Write means and standard deviations [n, 2, 8, 8, 8] as float16; returns the scaling factor 1/std."""
+    rows = []
+    for start in range(0, len(pool), 250):
+        with autocast():
+            posterior = vae.encode(as_batch(pool.pictures[start : start + 250]).to(device())).latent_dist
+        rows.append(torch.stack([posterior.mean, posterior.std], 1).float().cpu().numpy().astype(np.float16))
+    latents = np.concatenate(rows)
+    np.save(folder / "latents.npy", latents)
+    values = latents[:8000].astype(np.float32)
+    return float(1 / np.sqrt(values[:, 0].var() + (values[:, 1] ** 2).mean()))
+
+
+@torch.no_grad()
+def reconstruct_pool(vae: AutoencoderKL, folder: Path, size: int) -> None:
+    """Write softened.npy: the first `size` pictures of the pool as the autoencoder gives them back."""
+    latents, pictures = np.load(folder / "latents.npy", mmap_mode="r"), []
+    for start in range(0, size, 250):
+        mean = torch.from_numpy(latents[start : start + 250, 0].astype(np.float32)).to(device())
+        with autocast():
+            drawn = vae.decode(mean).sample
+        drawn = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+        pictures.append(drawn.permute(0, 2, 3, 1).cpu().numpy())
+    np.save(folder / "softened.npy", np.concatenate(pictures))
