@@ -38,7 +38,8 @@ def load_emoji(spec: EmojiModel) -> Pipelines:
         raise ModelError(f"the embedded model is not in {EMOJI_FOLDER}; install the package with its data")
     dtype = DTYPES[spec.precision]
     base = _pipeline(StableDiffusionXLPipeline, str(EMOJI_FOLDER / "base"), torch_dtype=dtype)
-    return Pipelines(base=base, refiner=_refiner(base, str(EMOJI_FOLDER / "refiner"), torch_dtype=dtype))
+    refiner = _refiner(base, str(EMOJI_FOLDER / "refiner"), torch_dtype=dtype)
+    return Pipelines(base=base, refiner=refiner)
 
 
 def load_sdxl(spec: SdxlModel) -> Pipelines:

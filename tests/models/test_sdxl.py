@@ -1,4 +1,6 @@
 import hashlib
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,19 @@ def test_hands_over_to_the_refiner_as_the_stock_pipelines_do(tmp_path: Path):
     assert difference(picture.image, expected) == 0
     [alone] = model.draw([FOX], replace(WITH_REFINER, refiner_start=None))
     assert difference(picture.image, alone.image) > 0
+
+
+def test_a_refiner_may_leave_out_what_it_shares_with_the_base(tiny_model: Model, tmp_path: Path):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    index = refiner_folder(folder) / "model_index.json"
+    parts = json.loads(index.read_text())
+    for shared in ("vae", "text_encoder_2", "tokenizer_2"):
+        shutil.rmtree(refiner_folder(folder) / shared)
+        parts[shared] = [None, None]
+    index.write_text(json.dumps(parts))
+    [picture] = load_model(spec_of(folder), device="cpu").draw([FOX], WITH_REFINER)
+    [whole] = tiny_model.draw([FOX], WITH_REFINER)
+    assert difference(picture.image, whole.image) == 0
 
 
 @pytest.mark.parametrize("zeros", [True, False])
