@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,8 +194,8 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
         "duration": wording.duration(sweep.get("seconds")),
         "versions": sorted(sweep.get("versions", {}).items()),
         "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
-        "rerun": f"harness run {sweep['name']}.json --workspace {workspace}",
-        "load": f'from harness import results\nr = results.load("{folder}")\n'
+        "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(str(workspace))}",
+        "load": f'from harness import results\nr = results.load({json.dumps(str(folder))})\n'
         f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
         "spec": _spec(study),
     }

@@ -78,7 +78,7 @@ def test_the_verdict_comes_first_and_the_rest_in_order(page: str, results: Resul
 def test_failures_and_provenance_are_there(page: str, workspace: Path) -> None:
     assert "loss became NaN at step 61" in page
     assert "5f1d" * 16 in page and "example-host" in page and "torch 2.15.0" in page
-    assert f"{workspace}/sweeps/example" in page
+    assert f"{workspace}/sweeps/example" in page and "--workspace " in page
     assert "started from identical latents in every arm" in page
 
 
