@@ -24,7 +24,7 @@ from harness.stages import Bench, Kind
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end as a finished sweep
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning per worker without a GPU
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
 
 import ray
