@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. `harness --help` shows examples."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -271,26 +272,28 @@ def _print_contrasts(results: "Results", trial_id: str, split: str) -> None:
         "p",
         "win rate",
         "pairs",
+        "",
         box=None,
         pad_edge=False,
     )
     rows = results.summary
-    for row in rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)].itertuples():
-        if row.reason:
-            table.add_row(
-                row.metric, f"{row.arm} − {row.control}", f"none: {row.reason}", "", "", "", str(row.n_pairs)
-            )
-            continue
+    for row in rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)].to_dict("records"):
         table.add_row(
-            row.metric,
-            f"{row.arm} − {row.control}",
-            f"{row.mean_difference:+.3f}",
-            f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}]",
-            f"{row.p_value:.4f}",
-            f"{row.win_rate:.0%}",
-            str(row.n_pairs),
+            str(row["metric"]),
+            f"{row['arm']} − {row['control']}",
+            _number(row["mean_difference"], "+.3f"),
+            f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]",
+            _number(row["p_value"], ".4f"),
+            _number(row["win_rate"], ".0%"),
+            str(row["n_pairs"]),
+            row["reason"] if isinstance(row["reason"], str) else "",
         )
     out.print(table)
+
+
+def _number(value: float, form: str) -> str:
+    """A number in a table; a missing one is a dash, never a zero."""
+    return format(value, form) if math.isfinite(value) else "–"
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
             frames.append(
                 frame.assign(
                     split=[wanted[image_id].split for image_id in frame["image_id"]],
-                    tags=[list(wanted[image_id].tags) for image_id in frame["image_id"]],
+                    tags=pd.Series([list(wanted[i].tags) for i in frame["image_id"]], index=frame.index),
                 )
             )
     return pd.concat(frames, ignore_index=True) if frames else tables.empty("images")

@@ -1,4 +1,4 @@
-"""A whole sweep that takes seconds: the tiny SDXL, a tiny CLIP, two trials that share a run and their sham."""
+"""A whole sweep that takes seconds: the tiny SDXL, a tiny CLIP, two trials of one run, and their sham."""
 
 from pathlib import Path
 from typing import Any

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from harness import models
 from harness.metrics import build_metrics, weights
-from harness.metrics.spec import AestheticMetric, ClipScoreMetric
+from harness.metrics.spec import AestheticMetric, ClipScoreMetric, MetricSpec
 
 PROMPTS = (
     "a cat on a red background",
@@ -43,7 +43,10 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             images.append(
                 {"image_id": f"{case}-{number}", "prompt": PROMPTS[number], "path": f"{case}-{number}.png"}
             )
-    specs = [ClipScoreMetric(encoder="emoji"), AestheticMetric(encoder="emoji", head="emoji")]
+    specs: list[MetricSpec] = [
+        ClipScoreMetric(encoder="emoji"),
+        AestheticMetric(encoder="emoji", head="emoji"),
+    ]
     found = build_metrics(specs, device="cpu").score(pd.DataFrame(images), folder)
     assert found["reason"].isna().all()
     return found.assign(case=found["image_id"].str.partition("-")[0])
