@@ -72,6 +72,7 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
                     bench.model(dataset.model),
                     folder,
                     report=lambda count: bench.report("dataset_pictures", count),
+                    batch_size=bench.plan.sweep.compute.batch_size,
                 )
     return stage.path
 

@@ -147,10 +147,9 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
     try:
-        ray.init(
-            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True
-        )
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     except ConnectionError as error:
         raise HarnessError(
             f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
