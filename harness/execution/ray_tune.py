@@ -104,6 +104,10 @@ class _Progress(tune.Callback):
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, and a live display cannot be."""
+        return {}
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:

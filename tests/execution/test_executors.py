@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -22,12 +23,20 @@ from tests.sweeps import small_plan
 EXECUTORS = get_args(ExecutorName)
 
 
-def ignore(kind: str, count: int) -> None:
-    pass
+class Display:
+    """Counts what is reported; like a live display it holds a lock, so it cannot leave its process."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.RLock()
+
+    def report(self, kind: str, count: int) -> None:
+        with self.lock:
+            self.counts[kind] += count
 
 
 def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
-    bench = Bench(plan=plan, workspace=Workspace(root), report=ignore)
+    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
     return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
 
 
@@ -42,12 +51,14 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
 ) -> None:
     good = control_tasks(plan)[:1]
     impossible = Task(name="impossible", runs=("no such run",))  # an unforeseen error: KeyError in the worker
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=ignore)
+    display = Display()
+    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=display.report)
     outcomes = make_executor(name).run([impossible, *good], bench)
     assert [outcome.task for outcome in outcomes] == [impossible, *good]
     assert outcomes[0].reason is not None and "no such run" in outcomes[0].reason
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
+    assert display.counts == {"dataset_pictures": 4}
 
 
 @pytest.mark.slow
