@@ -68,6 +68,11 @@ def save(path: Path, **parts: object) -> None:
     temporary.replace(path)
 
 
+def finished(path: Path) -> dict:
+    """Read the checkpoint of a stage that has to be there. Raises FileNotFoundError where it is not."""
+    return torch.load(path, map_location=device(), weights_only=True)
+
+
 def restore(path: Path) -> dict | None:
     """Read a checkpoint if there is one."""
-    return torch.load(path, map_location=device(), weights_only=True) if path.exists() else None
+    return finished(path) if path.exists() else None

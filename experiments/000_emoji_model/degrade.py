@@ -87,6 +87,6 @@ def _duplicate(picture: Picture, severity: float, rng: np.random.Generator) -> P
     reach = (4 + 12 * severity) * side / 64
     dx, dy = round(reach * np.cos(angle)), round(reach * np.sin(angle))
     share = 0.25 + 0.2 * severity
-    copy = np.roll(values, (dy, dx), axis=(0, 1))
-    other = np.roll(values, (-dy, -dx), axis=(0, 1))
+    copy: NDArray[np.float32] = np.roll(values, (dy, dx), axis=(0, 1))
+    other: NDArray[np.float32] = np.roll(values, (-dy, -dx), axis=(0, 1))
     return _picture((1 - share) * values + share * (0.6 * copy + 0.4 * other))

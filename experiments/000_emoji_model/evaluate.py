@@ -189,8 +189,21 @@ def contact_sheet(painter: Painter, path: Path) -> None:
     sheet.save(path, quality=88)
 
 
+def measure(cache: Path, repeat: int = 2) -> dict[str, float]:
+    """All figures and the sheet, from the shipped folders."""
+    judge, painter = Judge(HARNESS / "metrics" / "emoji"), Painter(HARNESS / "models" / "emoji")
+    contact_sheet(painter, HERE / "contact_sheet.jpg")
+    figures = judge_scenes(judge, download(cache))
+    print(json.dumps(figures, indent=1), flush=True)
+    figures |= timing(painter) | judge_drawings(judge, painter, repeat)
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    (HERE / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1), flush=True)
+    return figures
+
+
 def main() -> None:
-    """Parse, measure, write."""
+    """Parse and measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,13 +213,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2, help="backdrops per subject")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    judge, painter = Judge(HARNESS / "metrics" / "emoji"), Painter(HARNESS / "models" / "emoji")
-    contact_sheet(painter, HERE / "contact_sheet.jpg")
-    figures = judge_scenes(judge, download(arguments.cache))
-    figures |= judge_drawings(judge, painter, arguments.repeat) | timing(painter)
-    figures = {name: round(value, 4) for name, value in figures.items()}
-    (HERE / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    measure(arguments.cache, arguments.repeat)
 
 
 if __name__ == "__main__":

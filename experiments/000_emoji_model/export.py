@@ -13,6 +13,7 @@ import unet
 import vae
 from diffusers import (
     AutoencoderKL,
+    ModelMixin,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -126,7 +127,7 @@ def export_model(world: World, work: Path, target: Path) -> None:
     replace(new, target)
 
 
-def halve(folder: Path, kind: type) -> None:
+def halve(folder: Path, kind: type[ModelMixin]) -> None:
     """Store float16: a stock loader turns it back into float32, in half the space."""
     model = kind.from_pretrained(folder).to(torch.float16)
     model.save_pretrained(folder)

@@ -14,11 +14,11 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from common import Log, autocast, device, restore, save
+from common import Log, autocast, device, finished, restore, save
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from pool import Pool
 from safetensors.torch import save_file
-from text import LENGTH, contrast, ids_of, train_tokenizer
+from text import LENGTH, SHORT, contrast, ids_of, train_tokenizer
 from torch import nn
 from transformers import CLIPTokenizer
 from world import World
@@ -64,7 +64,24 @@ def normalised(pictures: np.ndarray) -> torch.Tensor:
     """[b, 64, 64, 3] uint8 to what open_clip's standard preprocessing gives."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    return ((x - mean) / std).to(device())
+    return ((x - mean) / std).to(device(), memory_format=torch.channels_last)
+
+
+def encode_short(clip: open_clip.CLIP, ids: torch.Tensor) -> torch.Tensor:
+    """`clip.encode_text` for texts cut after their end: by the causal mask, nothing later can act on it."""
+    width = ids.shape[1]
+    x = clip.token_embedding(ids) + clip.positional_embedding[:width]
+    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:width, :width]))
+    return x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)] @ clip.text_projection
+
+
+def optimizer_of(judge: Judge, rate: float) -> torch.optim.AdamW:
+    """A head on unit vectors needs weights of about ten, so it learns faster than the rest."""
+    groups = [
+        {"params": list(judge.clip.parameters()), "lr": rate, "factor": 1.0, "weight_decay": 0.05},
+        {"params": list(judge.head.parameters()), "lr": rate, "factor": 15.0, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
 def train(world: World, pool: Pool, folder: Path, minutes: float, rate: float = 2e-3, seed: int = 52) -> None:
@@ -73,9 +90,10 @@ def train(world: World, pool: Pool, folder: Path, minutes: float, rate: float = 
         train_tokenizer(world, pool.captions[::-1], pad=PAD).save_pretrained(folder / "scorer_tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "scorer_tokenizer")
     ids = ids_of(tokenizer, pool.captions)
-    judge = Judge(len(tokenizer)).to(device())
+    lengths = (ids == tokenizer.eos_token_id).int().argmax(1).numpy() + 1
+    judge = Judge(len(tokenizer)).to(device()).to(memory_format=torch.channels_last)
     softened = np.load(folder / "softened.npy") if (folder / "softened.npy").exists() else pool.pictures[:0]
-    optimizer = torch.optim.AdamW(judge.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = optimizer_of(judge, rate)
     kept, step, spent, log = restore(folder / "scorer.pt"), 0, 0.0, Log(folder / "scorer.csv")
     if kept:
         judge.load_state_dict(kept["weights"])
@@ -86,20 +104,23 @@ def train(world: World, pool: Pool, folder: Path, minutes: float, rate: float = 
         rng = np.random.default_rng((seed, step))
         few = len(softened) and rng.random() < 0.6  # often from the part that is there in both forms
         rows = np.sort(rng.integers(0, len(softened) if few else len(pool), BATCH))
+        width = LENGTH if step % 6 == 0 else SHORT
+        rows = rows[lengths[rows] <= width]
         pictures = np.array(pool.pictures[rows])
-        soft = (rows < len(softened)) & (rng.random(BATCH) < 0.5)
+        soft = (rows < len(softened)) & (rng.random(len(rows)) < 0.5)
         pictures[soft] = softened[rows[soft]]
         left = 1 - spent / (60 * minutes)
-        optimizer.param_groups[0]["lr"] = rate * min((step + 1) / 100, 1.0, left / 0.6)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"] * min((step + 1) / 100, 1.0, left / 0.6)
         with autocast():
             images = judge.clip.encode_image(normalised(pictures))
-            texts = judge.clip.encode_text(ids[rows].to(device()))
+            texts = encode_short(judge.clip, ids[rows, :width].to(device()))
         images = F.normalize(images.float(), dim=-1)
         apart = contrast(images, texts.float(), judge.clip.logit_scale)
         target = torch.from_numpy(quality(pool.severities[rows])).to(device())
         miss = ((judge.head(images)[:, 0] - target) / 9).square().mean()
         optimizer.zero_grad()
-        (apart + 10 * miss).backward()
+        (apart + 15 * miss).backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()
         step, spent = step + 1, time.monotonic() - start
@@ -115,7 +136,7 @@ def train(world: World, pool: Pool, folder: Path, minutes: float, rate: float = 
 def export(folder: Path, target: Path) -> None:
     """Write clip/ in open_clip's local-dir layout (float16) and the head beside it (float32)."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "scorer_tokenizer")
-    weights = restore(folder / "scorer.pt")["weights"]
+    weights = finished(folder / "scorer.pt")["weights"]
     (target / "clip").mkdir(parents=True, exist_ok=True)
     clip = {k.removeprefix("clip."): v for k, v in weights.items() if k.startswith("clip.")}
     halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in clip.items()}

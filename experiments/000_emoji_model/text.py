@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Log, autocast, device, ramp, restore, save
+from common import Log, autocast, device, finished, ramp, restore, save
 from pool import Pool, as_batch
 from subjects import FORBIDDEN
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -180,7 +180,7 @@ def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e
 def load(folder: Path) -> Encoders:
     """The trained encoders, frozen, float32."""
     encoders = build(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
-    weights = restore(folder / "text.pt")["weights"]
+    weights = finished(folder / "text.pt")["weights"]
     for name, module in (("first", encoders.first), ("second", encoders.second)):
         prefix = f"{name}."
         module.load_state_dict(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("pool", "vae", "text", "latents", "base", "decoder", "scorer", "refiner", "export")
+STAGES = ("pool", "vae", "text", "latents", "base", "decoder", "scorer", "refiner", "export", "evaluate")
 
 
 def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
@@ -46,6 +46,14 @@ def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
             import scorer
 
             scorer.train(World(cache), scenes, work, minutes or 6)
+        case "look":
+            import look
+
+            look.sheet(work, work / "look.png")
+        case "evaluate":
+            import evaluate
+
+            evaluate.measure(cache)
         case "export":
             import export
 
@@ -64,7 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, help="the two data packages (downloaded if absent); default WORK/data"
     )
-    parser.add_argument("--stage", choices=STAGES, action="append", help="default: all, in order")
+    parser.add_argument("--stage", choices=(*STAGES, "look"), action="append", help="default: all")
     parser.add_argument(
         "--minutes", type=float, help="how long a UNet or the decoder learns, in place of the default"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Average, Log, autocast, device, restore, save
+from common import Average, Log, autocast, device, finished, restore, save
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from pool import Pool
 from text import Encoders, ids_of
@@ -178,7 +178,7 @@ def train(
 
 def load(folder: Path, refiner: bool = False) -> UNet2DConditionModel:
     """The averaged weights, frozen."""
-    weights = restore(folder / f"{'refiner' if refiner else 'base'}.pt")["average"]
+    weights = finished(folder / f"{'refiner' if refiner else 'base'}.pt")["average"]
     unet = build(refiner, 0, weights["conv_in.weight"].shape[1])
     unet.load_state_dict(weights)
     return unet.eval().requires_grad_(False)
