@@ -89,4 +89,5 @@ def _duplicate(picture: Picture, severity: float, rng: np.random.Generator) -> P
     share = 0.25 + 0.2 * severity
     copy: NDArray[np.float32] = np.roll(values, (dy, dx), axis=(0, 1))
     other: NDArray[np.float32] = np.roll(values, (-dy, -dx), axis=(0, 1))
-    return _picture((1 - share) * values + share * (0.6 * copy + 0.4 * other))
+    mixed = (1 - share) * values + share * (0.6 * copy + 0.4 * other)
+    return _picture(mixed.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Measure what the shipped folders can do; writes figures.json and contact_sheet.jpg beside this file.
+"""Measure what the shipped folders can do; writes figures.json, contact_sheet.jpg and the card's table.
 
     python experiments/000_emoji_model/evaluate.py --cache DIR
 
@@ -189,6 +189,41 @@ def contact_sheet(painter: Painter, path: Path) -> None:
     sheet.save(path, quality=88)
 
 
+ROWS = (
+    ("retrieval_clean", "judge picks the subject of a held-out clean scene among 16", "at least 0.95"),
+    ("retrieval_all", "the same, half of the scenes spoiled, up to severity 1", ""),
+    ("spearman_severity", "quality head against severity, held-out scenes (Spearman)", "at most -0.85"),
+    ("spearman_severity_spoiled_only", "the same among spoiled scenes alone", ""),
+    (
+        "drawn_subject_right",
+        "judge picks the subject of a drawn picture among 16, with refiner",
+        "at least 0.80",
+    ),
+    ("drawn_subject_right_base_alone", "the same, base alone", ""),
+    ("drawn_quality", "mean quality of pictures from plain prompts", ""),
+    ("gain_negative_keywords", "quality gained by the 13 words as negative prompt, same noise", "above 0"),
+    ("gain_negative_keywords_error", "its standard error", ""),
+    ("gain_negative_placebo", "quality gained by `wrong` as negative prompt, same noise", "about 0"),
+    ("gain_negative_placebo_error", "its standard error", ""),
+    (
+        "seconds_per_picture_batch_1",
+        "seconds per picture, one at a time, 20 steps, guidance 4, refiner",
+        "0.5",
+    ),
+    ("seconds_per_picture_batch_16", "the same, 16 at a time", "0.5"),
+)
+
+
+def write_card(figures: dict[str, float], card: Path) -> None:
+    """Put the table between the card's two marks."""
+    table = ["| figure | measured | wanted |", "|---|---|---|"]
+    table += [f"| {words} | {figures[name]:.3f} | {wanted} |" for name, words, wanted in ROWS]
+    before, _, rest = card.read_text().partition("<!-- figures -->\n")
+    _, _, after = rest.partition("<!-- end of figures -->\n")
+    body = "\n".join(table)
+    card.write_text(f"{before}<!-- figures -->\n{body}\n<!-- end of figures -->\n{after}")
+
+
 def measure(cache: Path, repeat: int = 2) -> dict[str, float]:
     """All figures and the sheet, from the shipped folders."""
     judge, painter = Judge(HARNESS / "metrics" / "emoji"), Painter(HARNESS / "models" / "emoji")
@@ -198,6 +233,7 @@ def measure(cache: Path, repeat: int = 2) -> dict[str, float]:
     figures |= timing(painter) | judge_drawings(judge, painter, repeat)
     figures = {name: round(value, 4) for name, value in figures.items()}
     (HERE / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_card(figures, HERE / "README.md")
     print(json.dumps(figures, indent=1), flush=True)
     return figures
 
