@@ -37,7 +37,7 @@ def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
             (work / "scaling.txt").write_text(str(vae.encode_pool(vae.load(work), scenes, work)))
         case "base" | "refiner":
             refiner = stage == "refiner"
-            default = 10 if refiner else 65
+            default = 11 if refiner else 52
             unet.train(unet.load_cache(work, scenes), work, minutes or default, refiner)
         case "decoder":
             vae.train_decoder(scenes, work, minutes or 8)
@@ -45,7 +45,7 @@ def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
         case "scorer":
             import scorer
 
-            scorer.train(World(cache), scenes, work, minutes or 6)
+            scorer.train(World(cache), scenes, work, minutes or 9)
         case "look":
             import look
 
