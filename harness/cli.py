@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -264,31 +263,25 @@ def _print_verdict(results: "Results", report: Path) -> None:
 
 
 def _print_contrasts(results: "Results", trial_id: str, split: str) -> None:
-    table = Table(
-        "metric",
-        "arm − control",
-        "difference",
-        "interval",
-        "p",
-        "win rate",
-        "pairs",
-        "",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
+        table.add_column(heading, no_wrap=True)
     rows = results.summary
-    for row in rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)].to_dict("records"):
+    chosen = rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)]
+    for row in chosen.to_dict("records"):
         table.add_row(
             str(row["metric"]),
-            f"{row['arm']} − {row['control']}",
+            str(row["arm"]),
+            str(row["control"]),
             _number(row["mean_difference"], "+.3f"),
-            f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]",
+            escape(f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]"),
             _number(row["p_value"], ".4f"),
             _number(row["win_rate"], ".0%"),
             str(row["n_pairs"]),
-            row["reason"] if isinstance(row["reason"], str) else "",
         )
     out.print(table)
+    for reason in chosen["reason"].dropna().unique():
+        out.print(f"– {escape(reason)}", highlight=False)
 
 
 def _number(value: float, form: str) -> str:
@@ -299,14 +292,7 @@ def _number(value: float, form: str) -> str:
 def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=False)
+        app()
     except HarnessError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)
-    except click.ClickException as error:  # an unknown option, a missing argument
-        error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except click.Abort:
-        sys.exit(130)

@@ -185,8 +185,14 @@ def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
 
 def trial_task(plan: Plan, trial: Trial) -> Task:
     """Everything one trial needs, its controls included, as one task."""
-    draws = tuple((draw.draw_id, "dev") for draw in draws_of_trial(plan, trial))
-    return Task(name=f"trial {trial.index} {trial.trial_id}", runs=(trial.run_id,), draws=draws)
+    draws = draws_of_trial(plan, trial)
+    runs = dict.fromkeys([trial.run_id, *(adapter.run_id for draw in draws for adapter in draw.adapters)])
+    return Task(
+        name=f"trial {trial.index} {trial.trial_id}",
+        datasets=tuple(dict.fromkeys(plan.runs[run_id].dataset.dataset_id for run_id in runs)),
+        runs=tuple(runs),
+        draws=tuple((draw.draw_id, "dev") for draw in draws),
+    )
 
 
 def draws_of_trial(plan: Plan, trial: Trial) -> list[Draw]:

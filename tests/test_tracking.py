@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_a_changed_trial_is_replaced_and_a_synced_one_kept(
     ids = [f"example-{trial_id}" for trial_id in results.trials["trial_id"]]
     synced = first[ids[1]] / f"run-{ids[1]}.wandb.synced"
     synced.touch()
+    time.sleep(1.1)  # W&B names a run's folder by the second
     tracker.publish(replace(results, trials=results.trials.assign(train_seconds=9.0)), workspace)
     assert not first[ids[0]].exists() and offline_runs(tmp_path)[ids[0]].is_dir()
     assert synced.exists() and len(list((tmp_path / "wandb").glob(f"offline-run-*-{ids[1]}"))) == 2

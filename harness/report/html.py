@@ -182,6 +182,8 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
         .drop_duplicates()
         .to_dict("records")
     )
+    if workspace.is_relative_to(Path.cwd()):  # as its user would type it
+        workspace = workspace.relative_to(Path.cwd())
     folder = workspace / "sweeps" / sweep["name"]
     return {
         "model": source,
