@@ -1,20 +1,15 @@
 """Every executor: one outcome per task, in order; a failure loses no other; a killed worker is no loss."""
 
-import os
-import signal
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-import pandas as pd
-import psutil
 import pytest
 
 from harness.execution import ExecutorName, make_executor
 from harness.models.spec import SdxlModel
-from harness.pipeline import SweepRun, Task, control_tasks, run_sweep
+from harness.pipeline import Task, control_tasks
 from harness.spec.expand import Plan
 from harness.stages import Bench
 from harness.workspace import Workspace
@@ -33,11 +28,6 @@ class Display:
     def report(self, kind: str, count: int) -> None:
         with self.lock:
             self.counts[kind] += count
-
-
-def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
-    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
-    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -59,47 +49,3 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
     assert display.counts == {"dataset_pictures": 4}
-
-
-@pytest.mark.slow
-def test_ray_and_the_loop_give_the_same_scores(plan: Plan, tmp_path: Path) -> None:
-    local = carry_out(plan, tmp_path / "local", "local").results.scores
-    ray = carry_out(plan, tmp_path / "ray", "ray").results.scores
-    keys = ["image_id", "metric"]
-    pd.testing.assert_frame_equal(
-        local.sort_values(keys, ignore_index=True), ray.sort_values(keys, ignore_index=True), rtol=1e-3
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_no_loss(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    training = {"learning_rate": 0.01, "batch_size": 2, "steps": 60}
-    changes = {"training": training, "axes": {"adapter.rank": [2]}, "compute": {"checkpoint_every": 5}}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, **changes)
-    undisturbed = carry_out(plan, tmp_path / "undisturbed", "local").results
-    root = tmp_path / "disturbed"
-    killed: list[int] = []
-    killer = threading.Thread(target=_kill_a_worker_in_training, args=(Workspace(root), plan, killed))
-    killer.start()
-    disturbed = carry_out(plan, root, "ray")
-    killer.join()
-    assert killed, "no worker was killed, so this shows nothing"
-    assert not [outcome for outcome in disturbed.outcomes if outcome.failed]
-    pd.testing.assert_frame_equal(
-        disturbed.results.scores.sort_values(["image_id", "metric"], ignore_index=True),
-        undisturbed.scores.sort_values(["image_id", "metric"], ignore_index=True),
-        rtol=1e-3,
-    )
-
-
-def _kill_a_worker_in_training(workspace: Workspace, plan: Plan, killed: list[int]) -> None:
-    """kill -9 a worker as soon as some run has its first checkpoint."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not killed:
-        if any(workspace.snapshots(run_id) for run_id in plan.runs):
-            for child in psutil.Process().children(recursive=True):
-                if "perform_task" in " ".join(child.cmdline()) or "ImplicitFunc" in child.name():
-                    os.kill(child.pid, signal.SIGKILL)
-                    killed.append(child.pid)
-                    break
-        time.sleep(0.02)
