@@ -1,4 +1,4 @@
-"""Every executor: one outcome per task, in order; a failure loses no other; a killed worker is no loss."""
+"""Every executor: one outcome per task, in order; a failure loses no other."""
 
 import threading
 from collections import Counter
