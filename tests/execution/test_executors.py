@@ -1,15 +1,23 @@
-"""Every executor: one outcome per task, in order; a failure loses no other."""
+"""Every executor: one outcome per task, in order; a failure loses no other; a killed worker is no loss."""
 
+import os
+import signal
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
+import psutil
 import pytest
+import torch
 
 from harness.execution import ExecutorName, make_executor
 from harness.models.spec import SdxlModel
-from harness.pipeline import Task, control_tasks
+from harness.pipeline import SweepRun, Task, control_tasks, run_sweep
+from harness.results import Results
 from harness.spec.expand import Plan
 from harness.stages import Bench
 from harness.workspace import Workspace
@@ -49,3 +57,67 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
     assert display.counts == {"dataset_pictures": 4}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The threads that a Ray worker of one CPU uses: sums are added up in the same order here and there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_ray_and_the_loop_make_the_same_pictures_and_scores(
+    plan: Plan, tmp_path: Path, one_thread: None
+) -> None:
+    local = carry_out(plan, tmp_path / "local", "local")
+    ray = carry_out(plan, tmp_path / "ray", "ray")
+    assert not [outcome for outcome in ray.outcomes if outcome.failed]
+    assert_same(ray.results, local.results)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_no_loss(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, one_thread: None
+) -> None:
+    training = {"learning_rate": 0.01, "batch_size": 2, "steps": 60}
+    changes = {"training": training, "axes": {"adapter.rank": [2]}, "compute": {"checkpoint_every": 5}}
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, **changes)
+    undisturbed = carry_out(plan, tmp_path / "undisturbed", "local")
+    killed: list[int] = []
+    workspace = Workspace(tmp_path / "disturbed")
+    killer = threading.Thread(target=kill_a_worker_in_training, args=(workspace, plan, killed))
+    killer.start()
+    disturbed = carry_out(plan, workspace.root, "ray")
+    killer.join()
+    assert killed, "no worker was killed, so this shows nothing"
+    assert not [outcome for outcome in disturbed.outcomes if outcome.failed]
+    assert_same(disturbed.results, undisturbed.results)
+
+
+def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
+    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
+    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
+
+
+def assert_same(these: Results, those: Results) -> None:
+    keys = ["image_id"]
+    these_images, those_images = (r.images.sort_values(keys, ignore_index=True) for r in (these, those))
+    pd.testing.assert_series_equal(these_images["sha256"], those_images["sha256"])
+    keys = ["image_id", "metric"]
+    these_scores, those_scores = (r.scores.sort_values(keys, ignore_index=True) for r in (these, those))
+    pd.testing.assert_frame_equal(these_scores, those_scores, rtol=1e-6, atol=1e-6)
+
+
+def kill_a_worker_in_training(workspace: Workspace, plan: Plan, killed: list[int]) -> None:
+    """Kill -9 the worker that trains, once its run has its first checkpoint."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not killed:
+        if any(workspace.snapshots(run_id) for run_id in plan.runs):
+            for child in psutil.Process().children(recursive=True):
+                if "ImplicitFunc" in " ".join(child.cmdline()):
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+        time.sleep(0.02)
