@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.spec.base import Frozen
 
@@ -11,8 +11,30 @@ class ComputeSpec(Frozen):
     """Resources of one worker and how failures are met."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    gpus_per_trial: Annotated[
+        float, Field(ge=0, description="a fraction shares one; 2 or more train data-parallel")
+    ] = 0
+    workers_per_trial: Annotated[
+        int | None, Field(ge=1, description="processes that train one trial data-parallel; null: one per GPU")
+    ] = None
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
     max_failures: Annotated[int, Field(ge=0, description="times a lost or failed task is tried again")] = 1
-    batch_size: Annotated[int, Field(ge=1, description="pictures drawn in one batch")] = 8
+    batch_size: Annotated[
+        int | None, Field(ge=1, description="pictures drawn in one batch; null: as many as memory allows")
+    ] = 8
+    gradient_checkpointing: Annotated[
+        bool, Field(description="train in less memory, about a third slower")
+    ] = False
+    compile: Annotated[bool, Field(description="torch.compile the UNet: a slow start, then faster")] = False
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
+
+    @property
+    def training_workers(self) -> int:
+        """Processes that train one run together."""
+        return self.workers_per_trial or max(1, int(self.gpus_per_trial))
+
+    @model_validator(mode="after")
+    def _whole_workers(self) -> "ComputeSpec":
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % self.training_workers:
+            raise ValueError("gpus_per_trial above 1 must be a multiple of workers_per_trial")
+        return self

@@ -1,17 +1,17 @@
 """What a model must be able to do for the rest of the house: draw rows, and lend its parts to training.
 
-Shape legend: B rows, T tokens, D cross-attention width, P pooled width, C latent channels, h w latent size.
+Shape legend: B rows, N pictures, C latent channels, h w latent size.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.models.spec import ModelSpec
-from harness.spec.evaluation import Branch
-from harness.spec.trial import AdapterSpec
+from harness.spec.adapter import AdapterSpec
+from harness.spec.evaluation import Branch, MergeSpec, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RowAdapter:
-    """An adapter that acts on one row: the folder it was saved in, its scale and its guidance branch."""
+    """An adapter that acts on one row: its file, or the folder it was saved in; its scale and its branch."""
 
     path: Path
     scale: float
@@ -29,21 +29,28 @@ class RowAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents."""
+    """One picture to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents.
+
+    With `merge`, the adapters are merged into one that acts on their (common) branch at scale 1.
+    """
 
     prompt: str
     negative: str
     seed: int
     guidance: float
     adapters: tuple[RowAdapter, ...] = ()
+    merge: MergeSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings:
-    """What all rows of a batch share."""
+    """What all rows of a batch share. Null: the model's own scheduler and size (width, height)."""
 
     steps: int
     refiner_start: float | None
+    guidance_rescale: float = 0.0
+    scheduler: Scheduler | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,26 +69,34 @@ class Posterior:
     std_NChw: "torch.Tensor"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """What the UNet is conditioned on for one prompt at the model's own resolution, batch of one."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ParameterGroup:
+    """Parameters that are trained at one rate. `side` is LoRA's matrix: `up` (B) has a rate of its own in LoRA+."""
 
-    prompt_embeds_1TD: "torch.Tensor"
-    pooled_1P: "torch.Tensor"
-    time_ids_16: "torch.Tensor"
+    part: Literal["unet", "text_encoders"]
+    side: Literal["down", "up"]
+    parameters: "list[torch.nn.Parameter]"
 
 
 class Trainable(Protocol):
-    """A UNet with one fresh adapter attached and only that adapter trainable (fp32 whatever the base is)."""
+    """A model with one fresh adapter attached and only that adapter trainable (fp32 whatever the base is)."""
 
-    def parameters(self) -> Iterator["torch.nn.Parameter"]:
-        """The adapter's parameters, fp32, in a stable order."""
+    def groups(self) -> list[ParameterGroup]:
+        """The adapter's parameters, fp32, each once, in a stable order; no group is empty."""
         ...
 
     def predict(
-        self, noisy_BChw: "torch.Tensor", timesteps_B: "torch.Tensor", conditioning: Conditioning
+        self,
+        noisy_BChw: "torch.Tensor",
+        timesteps_B: "torch.Tensor",
+        captions: Sequence[str],
+        time_ids_B6: "torch.Tensor",
     ) -> "torch.Tensor":
-        """The UNet's output (ε or v, as the model's scheduler says), shape [B, C, h, w], fp32."""
+        """The UNet's output (ε or v, as the model's scheduler says), shape [B, C, h, w], fp32.
+
+        Each row has its own caption (the empty one is the unconditional) and micro-conditioning: original
+        height and width, crop's top and left, target height and width, in pixels.
+        """
         ...
 
     def state_dict(self) -> dict[str, "torch.Tensor"]:
@@ -104,16 +119,22 @@ class Model(Protocol):
         """Pictures in the order of the rows. Each depends on its row alone, not on its neighbours."""
         ...
 
+    def pictures_at_once(self, settings: DrawSettings) -> int:
+        """How many rows `draw` should be given together: as many as the free memory holds."""
+        ...
+
     def encode_images(self, images: Sequence["Image"]) -> Posterior:
-        """VAE posterior of pictures at the model's resolution."""
+        """VAE posterior of RGB pictures of one size, multiples of 8."""
         ...
 
-    def condition(self, prompt: str) -> Conditioning:
-        """Text conditioning of one prompt for training."""
-        ...
+    def attach(
+        self, adapter: AdapterSpec, seed: int, *, checkpointing: bool = False, compiled: bool = False
+    ) -> AbstractContextManager[Trainable]:
+        """A fresh adapter, initialised from `seed`; on leaving, the model is exactly what it was.
 
-    def attach(self, adapter: AdapterSpec, seed: int) -> AbstractContextManager[Trainable]:
-        """A fresh adapter, initialised from `seed`; on leaving, the UNet is exactly what it was."""
+        `checkpointing` computes activations again in the backward pass; `compiled` runs the UNet through
+        torch.compile.
+        """
         ...
 
     def noise_schedule(self) -> tuple["torch.Tensor", str]:
@@ -123,5 +144,5 @@ class Model(Protocol):
     def save_adapter(
         self, state: dict[str, "torch.Tensor"], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
     ) -> None:
-        """Write `pytorch_lora_weights.safetensors`, alpha included, for stock `load_lora_weights`."""
+        """Write the adapter's file for stock `load_lora_weights` or `load_textual_inversion`, scale included."""
         ...

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.spec.base import HOW, Frozen, Text
 
@@ -23,10 +23,14 @@ class EmojiModel(Frozen):
 
 
 class SdxlModel(Frozen):
-    """SDXL 1.0 or a model of the same classes, from the hub or from a local folder."""
+    """SDXL 1.0 or a model of the same classes, from the hub or from a local folder.
+
+    `source: random` is the published architecture with random weights, for measuring speed and memory where
+    there are no weights; its `refiner` is then `random` or null, and its `vae` null.
+    """
 
     kind: Literal["sdxl"] = "sdxl"
-    source: Annotated[Text, Field(description="hub id, or a folder in diffusers' layout")] = (
+    source: Annotated[Text, Field(description="hub id, a folder in diffusers' layout, or random")] = (
         "stabilityai/stable-diffusion-xl-base-1.0"
     )
     revision: str | None = None
@@ -40,7 +44,19 @@ class SdxlModel(Frozen):
     vae_revision: str | None = None
     variant: Annotated[Literal["fp16"] | None, Field(description="which weight files to read"), HOW] = "fp16"
     precision: Precision = "fp16"
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        Field(description="what the UNet predicts; null: what the model's scheduler says"),
+    ] = None
     digest: Annotated[str | None, Field(description="hash of local folders; filled in when read")] = None
+
+    @model_validator(mode="after")
+    def _random_throughout(self) -> "SdxlModel":
+        if self.source == "random" and (self.refiner not in ("random", None) or self.vae is not None):
+            raise ValueError("source: random takes refiner: random or null, and vae: null")
+        if self.source != "random" and "random" in (self.refiner, self.vae):
+            raise ValueError("refiner and vae can be random only where source is")
+        return self
 
     def how(self) -> set[str]:
         """A local folder's path says where; once the digest is known, that says what."""

@@ -85,15 +85,28 @@ class DegradeRecipe(Drawn):
 
 
 class FolderRecipe(Frozen):
-    """Pictures somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names."""
+    """Pictures somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
+
+    A picture's caption is the text file of its name beside it (`fox.png`, `fox.txt`), or its `text` in the
+    folder's `metadata.jsonl`.
+    """
 
     kind: Literal["folder"] = "folder"
     name: Label = None
     path: Annotated[Path, HOW]
-    digest: Annotated[str | None, Field(description="hash of the pictures; filled in when read")] = None
+    repeats: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        Field(description="how often pictures are seen in each pass, by a pattern of names: {'hands/*': 3}"),
+    ] = Field(default_factory=dict)
+    digest: Annotated[
+        str | None, Field(description="hash of the pictures and captions; filled in when read")
+    ] = None
     count: Annotated[
         int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW
     ] = None
+    captioned: Annotated[
+        bool, Field(description="whether every picture has a caption; filled in when read"), HOW
+    ] = False
 
     @property
     def texts(self) -> tuple[str, ...]:

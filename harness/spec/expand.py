@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from harness.models.spec import ModelSpec
 from harness.recipes.spec import RecipeSpec
-from harness.spec.evaluation import ArmSpec, Branch, Prompt
+from harness.spec.adapter import AdapterSpec
+from harness.spec.evaluation import ArmAdapter, ArmSpec, Branch, MergeSpec, Prompt, Scheduler
 from harness.spec.fingerprint import fingerprint
 from harness.spec.sweep import SweepSpec
-from harness.spec.trial import AdapterSpec, TrainingSpec, TrialSpec
+from harness.spec.training import TrainingSpec
+from harness.spec.trial import TrialSpec
 
 TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
 
@@ -35,16 +38,30 @@ class TrainingRun:
     adapter: AdapterSpec
     training: TrainingSpec  # its `steps` is the last snapshot
     snapshots: tuple[int, ...]
+    prior: Dataset | None  # the class pictures of prior preservation
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """What must be there before training."""
+        return (self.dataset,) if self.prior is None else (self.dataset, self.prior)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawAdapter:
-    """A snapshot of a training run that acts in a draw."""
+    """What acts in a draw: a snapshot of a training run, or (run_id and steps null) a file."""
 
-    run_id: str
-    steps: int
+    run_id: str | None
+    steps: int | None
+    weights: Literal["last", "ema"]
+    file: Path | None
+    digest: str | None
     scale: float
     branch: Branch
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides the pictures: a file's content, not its path."""
+        return [self.run_id, self.steps, self.weights, self.digest, self.scale, self.branch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +73,13 @@ class Draw:
     model: ModelSpec
     negative: str
     guidance: float
+    guidance_rescale: float
     steps: int
+    scheduler: Scheduler | None
+    size: tuple[int, int] | None  # width, height; null: the model's own
     refiner_start: float | None
     adapters: tuple[DrawAdapter, ...]
+    merge: MergeSpec | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +119,9 @@ class Plan:
 
     @cached_property
     def control_draws(self) -> tuple[Draw, ...]:
-        """Draws in which no adapter acts: drawn once per sweep."""
-        return tuple(draw for draw in self.draws.values() if not draw.adapters)
+        """Draws that need no training: drawn once per sweep, before all else."""
+        trained = {draw_id for draws in self._draws_by_run.values() for draw_id in draws}
+        return tuple(draw for draw in self.draws.values() if draw.draw_id not in trained)
 
     @cached_property
     def trials_ending_with(self) -> Counter[str]:
@@ -108,9 +130,22 @@ class Plan:
         return Counter(trial.draws[own[-1]] for trial in self.trials)
 
     def draws_of_run(self, run_id: str) -> tuple[Draw, ...]:
-        """Draws whose pictures need a snapshot of this run, in order of steps."""
-        found = [draw for draw in self.draws.values() if any(a.run_id == run_id for a in draw.adapters)]
-        return tuple(sorted(found, key=lambda draw: max(adapter.steps for adapter in draw.adapters)))
+        """Draws that are made once this run is trained, in order of steps.
+
+        A draw with adapters of several runs belongs to the last of them, so that nobody waits for it twice.
+        """
+        found = [self.draws[draw_id] for draw_id in self._draws_by_run.get(run_id, ())]
+        return tuple(sorted(found, key=lambda draw: max(adapter.steps or 0 for adapter in draw.adapters)))
+
+    @cached_property
+    def _draws_by_run(self) -> dict[str, list[str]]:
+        order = {run_id: place for place, run_id in enumerate(self.runs)}
+        found: dict[str, list[str]] = {}
+        for draw in self.draws.values():
+            runs = [adapter.run_id for adapter in draw.adapters if adapter.run_id is not None]
+            if runs:
+                found.setdefault(max(runs, key=order.__getitem__), []).append(draw.draw_id)
+        return found
 
     def cells(self, draw: Draw, split: str) -> tuple[Cell, ...]:
         """The pictures of a draw on one split of the prompts."""
@@ -195,7 +230,7 @@ class _Builder:
         trial_id = fingerprint("trial", spec=spec)
         if trial_id in self.trials:  # two axis values that mean the same (8 and 8.0) are one trial
             return
-        run_id = self._run(spec, spec.recipe)
+        run_id = self._run(spec)
         self.trials[trial_id] = Trial(
             index=len(self.trials),
             trial_id=trial_id,
@@ -214,23 +249,28 @@ class _Builder:
             draws=self.draws,
         )
 
-    def _run(self, spec: TrialSpec, recipe: RecipeSpec) -> str:
-        dataset_id = fingerprint("dataset", model=spec.model, recipe=recipe)
-        dataset = self.datasets.setdefault(
-            dataset_id, Dataset(dataset_id=dataset_id, model=spec.model, recipe=recipe)
+    def _dataset(self, model: ModelSpec, recipe: RecipeSpec) -> Dataset:
+        dataset_id = fingerprint("dataset", model=model, recipe=recipe)
+        return self.datasets.setdefault(
+            dataset_id, Dataset(dataset_id=dataset_id, model=model, recipe=recipe)
         )
+
+    def _run(self, spec: TrialSpec) -> str:
+        dataset, prior = self._dataset(spec.model, spec.recipe), spec.training.prior
+        shared = set() if spec.training.schedule.depends_on_length else {"steps"}
         training = {
-            name: getattr(spec.training, name) for name in TrainingSpec.model_fields if name != "steps"
+            name: getattr(spec.training, name) for name in TrainingSpec.model_fields if name not in shared
         }
-        run_id = fingerprint("run", dataset=dataset_id, adapter=spec.adapter, training=training)
+        run_id = fingerprint("run", dataset=dataset.dataset_id, adapter=spec.adapter, training=training)
         known = self.runs[run_id].snapshots if run_id in self.runs else ()
         snapshots = tuple(sorted({*known, spec.training.steps}))
         self.runs[run_id] = TrainingRun(
             run_id=run_id,
             dataset=dataset,
             adapter=spec.adapter,
-            training=TrainingSpec(**training, steps=snapshots[-1]),
+            training=TrainingSpec(**{**training, "steps": snapshots[-1]}),
             snapshots=snapshots,
+            prior=None if prior is None else self._dataset(spec.model, prior.recipe),
         )
         return run_id
 
@@ -239,21 +279,47 @@ class _Builder:
         parts: dict[str, Any] = {
             "negative": arm.negative,
             "guidance": sampler.guidance if arm.guidance is None else arm.guidance,
+            "guidance_rescale": sampler.guidance_rescale,
             "steps": sampler.steps,
+            "scheduler": sampler.scheduler,
+            "size": sampler.size,
             "refiner_start": sampler.refiner_start,
+            "merge": arm.merge,
         }
-        adapters = tuple(
-            DrawAdapter(
-                run_id=self._run(spec, spec.recipe if adapter.recipe is None else adapter.recipe),
-                steps=spec.training.steps,
-                scale=adapter.scale,
-                branch=adapter.branch,
-            )
-            for adapter in arm.adapters
-        )
-        identity = [[a.run_id, a.steps, a.scale, a.branch] for a in adapters]
+        adapters = tuple(self._adapter(spec, adapter) for adapter in arm.adapters)
+        identity = [adapter.identity for adapter in adapters]
         draw_id = fingerprint("draw", model=spec.model, adapters=identity, **parts)
         self.draws.setdefault(
             draw_id, Draw(draw_id=draw_id, arm=arm.name, model=spec.model, adapters=adapters, **parts)
         )
         return draw_id
+
+    def _adapter(self, spec: TrialSpec, adapter: ArmAdapter) -> DrawAdapter:
+        run_id = steps = None
+        if adapter.file is None:
+            trained = adapter_trial(spec, adapter)
+            run_id, steps = self._run(trained), trained.training.steps
+        return DrawAdapter(
+            run_id=run_id,
+            steps=steps,
+            weights=adapter.weights,
+            file=adapter.file,
+            digest=adapter.digest,
+            scale=adapter.scale,
+            branch=adapter.branch,
+        )
+
+
+def adapter_trial(spec: TrialSpec, adapter: ArmAdapter) -> TrialSpec:
+    """What is trained for an arm's adapter: the trial itself, or the trial with parts replaced.
+
+    Raises pydantic.ValidationError where the parts do not go together.
+    """
+    if adapter.is_own:
+        return spec
+    return TrialSpec(
+        model=spec.model,
+        recipe=adapter.recipe,
+        adapter=adapter.adapter or spec.adapter,
+        training=adapter.training or spec.training,
+    )

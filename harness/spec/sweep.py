@@ -10,7 +10,8 @@ from harness.models.spec import ModelSpec
 from harness.recipes.spec import RecipeSpec
 from harness.spec.base import HOW, Frozen, Name, Text
 from harness.spec.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
-from harness.spec.trial import AdapterSpec, TrainingSpec
+from harness.spec.adapter import AdapterSpec, LowRankAdapter
+from harness.spec.training import TrainingSpec
 
 
 class NoTracking(Frozen):
@@ -44,7 +45,7 @@ class SweepSpec(Frozen):
     question: Text
     model: ModelSpec
     recipe: RecipeSpec
-    adapter: AdapterSpec = Field(default_factory=AdapterSpec)
+    adapter: AdapterSpec = Field(default_factory=LowRankAdapter)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     axes: dict[str, AxisValues] = Field(default_factory=dict)
     arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]

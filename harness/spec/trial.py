@@ -1,63 +1,55 @@
 """One point of a sweep: which model, from which bad images, which adapter, trained how."""
 
-import math
-from typing import Annotated, Literal
-
-from pydantic import Field
+from pydantic import model_validator
 
 from harness.models.spec import ModelSpec
-from harness.recipes.spec import RecipeSpec
-from harness.spec.base import Frozen, Text
-
-
-class LoraAdapter(Frozen):
-    """LoRA (Hu et al. 2021) on the UNet's attention projections: W + (alpha / rank) B A.
-
-    `alpha: rank` keeps the scale at 1, so a rank axis also changes the effective learning rate;
-    `sqrt_rank` is rsLoRA's scale (Kalajdzievski 2023); a number is taken as it is.
-    """
-
-    kind: Literal["lora"] = "lora"
-    rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"] = "rank"
-
-    @property
-    def alpha_value(self) -> float:
-        """The number that the mode stands for: PEFT's `lora_alpha`; the scale is `alpha_value / rank`."""
-        match self.alpha:
-            case "rank":
-                return float(self.rank)
-            case "sqrt_rank":
-                return math.sqrt(self.rank)
-            case number:
-                return float(number)
-
-
-AdapterSpec = LoraAdapter
-
-
-class TrainingSpec(Frozen):
-    """DreamBooth training on one prompt.
-
-    The schedule is constant after a warm-up, so that a snapshot of a longer run equals a shorter run and
-    trials that differ in `steps` alone share one run.
-    """
-
-    prompt: Text = "wrong"
-    steps: Annotated[int, Field(ge=1)] = 200
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(ge=1, description="pictures per forward pass")] = 4
-    gradient_accumulation: Annotated[int, Field(ge=1, description="forward passes per optimizer step")] = 1
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    seed: Annotated[int, Field(ge=0)] = 0
+from harness.recipes.spec import FolderRecipe, RecipeSpec
+from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from harness.spec.base import Frozen
+from harness.spec.training import CAPTION, TrainingSpec
 
 
 class TrialSpec(Frozen):
-    """Everything that decides an adapter's bytes."""
+    """Everything that decides an adapter's bytes. What a combination would not use is an error."""
 
     model: ModelSpec
     recipe: RecipeSpec
     adapter: AdapterSpec
     training: TrainingSpec
+
+    @model_validator(mode="after")
+    def _all_of_it_is_used(self) -> "TrialSpec":
+        match self.adapter:
+            case TextualInversion(word=word):
+                self._textual_inversion(word)
+            case LowRankAdapter(text_encoders=False) if self.training.text_encoder_learning_rate is not None:
+                raise ValueError(
+                    "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true, or remove it"
+                )
+        if self.training.crop == "random" and not isinstance(self.recipe, FolderRecipe):
+            raise ValueError(
+                f"training.crop: random has no room in a {self.recipe.kind} recipe's square pictures; "
+                "use a folder recipe, or crop: center"
+            )
+        if CAPTION in self.training.prompt and isinstance(self.recipe, FolderRecipe) and not self.recipe.captioned:
+            raise ValueError(
+                f"training.prompt: {CAPTION} needs a caption for every picture of {self.recipe.path} "
+                "(fox.png beside fox.txt, or metadata.jsonl)"
+            )
+        return self
+
+    def _textual_inversion(self, word: str) -> None:
+        unused = [
+            name
+            for name, used in (
+                ("lora_plus_ratio", self.training.lora_plus_ratio == 1),
+                ("text_encoder_learning_rate", self.training.text_encoder_learning_rate is None),
+            )
+            if not used
+        ]
+        if unused:
+            raise ValueError(f"training.{unused[0]} is not used by textual_inversion; remove it")
+        if word not in self.training.prompt.lower().split() and CAPTION not in self.training.prompt:
+            raise ValueError(
+                f"training.prompt {self.training.prompt!r} must hold adapter.word {word!r}, or nothing is learnt"
+            )
