@@ -5,7 +5,7 @@ A task is a plain function of a plan and a store: it runs in this process under 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness.collect import collect
@@ -119,7 +119,8 @@ def run_sweep(
             outcomes.extend(executor.run(open_tasks, bench))
 
     with workspace.drive(plan.sweep.name):
-        carry_out("trials", control_tasks(plan) + trial_tasks(plan))
+        for stage, tasks in trial_stages(plan):
+            carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
         results = collect(plan, workspace, failures(outcomes))
         publish(results)
         confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
@@ -151,13 +152,27 @@ def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def control_tasks(plan: Plan) -> list[Task]:
-    """Datasets, then controls without adapters on both splits: each made once, whatever the trials."""
+    """Datasets, then controls that need no training on both splits: each made once, whatever the trials."""
     datasets = [Task(name=f"dataset {dataset_id}", datasets=(dataset_id,)) for dataset_id in plan.datasets]
     controls = [
         Task(name=f"control {draw.arm} {draw.draw_id}", draws=((draw.draw_id, "dev"), (draw.draw_id, "test")))
         for draw in plan.control_draws
     ]
     return datasets + controls
+
+
+def trial_stages(plan: Plan) -> list[tuple[str, list[Task]]]:
+    """What is carried out before the selection; the tasks of one stage wait for nothing but each other.
+
+    Training that takes several processes is a stage of its own: its task holds all of them, and drawing
+    needs one.
+    """
+    controls, trials = control_tasks(plan), trial_tasks(plan)
+    if plan.sweep.compute.training_workers == 1:
+        return [("trials", controls + trials)]
+    training = [replace(task, draws=()) for task in trials]
+    drawing = [replace(task, runs=()) for task in trials]
+    return [("controls", controls), ("training", training), ("trials", drawing)]
 
 
 def trial_tasks(plan: Plan) -> list[Task]:
@@ -170,6 +185,11 @@ def trial_tasks(plan: Plan) -> list[Task]:
         )
         for run_id in plan.runs
     ]
+
+
+def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:
+    """True where the training that a task's pictures need has failed in this call."""
+    return not task.runs and task.name in {outcome.task.name for outcome in outcomes if outcome.failed}
 
 
 def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
@@ -186,10 +206,13 @@ def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
 def trial_task(plan: Plan, trial: Trial) -> Task:
     """Everything one trial needs, its controls included, as one task."""
     draws = draws_of_trial(plan, trial)
-    runs = dict.fromkeys([trial.run_id, *(adapter.run_id for draw in draws for adapter in draw.adapters)])
+    others = [adapter.run_id for draw in draws for adapter in draw.adapters if adapter.run_id is not None]
+    runs = dict.fromkeys([trial.run_id, *others])
     return Task(
         name=f"trial {trial.index} {trial.trial_id}",
-        datasets=tuple(dict.fromkeys(plan.runs[run_id].dataset.dataset_id for run_id in runs)),
+        datasets=tuple(
+            dict.fromkeys(dataset.dataset_id for run_id in runs for dataset in plan.runs[run_id].datasets)
+        ),
         runs=tuple(runs),
         draws=tuple((draw.draw_id, "dev") for draw in draws),
     )

@@ -7,17 +7,19 @@ looks again, and makes only what is missing.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 
 from harness.generation.plan import Chunk, missing_chunks
 from harness.metrics import metric_fingerprint
 from harness.metrics.spec import MetricSpec
+from harness.models.model import DrawSettings
 from harness.models.spec import ModelSpec
+from harness.recipes.spec import FolderRecipe
 from harness.spec.expand import Cell, Draw, DrawAdapter, Plan, TrainingRun
 from harness.workspace import Stage, Workspace
 
@@ -28,6 +30,26 @@ if TYPE_CHECKING:
 Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
 Report = Callable[[Kind, int], None]
 
+PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
+EMA = "ema"  # the averaged export's folder in a snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last snapshot."""
+
+    run_id: str
+    start: int
+    snapshots: tuple[int, ...]
+
+
+class Trainer(Protocol):
+    """Trains a segment and leaves its snapshots in the store: in this process, or in several at once."""
+
+    def __call__(self, bench: "Bench", segment: Segment) -> None:
+        """Train; the datasets are there, and nobody else trains this run."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -36,6 +58,7 @@ class Bench:
     plan: Plan
     workspace: Workspace
     report: Report
+    trainer: Trainer | None = None  # null: in this process
 
     def model(self, spec: ModelSpec) -> "Model":
         """The model, loaded once per process and kept for the next task."""
@@ -66,13 +89,19 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
             from harness.recipes import build_dataset
 
             dataset = bench.plan.datasets[dataset_id]
-            with stage.build(recipe=dataset.recipe.model_dump(mode="json")) as folder:
+            model, recipe = bench.model(dataset.model), dataset.recipe
+            settings = (
+                None
+                if isinstance(recipe, FolderRecipe)
+                else DrawSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
+            )
+            with stage.build(recipe=recipe.model_dump(mode="json")) as folder:
                 build_dataset(
-                    dataset.recipe,
-                    bench.model(dataset.model),
+                    recipe,
+                    model,
                     folder,
                     report=lambda count: bench.report("dataset_pictures", count),
-                    batch_size=bench.plan.sweep.compute.batch_size,
+                    batch_size=_pictures_at_once(bench, model, settings),
                 )
     return stage.path
 
@@ -82,10 +111,11 @@ def ensure_snapshots(bench: Bench, run_id: str) -> None:
     run = bench.plan.runs[run_id]
     if not missing_snapshots(bench.workspace, run):
         return
-    dataset = ensure_dataset(bench, run.dataset.dataset_id)
+    for dataset in run.datasets:
+        ensure_dataset(bench, dataset.dataset_id)
     with bench.workspace.claim("run", run_id):
         while missing := missing_snapshots(bench.workspace, run):
-            _train_to(bench, run, dataset, missing)
+            (bench.trainer or train_segment)(bench, _segment(bench.workspace, run, missing))
 
 
 def missing_snapshots(workspace: Workspace, run: TrainingRun) -> list[int]:
@@ -98,45 +128,55 @@ def resume_step(workspace: Workspace, run: TrainingRun, before: int) -> int:
     return max((steps for steps in workspace.snapshots(run.run_id) if steps < before), default=0)
 
 
-def _train_to(bench: Bench, run: TrainingRun, dataset: Path, missing: list[int]) -> None:
-    """Train from the last checkpoint before the first missing snapshot, up to the next one that exists."""
+def _segment(workspace: Workspace, run: TrainingRun, missing: list[int]) -> Segment:
+    """From the last checkpoint before the first missing snapshot, up to the next one that exists."""
+    existing = [steps for steps in workspace.snapshots(run.run_id) if steps > missing[0]]
+    return Segment(
+        run_id=run.run_id,
+        start=resume_step(workspace, run, missing[0]),
+        snapshots=tuple(steps for steps in missing if not existing or steps < existing[0]),
+    )
+
+
+def train_segment(bench: Bench, segment: Segment) -> None:
+    """The Trainer of one process. Under torch.distributed it is one of several; the first alone saves."""
     from harness.training import train
     from harness.training.checkpoint import Checkpoint
 
-    workspace, model = bench.workspace, bench.model(run.dataset.model)
-    start = resume_step(workspace, run, missing[0])
-    existing = [steps for steps in workspace.snapshots(run.run_id) if steps > missing[0]]
-    ahead = tuple(steps for steps in missing if not existing or steps < existing[0])
+    run, workspace, compute = bench.plan.runs[segment.run_id], bench.workspace, bench.plan.sweep.compute
+    model = bench.model(run.dataset.model)
     started = time.monotonic()
 
     def save(checkpoint: Checkpoint) -> None:
-        stage = workspace.snapshot(run.run_id, checkpoint.step)
         seconds = time.monotonic() - started
-        with stage.build(
-            run=_run_json(run), step=checkpoint.step, from_step=start, train_seconds=seconds
-        ) as folder:
+        stage = workspace.snapshot(run.run_id, checkpoint.step)
+        about = {"run": _run_json(run), "step": checkpoint.step, "from_step": segment.start}
+        with stage.build(**about, train_seconds=seconds) as folder:
             checkpoint.write(folder)
-            model.save_adapter(
-                checkpoint.adapter, run.adapter, folder, _adapter_metadata(run, checkpoint.step)
-            )
+            metadata = _adapter_metadata(run, checkpoint.step)
+            model.save_adapter(checkpoint.adapter, run.adapter, folder, metadata)
+            if checkpoint.ema:
+                model.save_adapter(checkpoint.ema, run.adapter, folder / EMA, metadata)
 
-    every = bench.plan.sweep.compute.checkpoint_every
+    resume = workspace.snapshot(run.run_id, segment.start).path
     train(
-        _until(run, ahead),
+        _until(run, segment.snapshots),
         model,
-        dataset,
-        resume=Checkpoint.read(workspace.snapshot(run.run_id, start).path) if start else None,
+        pictures=workspace.dataset(run.dataset.dataset_id).path,
+        prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).path,
+        resume=Checkpoint.read(resume) if segment.start else None,
         save=save,
-        save_at=lambda step: step % every == 0,
+        save_at=lambda step: step % compute.checkpoint_every == 0,
         report=lambda _step, _loss: bench.report("training_steps", 1),
+        checkpointing=compute.gradient_checkpointing,
+        compiled=compute.compile,
     )
 
 
 def _until(run: TrainingRun, snapshots: tuple[int, ...]) -> TrainingRun:
+    """The run up to the last of these snapshots."""
     training = run.training.model_validate({**run.training.model_dump(), "steps": snapshots[-1]})
-    return TrainingRun(
-        run_id=run.run_id, dataset=run.dataset, adapter=run.adapter, training=training, snapshots=snapshots
-    )
+    return replace(run, training=training, snapshots=snapshots)
 
 
 def _run_json(run: TrainingRun) -> dict[str, Any]:
@@ -160,25 +200,43 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
     if not missing_pictures(bench, draw, cells):
         return
     for adapter in draw.adapters:
-        ensure_snapshots(bench, adapter.run_id)
+        if adapter.run_id is not None:
+            ensure_snapshots(bench, adapter.run_id)
     with bench.workspace.claim("draw", draw.draw_id):
-        from harness.generation.generate import draw_cells
+        from harness.generation.generate import draw_cells, draw_settings
 
-        def adapter_folder(adapter: DrawAdapter) -> Path:
-            return bench.workspace.snapshot(adapter.run_id, adapter.steps).path
-
-        for chunk in missing_pictures(bench, draw, cells):
+        model = bench.model(draw.model)
+        at_once = _pictures_at_once(bench, model, draw_settings(draw))
+        for chunk in missing_pictures(bench, draw, cells, at_once):
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
             with stage.build() as folder:
-                draw_cells(draw, chunk.cells, bench.model(draw.model), adapter_folder, folder)
+                draw_cells(draw, chunk.cells, model, lambda a: adapter_path(bench.workspace, a), folder)
             bench.report("pictures", len(chunk.cells))
 
 
-def missing_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> list[Chunk]:
+def adapter_path(workspace: Workspace, adapter: DrawAdapter) -> Path:
+    """The file of an adapter that was given as one, or the folder that its training run saved it in."""
+    if adapter.run_id is None or adapter.steps is None:
+        assert adapter.file is not None
+        return adapter.file
+    folder = workspace.snapshot(adapter.run_id, adapter.steps).path
+    return folder / EMA if adapter.weights == "ema" else folder
+
+
+def _pictures_at_once(bench: Bench, model: "Model", settings: DrawSettings | None) -> int:
+    """How many pictures are drawn in one batch: as told, or as many as the model has memory for."""
+    if settings is None:
+        return PICTURES_AT_ONCE
+    return bench.plan.sweep.compute.batch_size or model.pictures_at_once(settings)
+
+
+def missing_pictures(
+    bench: Bench, draw: Draw, cells: tuple[Cell, ...], at_once: int = PICTURES_AT_ONCE
+) -> list[Chunk]:
     """The cells that have no picture yet, in the chunks they will be drawn in."""
     drawn = drawn_images(bench.workspace, draw.draw_id)
     have = set(drawn["image_id"]) if len(drawn) else set()
-    return missing_chunks(cells, have, bench.plan.sweep.compute.batch_size)
+    return missing_chunks(cells, have, at_once)
 
 
 def drawn_images(workspace: Workspace, draw_id: str) -> pd.DataFrame:

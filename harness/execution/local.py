@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from harness.errors import SpecError
 from harness.pipeline import Outcome, Task, attempt
 from harness.stages import Bench
 
@@ -10,7 +11,12 @@ class LocalExecutor:
     """One task after the other. An unforeseen error becomes that task's outcome; the others go on."""
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-        """Perform all tasks."""
+        """Perform all tasks. Raises SpecError where one training run is to take several processes."""
+        if bench.plan.sweep.compute.training_workers > 1:
+            raise SpecError(
+                "compute: several processes that train one trial need --executor ray; "
+                "set workers_per_trial: 1 to train in this one"
+            )
         outcomes = []
         for task in tasks:
             try:

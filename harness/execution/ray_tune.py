@@ -44,7 +44,7 @@ class RayTuneExecutor:
                 _trainable(tasks, bench, compute),
                 param_space={"task": tune.grid_search(list(range(len(tasks))))},
                 tune_config=tune.TuneConfig(
-                    max_concurrent_trials=compute.max_concurrent,
+                    max_concurrent_trials=_at_once(tasks, compute),
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
@@ -60,17 +60,47 @@ class RayTuneExecutor:
 
 
 def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any:
+    several = _takes_several_processes(tasks, compute)
+
     def perform_task(config: dict[str, Any], tasks: Sequence[Task], bench: Bench) -> None:
         _use_threads(compute)
 
         progress = _Batched()
-        outcome = attempt(tasks[config["task"]], replace(bench, report=progress.add))
+        trainer = None
+        if several:
+            from harness.execution.data_parallel import train_on_workers as trainer
+        outcome = attempt(tasks[config["task"]], replace(bench, report=progress.add, trainer=trainer))
         tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
 
     # A plan is megabytes for a large sweep: sent once through the object store, not once per trial.
     carried = replace(bench, report=_silent)
     trainable = tune.with_parameters(perform_task, tasks=list(tasks), bench=carried)
-    return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": compute.gpus_per_trial})
+    if several:  # the processes that it starts ask for resources of their own, and would wait for its
+        return tune.with_resources(trainable, {"cpu": 0, "gpu": 0})
+    gpus = compute.gpus_per_trial / compute.training_workers  # what is not trained takes one process
+    return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": gpus})
+
+
+def _takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:
+    return compute.training_workers > 1 and any(task.runs for task in tasks)
+
+
+def _at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
+    """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
+    if not _takes_several_processes(tasks, compute):
+        return compute.max_concurrent
+    has = ray.cluster_resources()
+    processes = has["CPU"] // compute.cpus_per_trial
+    if compute.gpus_per_trial:
+        processes = has.get("GPU", 0) * compute.training_workers // compute.gpus_per_trial
+    fitting = int(processes) // compute.training_workers
+    if fitting == 0:
+        raise HarnessError(
+            f"compute: {compute.training_workers} processes of {compute.cpus_per_trial:g} CPU and "
+            f"{compute.gpus_per_trial / compute.training_workers:g} GPU do not fit into the cluster "
+            f"({has['CPU']:g} CPU, {has.get('GPU', 0):g} GPU)"
+        )
+    return min(fitting, compute.max_concurrent or fitting)
 
 
 class _Batched:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import StageError, WorkspaceError
 
-SCHEMA_VERSION = "1"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "2"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -43,6 +43,7 @@ TRIALS = _schema(  # one row per trial; between `dataset_id` and `config` one co
     config=pa.string(),  # JSON of the TrialSpec
     adapter_path=pa.string(),  # folder, relative to the workspace
     final_loss=pa.float64(),  # mean of the last tenth of the steps
+    validation_loss=pa.float64(),  # at fixed noise on held-out pictures; null where training.holdout is 0
     train_seconds=pa.float64(),
     selected=pa.bool_(),  # best on the dev prompts
 )

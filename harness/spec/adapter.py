@@ -1,15 +1,16 @@
 """What is trained: a low-rank adapter on the model's layers, or words in its text encoders."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from harness.spec.base import Frozen
 
 Target = Literal["attention", "feed_forward", "convolutions"]
 Block = Annotated[
-    str, StringConstraints(pattern=r"^((down_blocks|up_blocks)\.\d+|mid_block)(\.(attentions|resnets)\.\d+)?$")
+    str,
+    StringConstraints(pattern=r"^((down_blocks|up_blocks)\.\d+|mid_block)(\.(attentions|resnets)\.\d+)?$"),
 ]
 
 
@@ -24,8 +25,8 @@ class LowRankAdapter(Frozen):
     kind `lora`: scale = alpha / rank. `rslora` (Kalajdzievski 2023): alpha / √rank. `dora` (Liu et al. 2024):
     alpha / rank, and a trained magnitude for every output of W.
 
-    `alpha: rank` keeps LoRA's scale at 1, so a rank axis also changes the effective learning rate; a number is
-    taken as it is, `1` among them (kohya's default).
+    `alpha: rank` keeps LoRA's scale at 1, so a rank axis also changes the effective learning rate; a number
+    is taken as it is, `1` among them (kohya's default).
     """
 
     kind: Literal["lora", "rslora", "dora"] = "lora"
@@ -78,4 +79,10 @@ class TextualInversion(Frozen):
     ] = None
 
 
-AdapterSpec = Annotated[LowRankAdapter | TextualInversion, Field(discriminator="kind")]
+def _lora_unless_said(raw: Any) -> Any:
+    return {"kind": "lora", **raw} if isinstance(raw, dict) else raw
+
+
+AdapterSpec = Annotated[
+    LowRankAdapter | TextualInversion, Field(discriminator="kind"), BeforeValidator(_lora_unless_said)
+]

@@ -3,7 +3,9 @@
 An axis that varies nothing is the worst fault a sweep can have, so all of it is checked before any work.
 """
 
+import functools
 import itertools
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from harness.errors import SpecError
 from harness.spec.base import HOW
 from harness.spec.expand import TRIAL_SECTIONS, apply_axes, base_trial, param_label, trial_points
 from harness.spec.fingerprint import fingerprint
-from harness.spec.messages import Fault, faults, kinds_of, show, unknown
+from harness.spec.messages import Fault, faults, members_of, show, unknown
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
 
@@ -21,16 +23,19 @@ WHOLE_SECTIONS = ("model", "recipe", "adapter")  # those that have kinds to choo
 
 
 def axis_names() -> tuple[str, ...]:
-    """Every name an axis may have: a section with kinds, or a field that bears identity."""
+    """Every name an axis may have: a section with kinds, or a field that bears identity, however deep."""
     names = set(WHOLE_SECTIONS)
     for section in TRIAL_SECTIONS:
-        annotation = TrialSpec.model_fields[section].annotation
-        assert annotation is not None
-        for kind in kinds_of(annotation).values() or [annotation]:
-            for name, field in kind.model_fields.items():
-                if name != "digest" and HOW not in field.metadata:
-                    names.add(f"{section}.{name}")
+        names |= set(_fields_below(section, TrialSpec.model_fields[section].annotation))
     return tuple(sorted(names))
+
+
+def _fields_below(prefix: str, annotation: Any) -> Iterator[str]:
+    for kind in members_of(annotation):
+        for name, field in kind.model_fields.items():
+            if name != "digest" and HOW not in field.metadata:
+                yield f"{prefix}.{name}"
+                yield from _fields_below(f"{prefix}.{name}", field.annotation)
 
 
 def checked_axes(sweep: SweepSpec) -> dict[str, list[Any]]:
@@ -64,12 +69,13 @@ def _raise_if(found: Iterator[str]) -> None:
 
 def _overwritten(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
     """Sections given whole must be mappings, and must not set what another axis sets again."""
-    for section in WHOLE_SECTIONS:
-        inner = {name.partition(".")[2] for name in axes if name.startswith(f"{section}.")}
-        for index, value in enumerate(axes.get(section, ())):
+    for section, values in axes.items():
+        inner = {name.removeprefix(f"{section}.") for name in axes if name.startswith(f"{section}.")}
+        for index, value in enumerate(values):
             if not isinstance(value, dict):
-                given = f"axes.{section}[{index}]: {show(value)}"
-                yield f"{given} is not allowed: must be a mapping, as {{key: value}}"
+                if section in WHOLE_SECTIONS:
+                    given = f"axes.{section}[{index}]: {show(value)}"
+                    yield f"{given} is not allowed: must be a mapping, as {{key: value}}"
                 continue
             for name in sorted(inner & value.keys()):
                 yield f"axes.{section}[{index}].{name} is overwritten by axes.{section}.{name}"
@@ -88,11 +94,8 @@ def _validated(sweep: SweepSpec) -> dict[str, list[Any]]:
             found += [_line(fault, chosen, raw) for fault in faults(error, TrialSpec)]
             continue
         for name, index in chosen.items():
-            section, _, field = name.partition(".")
-            if field:
-                axes[name][index] = trial[section][field]
-            elif not any(other.startswith(f"{name}.") for other in axes):
-                axes[name][index] = trial[section]
+            if not any(other.startswith(f"{name}.") for other in axes):
+                axes[name][index] = functools.reduce(operator.getitem, name.split("."), trial)
     _raise_if(iter(found))
     return axes
 

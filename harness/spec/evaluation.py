@@ -17,8 +17,8 @@ Split = Literal["dev", "test"]
 class ArmAdapter(Frozen):
     """An adapter that acts in an arm, and on which rows of the guidance batch.
 
-    The trial's own, where `recipe` and `file` are null; else another one: trained on `recipe`, with the trial's
-    settings except for what `adapter` and `training` replace, or read from a `file`.
+    The trial's own, where `recipe` and `file` are null; else another one: trained on `recipe`, with the
+    trial's settings except for what `adapter` and `training` replace, or read from a `file`.
     """
 
     scale: Annotated[float, Field(description="multiplies the adapter's own scale")] = 1.0
@@ -65,7 +65,8 @@ class ArmAdapter(Frozen):
 class MergeSpec(Frozen):
     """All adapters of an arm merged into one, each weighted by its scale, by PEFT's methods.
 
-    `linear` adds them; `ties` (Yadav et al. 2023) and `dare` (Yu et al. 2024) keep `density` of their numbers.
+    `linear` adds them; `ties` (Yadav et al. 2023) and `dare` (Yu et al. 2024) keep `density` of their
+    numbers.
     """
 
     method: Literal["linear", "ties", "dare"]
@@ -85,7 +86,7 @@ class ArmSpec(Frozen):
     """How an arm's pictures are drawn. An arm without the trial's own adapter is a control.
 
     In a sweep's file an arm may have `axes` of its own, as `adapters.0.scale: [0.5, 1, 2]`: it stands for one
-    arm per point, named after its values. `family` and `params` are then the name and the values it came from.
+    arm per point, named after its values. `family` and `params` are then the name and values it came from.
     """
 
     name: Name
@@ -139,9 +140,9 @@ class SamplerSpec(Frozen):
 
     steps: Annotated[int, Field(ge=1)] = 20
     guidance: Annotated[float, Field(ge=0)] = 5.0
-    guidance_rescale: Annotated[
-        float, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4")
-    ] = 0.0
+    guidance_rescale: Annotated[float, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4")] = (
+        0.0
+    )
     scheduler: Annotated[
         Scheduler | None, Field(description="diffusers' name; null: the model's own, Euler for SDXL")
     ] = None

@@ -176,12 +176,12 @@ def apply_axis(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
     if not rest:
         return {**raw, head: value}
-    return {**raw, head: apply_axis(raw[head], rest, value)}
+    return {**raw, head: apply_axis(raw[head] or {}, rest, value)}  # null: a section that is not used so far
 
 
 def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
     """The raw trial mapping with every axis applied: sections replaced whole, then names inside them."""
-    for dotted in sorted(params, key=lambda dotted: "." in dotted):
+    for dotted in sorted(params, key=lambda dotted: dotted.count(".")):
         raw = apply_axis(raw, dotted, params[dotted])
     return raw
 
@@ -213,7 +213,13 @@ def expand(sweep: SweepSpec) -> Plan:
 
 def param_label(value: Any) -> Any:
     """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`."""
-    return (value.get("name") or value["kind"]) if isinstance(value, dict) else value
+    match value:
+        case dict():
+            return value.get("name") or value.get("kind") or value.get("prompt")
+        case list() | tuple():
+            return ", ".join(map(str, value))
+        case plain:
+            return plain
 
 
 class _Builder:

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import SpecError
+from harness.spec.arm_axes import expanded_arms
 from harness.spec.axes import WHOLE_SECTIONS, check_distinct_trials, checked_axes
-from harness.spec.expand import trial_points
+from harness.spec.combinations import check_combinations
+from harness.spec.expand import adapter_trial, trial_points
 from harness.spec.local_files import with_local_files
 from harness.spec.messages import faults
 from harness.spec.prompt_files import read_prompts, with_split
@@ -39,10 +41,13 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
 
 def _loaded(raw: dict[str, Any], folder: Path) -> SweepSpec:
     raw = _with_prompts(_with_metric_kinds(raw), folder)
+    if isinstance(raw.get("arms"), list):
+        raw = {**raw, "arms": expanded_arms(raw["arms"])}
     sweep = _validated(raw)
     sweep = SweepSpec.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
     sweep = with_local_files(sweep, folder)
     check_distinct_trials(sweep)
+    check_combinations(sweep)
     _check_prompt_lengths(sweep)
     return sweep
 
@@ -127,16 +132,22 @@ def _check_prompt_lengths(sweep: SweepSpec) -> None:
 
 def _texts(sweep: SweepSpec, specs: Sequence[TrialSpec]) -> dict[str, list[str]]:
     """Every text that the model of these trials will encode, by where it stands."""
-    shams = [
-        (f"arms.{arm.name}.adapters.recipe", adapter.recipe)
+    others = [
+        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(spec, adapter))
         for arm in sweep.arms
-        for adapter in arm.adapters
+        for place, adapter in enumerate(arm.adapters)
         if adapter.recipe is not None
+        for spec in specs
     ]
-    return {
+    texts: dict[str, list[str]] = {
         "prompts": [prompt.text for prompt in sweep.prompts],
         **{f"arms.{arm.name}.negative": [arm.negative] for arm in sweep.arms},
-        "training.prompt": [spec.training.prompt for spec in specs],
-        "recipe": [text for spec in specs for text in spec.recipe.texts],
-        **{where: list(recipe.texts) for where, recipe in shams},
     }
+    for where, spec in [("", spec) for spec in specs] + others:
+        section = f"{where}." if where else ""
+        prior = spec.training.prior
+        texts.setdefault(f"{section}training.prompt", []).append(spec.training.prompt)
+        texts.setdefault(f"{section}recipe", []).extend(spec.recipe.texts)
+        if prior is not None:
+            texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
+    return texts

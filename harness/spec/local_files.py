@@ -3,6 +3,7 @@
 A relative path is relative to the sweep's file. Contents enter the fingerprint, paths do not.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,22 @@ def with_local_files(sweep: SweepSpec, folder: Path) -> SweepSpec:
 
 def _places(content: Content, fill: "_Fill") -> Iterator[tuple[str, Any, Any, Callable[[Any], Any]]]:
     """Every value that may name a file: where it stands, its container and key, and what fills it."""
-    for name, do in {"model": fill.model, "recipe": fill.recipe}.items():
-        yield name, content, name, do
+    for name, do in {"model": fill.model, "recipe": fill.recipe, "training.prior": fill.prior}.items():
+        section, _, key = name.rpartition(".")
+        yield name, content[section] if section else content, key, do
         values = content["axes"].get(name, [])
         for index in range(len(values)):
             yield f"axes.{name}[{index}]", values, index, do
     for arm in content["arms"]:
-        for adapter in arm["adapters"]:
+        for place, adapter in enumerate(arm["adapters"]):
+            where = f"arms.{arm['name']}.adapters[{place}]"
             if adapter["recipe"] is not None:
-                yield f"arms.{arm['name']}", adapter, "recipe", fill.recipe
+                yield where, adapter, "recipe", fill.recipe
+            if adapter["training"] is not None:
+                yield f"{where}.training.prior", adapter["training"], "prior", fill.prior
+            if adapter["file"] is not None:
+                adapter["digest"] = fill.file_digest(f"{where}.file", adapter["file"], adapter["digest"])
+                yield f"{where}.file", adapter, "file", lambda file: str(fill.absolute(file))
     for index, metric in enumerate(content["metrics"]):
         for key in {"encoder", "head"} & metric.keys():
             yield f"metrics[{index}].{key}", metric, key, getattr(fill, key)
@@ -77,6 +85,18 @@ class _Fill:
         _expect(recipe.get("digest"), digest, path)
         return {**recipe, "path": str(path), "digest": digest, "count": count}
 
+    def prior(self, prior: Content | None) -> Content | None:
+        return None if prior is None else {**prior, "recipe": self.recipe(prior["recipe"])}
+
+    def file_digest(self, where: str, file: str, stated: str | None) -> str:
+        path = self.absolute(file)
+        if not path.is_file():
+            raise SpecError(f"{where}: {path} is not a file; give a .safetensors file")
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        _expect(stated, digest, path)
+        return digest
+
     def model(self, model: Content) -> Content:
         named = {key: self.source(model[key]) for key in ("source", "refiner", "vae") if model.get(key)}
         model = {**model, **named}
@@ -94,6 +114,8 @@ class _Fill:
 
     def source(self, source: str) -> str:
         """A hub id as it is; a folder, if there is one or it can be nothing else, by its absolute path."""
+        if source == "random":
+            return source
         path = self.absolute(source)
         if path.is_dir():
             return str(path)

@@ -98,9 +98,18 @@ def kinds_of(annotation: Any) -> dict[str, type[BaseModel]]:
     """The members of a union of specifications by the value of their `kind`; empty for anything else."""
     annotation = _bare(annotation)
     members = get_args(annotation) if _is_union(annotation) else ()
+    members = tuple(_bare(member) for member in members if member is not types.NoneType)
     if not members or not all(isinstance(m, type) and issubclass(m, BaseModel) for m in members):
         return {}
     return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
+
+
+def members_of(annotation: Any) -> list[type[BaseModel]]:
+    """The specifications that a value of this annotation can be: kinds, one, or none for plain ones."""
+    bare = _bare(annotation)
+    if isinstance(bare, type) and issubclass(bare, BaseModel):
+        return [bare]
+    return list(dict.fromkeys(kinds_of(bare).values()))
 
 
 def _bare(annotation: Any) -> Any:

@@ -8,9 +8,9 @@ from harness.execution.spec import ComputeSpec
 from harness.metrics.spec import MetricSpec
 from harness.models.spec import ModelSpec
 from harness.recipes.spec import RecipeSpec
+from harness.spec.adapter import AdapterSpec, LowRankAdapter
 from harness.spec.base import HOW, Frozen, Name, Text
 from harness.spec.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
-from harness.spec.adapter import AdapterSpec, LowRankAdapter
 from harness.spec.training import TrainingSpec
 
 

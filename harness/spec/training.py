@@ -12,7 +12,9 @@ CAPTION = "{caption}"
 
 
 class OptimizerSpec(Frozen):
-    """`adamw` (Loshchilov & Hutter 2019), `adamw_8bit` (Dettmers et al. 2022; needs bitsandbytes and CUDA) or
+    """What turns gradients into steps.
+
+    `adamw` (Loshchilov & Hutter 2019), `adamw_8bit` (Dettmers et al. 2022; needs bitsandbytes and CUDA) or
     `prodigy` (Mishchenko & Defazio 2023; needs prodigyopt), whose `learning_rate` is a factor, usually 1.
     """
 
@@ -49,8 +51,8 @@ class ScheduleSpec(Frozen):
 class TimestepSpec(Frozen):
     """Which noise levels are trained on: from `lowest` to `highest` (of 0 … 999), both included.
 
-    `uniform`, or `logit_normal` (Esser et al. 2024): the sigmoid of a normal of `mean` and `deviation`, spread
-    over the range.
+    `uniform`, or `logit_normal` (Esser et al. 2024): the sigmoid of a normal of `mean` and `deviation`, over
+    the range.
     """
 
     distribution: Literal["uniform", "logit_normal"] = "uniform"
@@ -64,7 +66,7 @@ class TimestepSpec(Frozen):
         if self.lowest > self.highest:
             raise ValueError("lowest must not be above highest")
         if self.distribution == "uniform" and not (self.mean is None and self.deviation is None):
-            raise ValueError("mean and deviation are logit_normal's, and uniform does not use them; remove them")
+            raise ValueError("mean and deviation are logit_normal's; uniform does not use them")
         return self
 
 
@@ -88,9 +90,9 @@ class TrainingSpec(Frozen):
     ] = 0.0
     steps: Annotated[int, Field(ge=1)] = 200
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    text_encoder_learning_rate: Annotated[
-        float | None, Field(gt=0, description="null: as learning_rate")
-    ] = None
+    text_encoder_learning_rate: Annotated[float | None, Field(gt=0, description="null: as learning_rate")] = (
+        None
+    )
     lora_plus_ratio: Annotated[
         float, Field(gt=0, description="rate of B over that of A (LoRA+, Hayou et al. 2024)")
     ] = 1.0

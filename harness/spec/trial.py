@@ -24,17 +24,13 @@ class TrialSpec(Frozen):
                 self._textual_inversion(word)
             case LowRankAdapter(text_encoders=False) if self.training.text_encoder_learning_rate is not None:
                 raise ValueError(
-                    "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true, or remove it"
+                    "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true, "
+                    "or remove it"
                 )
         if self.training.crop == "random" and not isinstance(self.recipe, FolderRecipe):
             raise ValueError(
                 f"training.crop: random has no room in a {self.recipe.kind} recipe's square pictures; "
                 "use a folder recipe, or crop: center"
-            )
-        if CAPTION in self.training.prompt and isinstance(self.recipe, FolderRecipe) and not self.recipe.captioned:
-            raise ValueError(
-                f"training.prompt: {CAPTION} needs a caption for every picture of {self.recipe.path} "
-                "(fox.png beside fox.txt, or metadata.jsonl)"
             )
         return self
 
@@ -50,6 +46,4 @@ class TrialSpec(Frozen):
         if unused:
             raise ValueError(f"training.{unused[0]} is not used by textual_inversion; remove it")
         if word not in self.training.prompt.lower().split() and CAPTION not in self.training.prompt:
-            raise ValueError(
-                f"training.prompt {self.training.prompt!r} must hold adapter.word {word!r}, or nothing is learnt"
-            )
+            raise ValueError(f"training.prompt {self.training.prompt!r} must hold adapter.word {word!r}")

@@ -3,71 +3,161 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from harness.models.spec import EmojiModel, SdxlModel
 from harness.recipes.spec import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
+from harness.spec.adapter import LowRankAdapter, TextualInversion
 from harness.spec.base import HOW, Frozen
 from harness.spec.fingerprint import fingerprint, identity
-from harness.spec.trial import LoraAdapter, TrainingSpec, TrialSpec
+from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.spec.trial import TrialSpec
 
 DRAWN = {"name": "other", "steps": 7, "refiner_start": None, "seed": 9}
-SECTIONS: dict[Frozen, dict[str, Any]] = {
-    EmojiModel(): {"digest": "abc"},
-    SdxlModel(): {
-        "source": "org/other",
-        "revision": "r",
-        "refiner": None,
-        "refiner_revision": "r",
-        "vae": None,
-        "vae_revision": "r",
-        "variant": None,
-        "precision": "fp32",
-        "digest": "abc",
-    },
-    KeywordsRecipe(keywords=("ugly",)): {**DRAWN, "keywords": ["bad"], "emphasis": 1, "guidance": [3]},
-    PlainRecipe(prompts=("a cat",)): {**DRAWN, "prompts": ["a dog"], "count": 3, "guidance": 2},
-    DegradeRecipe(prompts=("a cat",), degradations=("blur",)): {
-        **DRAWN,
-        "prompts": ["a dog"],
-        "count": 3,
-        "guidance": 2,
-        "degradations": ["jpeg"],
-        "severity": [0.1, 0.2],
-    },
-    FolderRecipe(path=Path("a")): {"name": "other", "path": Path("b"), "digest": "abc", "count": 3},
-    LoraAdapter(): {"rank": 5, "alpha": "sqrt_rank"},
-    TrainingSpec(): {
-        "prompt": "bad",
-        "steps": 5,
-        "learning_rate": 0.5,
-        "warmup_steps": 3,
-        "batch_size": 2,
-        "gradient_accumulation": 2,
-        "max_grad_norm": 0.5,
-        "weight_decay": 0,
-        "seed": 4,
-    },
-}
-FIELDS = [(section, field) for section in SECTIONS for field in type(section).model_fields if field != "kind"]
-PLACES = {LoraAdapter: "adapter", TrainingSpec: "training", EmojiModel: "model", SdxlModel: "model"}
+PLAIN = PlainRecipe(prompts=("a cat",))
+SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
+    (EmojiModel(), {"digest": "abc"}),
+    (
+        SdxlModel(),
+        {
+            "source": "org/other",
+            "revision": "r",
+            "refiner": None,
+            "refiner_revision": "r",
+            "vae": None,
+            "vae_revision": "r",
+            "variant": None,
+            "precision": "fp32",
+            "prediction_type": "v_prediction",
+            "digest": "abc",
+        },
+    ),
+    (KeywordsRecipe(keywords=("ugly",)), {**DRAWN, "keywords": ["bad"], "emphasis": 1, "guidance": [3]}),
+    (PLAIN, {**DRAWN, "prompts": ["a dog"], "count": 3, "guidance": 2}),
+    (
+        DegradeRecipe(prompts=("a cat",), degradations=("blur",)),
+        {
+            **DRAWN,
+            "prompts": ["a dog"],
+            "count": 3,
+            "guidance": 2,
+            "degradations": ["jpeg"],
+            "severity": [0.1, 0.2],
+        },
+    ),
+    (
+        FolderRecipe(path=Path("a")),
+        {
+            "name": "other",
+            "path": Path("b"),
+            "repeats": {"*.png": 2},
+            "digest": "abc",
+            "count": 3,
+            "captioned": True,
+        },
+    ),
+    (
+        LowRankAdapter(),
+        {
+            "kind": "dora",
+            "rank": 5,
+            "alpha": "sqrt_rank",
+            "dropout": 0.1,
+            "targets": ["attention", "convolutions"],
+            "blocks": ["mid_block"],
+            "text_encoders": True,
+        },
+    ),
+    (TextualInversion(), {"word": "bad", "vectors": 2, "initial": "ugly"}),
+    (
+        TrainingSpec(),
+        {
+            "prompt": "bad",
+            "caption_dropout": 0.1,
+            "steps": 5,
+            "learning_rate": 0.5,
+            "text_encoder_learning_rate": 0.1,
+            "lora_plus_ratio": 4,
+            "optimizer": OptimizerSpec(kind="prodigy"),
+            "schedule": ScheduleSpec(kind="cosine"),
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "max_grad_norm": 0.5,
+            "min_snr_gamma": 5,
+            "noise_offset": 0.1,
+            "timesteps": TimestepSpec(lowest=5),
+            "crop": "random",
+            "flip": True,
+            "prior": PriorSpec(prompt="a cat", recipe=PLAIN),
+            "ema": 0.9,
+            "holdout": 2,
+            "seed": 4,
+        },
+    ),
+    (OptimizerSpec(), {"kind": "adamw_8bit", "weight_decay": 0, "betas": [0.8, 0.9]}),
+    (OptimizerSpec(kind="prodigy"), {"d_coef": 2}),
+    (ScheduleSpec(), {"kind": "linear", "warmup_steps": 3}),
+    (
+        TimestepSpec(distribution="logit_normal"),
+        {
+            "distribution": "uniform",
+            "lowest": 5,
+            "highest": 9,
+            "mean": 1,
+            "deviation": 2,
+        },
+    ),
+    (
+        PriorSpec(prompt="a cat", recipe=PLAIN),
+        {
+            "prompt": "cats",
+            "recipe": PlainRecipe(prompts=("cats",)),
+            "weight": 2,
+        },
+    ),
+]
+FIELDS = [
+    pytest.param(section, field, value, id=f"{type(section).__name__}.{field}")
+    for section, values in SECTIONS
+    for field, value in values.items()
+]
 BASE = TrialSpec(
-    model=EmojiModel(), recipe=KeywordsRecipe(keywords=("x",)), adapter=LoraAdapter(), training=TrainingSpec()
+    model=EmojiModel(),
+    recipe=KeywordsRecipe(keywords=("x",)),
+    adapter=LowRankAdapter(),
+    training=TrainingSpec(),
 )
 
 
 def trial(section: Frozen) -> TrialSpec:
-    place = PLACES.get(type(section), "recipe")
-    return BASE.model_copy(update={place: section})
+    training = BASE.training
+    match section:
+        case LowRankAdapter() | TextualInversion():
+            return BASE.model_copy(update={"adapter": section})
+        case EmojiModel() | SdxlModel():
+            return BASE.model_copy(update={"model": section})
+        case TrainingSpec():
+            return BASE.model_copy(update={"training": section})
+        case OptimizerSpec() | ScheduleSpec() | TimestepSpec() | PriorSpec():
+            place = type(section).__name__.removesuffix("Spec").lower().replace("timestep", "timesteps")
+            return BASE.model_copy(update={"training": training.model_copy(update={place: section})})
+        case recipe:
+            return BASE.model_copy(update={"recipe": recipe})
 
 
-@pytest.mark.parametrize(
-    ("section", "field"), FIELDS, ids=[f"{type(section).__name__}.{field}" for section, field in FIELDS]
-)
-def test_a_field_changes_the_trial_unless_it_is_marked_how(section: Frozen, field: str) -> None:
-    value = SECTIONS[section][field]  # a new field needs a value here
+def test_every_field_has_another_value_to_try() -> None:
+    tried: dict[type[Frozen], set[str]] = {}
+    for section, values in SECTIONS:
+        tried.setdefault(type(section), set()).update(values)
+    for kind, fields in tried.items():
+        one_kind = "kind" in kind.model_fields and len(get_args(kind.model_fields["kind"].annotation)) == 1
+        assert fields == set(kind.model_fields) - ({"kind"} if one_kind else set()), kind
+
+
+@pytest.mark.parametrize(("section", "field", "value"), FIELDS)
+def test_a_field_changes_the_trial_unless_it_is_marked_how(section: Frozen, field: str, value: Any) -> None:
     changed = type(section).model_validate({**dict(section), field: value})
     assert changed != section
     same = fingerprint("trial", spec=trial(section)) == fingerprint("trial", spec=trial(changed))

@@ -50,7 +50,8 @@ def test_dump_written_as_yaml_is_a_sweep(tmp_path: Path) -> None:
     [
         (
             {"adapter": {"rnak": 8}},
-            "x.yaml: adapter.rnak is not known; did you mean adapter.rank? allowed: alpha, kind, rank",
+            "x.yaml: adapter.rnak is not known; did you mean adapter.rank? "
+            "allowed: alpha, blocks, dropout, kind, rank, targets, text_encoders",
         ),
         ({"adapter": {"rank": 0}}, "x.yaml: adapter.rank: 0 is not allowed: must be ≥ 1"),
         ({"adapter": {"rank": 1.5}}, "x.yaml: adapter.rank: 1.5 is not allowed: must be a whole number"),
@@ -157,7 +158,7 @@ def test_prompt_that_a_tokenizer_would_cut(tmp_path: Path) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text('{"model_max_length": 8}')
-    model = {"kind": "sdxl", "source": "model", "refiner": None, "vae": None}
+    model = {"kind": "sdxl", "source": "model", "refiner": "org/refiner", "vae": None}
     assert load(tmp_path, model=model).model.digest is not None
     long = "word " * 9
     assert "x.yaml: prompts: " in message(tmp_path, model=model, prompts=[{"text": long, "split": "dev"}])

@@ -87,7 +87,7 @@ def load_model_only(folder: Path, source: str) -> Any:
     for name in ("one", "two"):
         for part in ("tokenizer", "tokenizer_2"):
             write_tokenizer(folder / name / part)
-    model = {"kind": "sdxl", "source": source, "refiner": None, "vae": None}
+    model = {"kind": "sdxl", "source": source, "refiner": "org/refiner", "vae": None}
     return load(folder, model=model).model
 
 
@@ -104,7 +104,7 @@ def test_axis_over_local_folders_must_give_whole_models(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text(name)
     load_model_only(tmp_path, "one")
-    model = {"kind": "sdxl", "source": "one", "refiner": None, "vae": None}
+    model = {"kind": "sdxl", "source": "one", "refiner": "org/refiner", "vae": None}
     axis = [str(tmp_path / "one"), str(tmp_path / "two")]
     with pytest.raises(SpecError, match=r"axes\.model\.source chooses between local folders"):
         load(tmp_path, model=model, axes={"model.source": axis})

@@ -1,0 +1,90 @@
+"""What shows only once trials, arms and files are known: a part that would do nothing is an error."""
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from harness.errors import SpecError
+from harness.models.spec import SdxlModel
+from harness.recipes.spec import FolderRecipe
+from harness.spec.adapter import TextualInversion
+from harness.spec.evaluation import ArmSpec
+from harness.spec.expand import adapter_trial, trial_points
+from harness.spec.messages import faults
+from harness.spec.sweep import SweepSpec
+from harness.spec.training import CAPTION
+from harness.spec.trial import TrialSpec
+
+
+def check_combinations(sweep: SweepSpec) -> None:
+    """Raise SpecError, one line per fault, where something could not be done or would do nothing."""
+    found = [*_sampler(sweep), *_compute(sweep)]
+    for _, spec in trial_points(sweep):
+        found += _captions(spec, "training.prompt")
+        found += _model(sweep, spec)
+        for arm in sweep.arms:
+            found += _arm(sweep, arm, spec)
+    if found:
+        raise SpecError("\n".join(dict.fromkeys(found)))
+
+
+def _sampler(sweep: SweepSpec) -> Iterator[str]:
+    if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
+        yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
+
+
+def _compute(sweep: SweepSpec) -> Iterator[str]:
+    workers = sweep.compute.training_workers
+    sections = [sweep.training, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
+    sizes = {section.batch_size for section in sections} | set(sweep.axes.get("training.batch_size", ()))
+    if any(size % workers for size in sizes):
+        yield (
+            f"training.batch_size {sorted(sizes)} must be a multiple of the {workers} processes that train "
+            "one trial (compute.workers_per_trial, or gpus_per_trial)"
+        )
+
+
+def _captions(spec: TrialSpec, where: str) -> Iterator[str]:
+    recipe = spec.recipe
+    if CAPTION in spec.training.prompt and isinstance(recipe, FolderRecipe) and not recipe.captioned:
+        yield (
+            f"{where}: {CAPTION} needs a caption for every picture of {recipe.path} "
+            "(fox.txt beside fox.png, or a metadata.jsonl with file_name and text)"
+        )
+
+
+def _model(sweep: SweepSpec, spec: TrialSpec) -> Iterator[str]:
+    if (
+        isinstance(spec.model, SdxlModel)
+        and spec.model.refiner is None
+        and sweep.sampler.refiner_start is not None
+    ):
+        yield "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner"
+
+
+def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:
+    for place, adapter in enumerate(arm.adapters):
+        where = f"arms.{arm.name}.adapters[{place}]"
+        if adapter.branch == "negative" and _guidance(sweep, arm) <= 1:
+            yield f"{where}: a guidance of at most 1 draws no negative rows, so branch: negative cannot act"
+        if adapter.scale == 0:
+            yield f"{where}.scale: 0 does nothing; leave the adapter out"
+        if adapter.file is not None:
+            continue
+        try:
+            trained = adapter_trial(spec, adapter)
+        except ValidationError as error:
+            yield from (f"{where}: {fault.line(fault.name)}" for fault in faults(error, TrialSpec))
+            continue
+        if not adapter.is_own:
+            yield from _captions(trained, f"{where}.training.prompt")
+        if adapter.weights == "ema" and trained.training.ema is None:
+            yield f"{where}.weights: ema needs training.ema, a decay such as 0.99"
+        if isinstance(trained.adapter, TextualInversion) and adapter.branch == "negative":
+            word = trained.adapter.word
+            if word not in arm.negative.lower():
+                yield f"{where}: arms.{arm.name}.negative must hold the word {word!r} that the adapter learns"
+
+
+def _guidance(sweep: SweepSpec, arm: ArmSpec) -> float:
+    return sweep.sampler.guidance if arm.guidance is None else arm.guidance
