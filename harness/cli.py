@@ -1,7 +1,6 @@
 """The command line: parse, call one function, print. `harness --help` shows examples."""
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from harness import __version__
+from harness import __version__, terminal
 from harness.errors import HarnessError, SpecError, SweepIncomplete
 from harness.spec.expand import Plan, Trial, expand
 from harness.spec.load import load_sweep
+from harness.terminal import err, out
 
 if TYPE_CHECKING:
     from harness.pipeline import Task
@@ -30,7 +28,9 @@ Examples:\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
   harness report runs/sweeps/quickstart\n
-  harness publish runs/sweeps/quickstart --mode online
+  harness publish runs/sweeps/quickstart --mode online\n
+  harness export runs/sweeps/quickstart best --layout kohya\n
+  harness redraw runs/images/0123abcd/4567ef/89ab.png
 """
 
 app = typer.Typer(
@@ -39,8 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
 )
-out = Console(soft_wrap=False)
-err = Console(stderr=True, soft_wrap=True)
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
 SweepFolder = Annotated[
@@ -80,12 +78,8 @@ def check(
         }
         out.print_json(json.dumps(described))
         return
-    _print_plan(plan)
-    table = Table("", "asked", "in store", "to make", box=None, pad_edge=False)
-    for name, count in counts.items():
-        table.add_row(name, f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}")
-    table.add_row("confirmation pictures", f"{confirmation_pictures(plan)}", "", "once a trial is selected")
-    out.print(table)
+    terminal.print_plan(plan)
+    terminal.print_inventory(counts, confirmation_pictures(plan))
 
 
 @app.command()
@@ -119,7 +113,7 @@ def run(
         raise typer.Exit(130) from None
     if not finished.outcomes:
         out.print("Nothing to train, draw or score: the store has all of it.")
-    _print_verdict(finished.results, publisher.report)
+    terminal.print_verdict(finished.results, publisher.report)
     failed = [outcome for outcome in finished.outcomes if outcome.failed]
     if failed:
         lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
@@ -145,7 +139,7 @@ def trial(
     bench.workspace.check_writable()
     with display.live():
         results = run_trial(bench, chosen, announce=lambda tasks: display.announce("trial", tasks, bench))
-    _print_contrasts(results, chosen.trial_id, "dev")
+    terminal.print_contrasts(results, chosen.trial_id, "dev")
 
 
 @app.command()
@@ -181,6 +175,58 @@ def publish(
     spec = WandbTracking(project=project, entity=entity, mode=mode)
     make_tracker(spec, folder=folder).publish(load(folder), folder.resolve().parent.parent)
     out.print(f"published to W&B ({mode}): {folder / 'wandb'}")
+
+
+@app.command()
+def export(
+    folder: SweepFolder,
+    trial: Annotated[
+        str, typer.Argument(help="The trial's number, or best: the one selected on dev prompts.")
+    ] = "best",
+    output: Annotated[
+        Path | None, typer.Option(help="Where to put the adapter; default FOLDER/export/TRIAL.")
+    ] = None,
+    layout: Annotated[
+        Literal["diffusers", "kohya", "both"],
+        typer.Option(help="kohya: the keys that A1111 and ComfyUI read."),
+    ] = "both",
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Push it to this repository of the hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: not private.")] = False,
+) -> None:
+    """Write a trial's adapter with a model card: its scores against the controls, and pictures."""
+    from harness.export import export_trial
+    from harness.results import load
+
+    number = terminal.trial_number(trial)
+    target = output or folder / "export" / trial
+    export_trial(load(folder), folder.resolve().parent.parent, number, folder=target, layout=layout)
+    out.print(f"exported: {target}", highlight=False)
+    if push is not None:
+        from harness.export.push import push as push_to_hub
+
+        out.print(f"pushed: {push_to_hub(target, push, private=not public)}", highlight=False)
+
+
+@app.command()
+def redraw(
+    picture: Annotated[Path, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write it; default PICTURE-again.png beside it.")
+    ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option("--workspace", "-w", help="Where its adapters are; default: the one it lies in."),
+    ] = None,
+) -> None:
+    """Draw a picture again from what its file says, and compare the pixels."""
+    from harness.generation.redraw import redraw as draw_again
+
+    target = output or picture.with_name(f"{picture.stem}-again.png")
+    result = draw_again(picture, workspace=workspace, output=target)
+    same = "the same pixels" if result.equal else "OTHER pixels"
+    out.print(f"{target}: {same} as {picture}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -231,62 +277,6 @@ def _trial(plan: Plan, index: int) -> Trial:
             f"there is no trial {index}; allowed: 0 to {len(plan.trials) - 1} (see harness check)"
         )
     return plan.trials[index]
-
-
-def _print_plan(plan: Plan) -> None:
-    sweep = plan.sweep
-    out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
-    table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
-    shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
-    for one in shown:
-        table.add_row(str(one.index), one.trial_id, *(str(value) for value in one.params.values()))
-    out.print(table)
-    if len(shown) < len(plan.trials):
-        out.print(f"… and {len(plan.trials) - len(shown)} more")
-    out.print(
-        f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
-        f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
-    )
-
-
-def _print_verdict(results: "Results", report: Path) -> None:
-    from harness.report.study import Study
-    from harness.report.verdict import verdict
-
-    found = verdict(Study(results))
-    colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
-    out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
-    for line in (*found.facts, *found.cautions):
-        out.print(f"  {escape(line)}", highlight=False)
-    out.print(f"report  {report}", highlight=False)
-    out.print(f"tables  harness.results.load({str(report.parent)!r})", highlight=False)
-
-
-def _print_contrasts(results: "Results", trial_id: str, split: str) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
-        table.add_column(heading, no_wrap=True)
-    rows = results.summary
-    chosen = rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)]
-    for row in chosen.to_dict("records"):
-        table.add_row(
-            str(row["metric"]),
-            str(row["arm"]),
-            str(row["control"]),
-            _number(row["mean_difference"], "+.3f"),
-            escape(f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]"),
-            _number(row["p_value"], ".4f"),
-            _number(row["win_rate"], ".0%"),
-            str(row["n_pairs"]),
-        )
-    out.print(table)
-    for reason in chosen["reason"].dropna().unique():
-        out.print(f"– {escape(reason)}", highlight=False)
-
-
-def _number(value: float, form: str) -> str:
-    """A number in a table; a missing one is a dash, never a zero."""
-    return format(value, form) if math.isfinite(value) else "–"
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def total(counts: Iterable[Count]) -> Count:
 
 
 def confirmation_pictures(plan: Plan) -> int:
-    """Test pictures that will be drawn once a trial is selected: its own arms' and its shams'."""
-    adapter_arms = sum(not arm.is_shared for arm in plan.sweep.arms)
+    """Test pictures that will be drawn once a trial is selected: of all arms that needed training."""
+    adapter_arms = sum(arm.needs_training for arm in plan.sweep.arms)
     return adapter_arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
 
 

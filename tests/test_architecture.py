@@ -20,7 +20,7 @@ LAYERS = (
     {"models", "results"},
     {"recipes", "training", "generation", "metrics"},
     {"pipeline"},
-    {"execution", "report", "tracking"},
+    {"execution", "report", "tracking", "export"},
     {"cli"},
 )
 CHAPTERS = {  # files of their own that belong to a room without a folder
@@ -29,6 +29,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "inventory": "pipeline",
     "mirror": "tracking",
     "progress": "cli",
+    "terminal": "cli",
 }
 
 # Reading a sweep needs two readers of files; `test_reading_a_sweep_is_light` holds that they stay light.

@@ -46,11 +46,6 @@ class ArmAdapter(Frozen):
         """True where it is the trial's own adapter."""
         return self.recipe is None and self.file is None
 
-    @property
-    def is_fixed(self) -> bool:
-        """True where no setting of the trial bears on it."""
-        return self.file is not None or (self.adapter is not None and self.training is not None)
-
     @model_validator(mode="after")
     def _one_source(self) -> "ArmAdapter":
         if self.file is not None and self.recipe is not None:
@@ -103,9 +98,9 @@ class ArmSpec(Frozen):
         return not any(adapter.is_own for adapter in self.adapters)
 
     @property
-    def is_shared(self) -> bool:
-        """True where nothing of the trial but its model bears on the pictures: drawn once per sweep."""
-        return all(adapter.is_fixed for adapter in self.adapters)
+    def needs_training(self) -> bool:
+        """False where its pictures can be drawn before anything is trained."""
+        return any(adapter.file is None for adapter in self.adapters)
 
     @model_validator(mode="after")
     def _merges_something(self) -> "ArmSpec":

@@ -67,7 +67,7 @@ class _Fill:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.scanned: dict[Path, tuple[str, int]] = {}
+        self.scanned: dict[Path, tuple[str, int, bool]] = {}
         self.digests: dict[str, str | None] = {}
 
     def absolute(self, path: str) -> Path:
@@ -81,9 +81,9 @@ class _Fill:
         path = self.absolute(recipe["path"])
         if path not in self.scanned:
             self.scanned[path] = scan(path)
-        digest, count = self.scanned[path]
+        digest, count, captioned = self.scanned[path]
         _expect(recipe.get("digest"), digest, path)
-        return {**recipe, "path": str(path), "digest": digest, "count": count}
+        return {**recipe, "path": str(path), "digest": digest, "count": count, "captioned": captioned}
 
     def prior(self, prior: Content | None) -> Content | None:
         return None if prior is None else {**prior, "recipe": self.recipe(prior["recipe"])}

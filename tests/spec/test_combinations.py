@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import SpecError
+from harness.spec.expand import expand
 from tests.spec.example import load
 
 PLACEBO = {"name": "placebo", "negative": "wrong"}
@@ -61,7 +62,10 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ({"training": {"timesteps": {"mean": 1}}}, "mean and deviation are logit_normal's"),
         ({"arms": lora(adapter={"rank": 2})}, "adapter and training are settings of another adapter"),
         ({"arms": lora(recipe=PLAIN, file="x.safetensors")}, "give recipe (an adapter to train) or file"),
-        ({"arms": [*lora(), {"name": "x", "adapters": [{"file": "no.safetensors"}]}]}, "is not a file; give a .safetensors file"),
+        (
+            {"arms": [*lora(), {"name": "x", "adapters": [{"file": "no.safetensors"}]}]},
+            "is not a file; give a .safetensors file",
+        ),
         (
             {"model": {"kind": "sdxl", "refiner": None}},
             "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner",
@@ -97,8 +101,15 @@ def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Pat
     }
     both = {"name": "both", "negative": "wrong", "adapters": [subject, {}]}
     sweep = load(tmp_path, arms=[PLACEBO, {"name": "subject", "adapters": [subject]}, both])
-    assert [(arm.is_control, arm.is_shared) for arm in sweep.arms] == [
+    assert [(arm.is_control, arm.needs_training) for arm in sweep.arms] == [
+        (True, False),
         (True, True),
-        (True, True),
-        (False, False),
+        (False, True),
     ]
+    plan = expand(sweep)
+    assert len(plan.runs) == 2 + 1, "two ranks, and the subject once"
+    (alone,) = {trial.draws["subject"] for trial in plan.trials}
+    (subject,) = plan.draws[alone].adapters
+    assert all(
+        alone not in {d.draw_id for d in plan.draws_of_run(run)} for run in plan.runs if run != subject.run_id
+    )

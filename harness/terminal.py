@@ -1,0 +1,97 @@
+"""What the command line prints: plans, verdicts, contrasts."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.errors import SpecError
+from harness.inventory import Count
+from harness.spec.expand import Plan
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def print_plan(plan: Plan) -> None:
+    """The trials of a sweep, and what they share."""
+    sweep = plan.sweep
+    out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
+    table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
+    shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
+    for one in shown:
+        table.add_row(str(one.index), one.trial_id, *(str(value) for value in one.params.values()))
+    out.print(table)
+    if len(shown) < len(plan.trials):
+        out.print(f"… and {len(plan.trials) - len(shown)} more")
+    out.print(
+        f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
+        f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
+    )
+
+
+def print_inventory(counts: Mapping[str, Count], confirmation: int) -> None:
+    """What is asked for, what the store has, what is left to make."""
+    table = Table("", "asked", "in store", "to make", box=None, pad_edge=False)
+    for name, count in counts.items():
+        table.add_row(name, f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}")
+    table.add_row("confirmation pictures", f"{confirmation}", "", "once a trial is selected")
+    out.print(table)
+
+
+def trial_number(text: str) -> int | Literal["best"]:
+    """A trial as it is named on the command line. Raises SpecError where it is neither a number nor best."""
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise SpecError(f"trial {text!r} is not known; allowed: best, or a number (see harness check)")
+    return int(text)
+
+
+def print_verdict(results: "Results", report: Path) -> None:
+    """The answer, as the report has it, and where everything is."""
+    from harness.report.study import Study
+    from harness.report.verdict import verdict
+
+    found = verdict(Study(results))
+    colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
+    out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
+    for line in (*found.facts, *found.cautions):
+        out.print(f"  {escape(line)}", highlight=False)
+    out.print(f"report  {report}", highlight=False)
+    out.print(f"tables  harness.results.load({str(report.parent)!r})", highlight=False)
+
+
+def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
+    """One trial against each control on each metric."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
+        table.add_column(heading, no_wrap=True)
+    rows = results.summary
+    chosen = rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)]
+    for row in chosen.to_dict("records"):
+        table.add_row(
+            str(row["metric"]),
+            str(row["arm"]),
+            str(row["control"]),
+            _number(row["mean_difference"], "+.3f"),
+            escape(f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]"),
+            _number(row["p_value"], ".4f"),
+            _number(row["win_rate"], ".0%"),
+            str(row["n_pairs"]),
+        )
+    out.print(table)
+    for reason in chosen["reason"].dropna().unique():
+        out.print(f"– {escape(reason)}", highlight=False)
+
+
+def _number(value: float, form: str) -> str:
+    """A number in a table; a missing one is a dash, never a zero."""
+    return format(value, form) if math.isfinite(value) else "–"
