@@ -128,6 +128,7 @@ def _trial_row(
         "config": json.dumps(trial.spec.model_dump(mode="json"), sort_keys=True),
         "adapter_path": workspace.relative(snapshot.path) if snapshot.done else None,
         "final_loss": _final_loss(snapshot) if snapshot.done else None,
+        "validation_loss": _validation_loss(snapshot, trial.spec.training.steps) if snapshot.done else None,
         "train_seconds": _train_seconds(workspace, trial.run_id, trial.spec.training.steps)
         if snapshot.done
         else None,
@@ -147,9 +148,19 @@ def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str 
 
 def _final_loss(snapshot: Stage) -> float:
     """Mean of the last tenth of the steps: one step's loss depends mostly on the timestep it drew."""
-    losses: list[float] = json.loads((snapshot.path / "training_state.json").read_text())["losses"]
+    losses: list[float] = _record(snapshot)["losses"]
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
+
+
+def _validation_loss(snapshot: Stage, steps: int) -> float | None:
+    """At fixed noise on the held-out pictures; null where none are held out, or at a mere checkpoint."""
+    by_step: list[tuple[int, float]] = _record(snapshot)["validation"] or []
+    return dict(by_step).get(steps)
+
+
+def _record(snapshot: Stage) -> Any:
+    return json.loads((snapshot.path / "training_state.json").read_text())
 
 
 def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float:

@@ -146,6 +146,7 @@ def train_segment(bench: Bench, segment: Segment) -> None:
     run, workspace, compute = bench.plan.runs[segment.run_id], bench.workspace, bench.plan.sweep.compute
     model = bench.model(run.dataset.model)
     started = time.monotonic()
+    passing: list[Stage] = []  # checkpoints that are no trial's snapshot, made here, the oldest first
 
     def save(checkpoint: Checkpoint) -> None:
         seconds = time.monotonic() - started
@@ -157,6 +158,10 @@ def train_segment(bench: Bench, segment: Segment) -> None:
             model.save_adapter(checkpoint.adapter, run.adapter, folder, metadata)
             if checkpoint.ema:
                 model.save_adapter(checkpoint.ema, run.adapter, folder / EMA, metadata)
+        if checkpoint.step not in run.snapshots:
+            passing.append(stage)
+        while len(passing) > compute.keep_checkpoints:
+            passing.pop(0).remove()
 
     resume = workspace.snapshot(run.run_id, segment.start).path
     train(

@@ -31,6 +31,13 @@ def print_plan(plan: Plan) -> None:
     out.print(table)
     if len(shown) < len(plan.trials):
         out.print(f"… and {len(plan.trials) - len(shown)} more")
+    if "training.steps" in sweep.axes:
+        by_length = [run for run in plan.runs.values() if run.training.schedule.depends_on_length]
+        if by_length:
+            out.print(
+                f"{len(by_length)} training runs are of one length each: under a "
+                f"{by_length[0].training.schedule.kind} schedule no run is the beginning of a longer one"
+            )
     out.print(
         f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"

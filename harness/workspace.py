@@ -80,6 +80,11 @@ class Stage:
             if sha256(file) != facts["sha256"]:
                 raise StageError(f"{file} does not match its manifest; delete {self.path} and run again")
 
+    def remove(self) -> None:
+        """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
     @contextmanager
     def build(self, **facts: Any) -> Iterator[Path]:
         """Give a temporary folder to fill; when the block ends well it becomes the stage, else it is gone.

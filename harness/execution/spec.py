@@ -27,6 +27,9 @@ class ComputeSpec(Frozen):
     ] = False
     compile: Annotated[bool, Field(description="torch.compile the UNet: a slow start, then faster")] = False
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
+    keep_checkpoints: Annotated[
+        int, Field(ge=1, description="of one run, besides its trials' snapshots; older ones are removed")
+    ] = 2
 
     @property
     def training_workers(self) -> int:
