@@ -173,3 +173,51 @@ def test_tasks_name_each_thing_once(plan: Plan) -> None:
     drawn = Counter(pair for task in tasks for pair in task.draws)
     assert set(drawn.values()) == {1}
     assert len(plan.runs) == 2 and PLAIN["kind"] == "plain"
+
+
+def test_arms_may_have_several_adapters(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
+    """The trial's own, its average, another recipe's with settings of its own, a file, and merges of them."""
+    subject = {
+        "recipe": PLAIN,
+        "adapter": {"kind": "lora", "rank": 2},
+        "training": {"prompt": "a cat", "steps": 2, "learning_rate": 0.01, "batch_size": 2},
+    }
+    own = {"scale": 1.0, "branch": "both"}
+    changes: dict[str, Any] = {
+        "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 3, "ema": 0.5, "holdout": 1},
+        "axes": {},
+        "arms": [
+            {"name": "placebo", "negative": "wrong"},
+            {"name": "subject", "negative": "wrong", "adapters": [{**subject, "branch": "positive"}]},
+            {"name": "wrong_lora", "negative": "wrong", "adapters": [own]},
+            {"name": "average", "negative": "wrong", "adapters": [{**own, "weights": "ema"}]},
+            {
+                "name": "two",
+                "negative": "wrong",
+                "adapters": [{**subject, "branch": "positive"}, {"branch": "negative"}],
+            },
+            {
+                "name": "merged",
+                "negative": "wrong",
+                "adapters": [{**subject, "branch": "both"}, own],
+                "merge": {"method": "linear"},
+            },
+        ],
+    }
+    first = carry_out(small_plan(tmp_path, tiny_spec, tiny_clip, **changes), tmp_path / "w")[0].results
+    drawn = first.images[first.images["split"] == "dev"].groupby("arm")["sha256"].agg(tuple)
+    assert len(set(drawn)) == len(drawn) == 6, "every arm draws pictures of its own"
+    assert set(first.summary["arm"]) == {"wrong_lora", "average", "two", "merged"}
+    assert set(first.summary["control"]) == {"placebo", "subject"}
+    assert first.trials["validation_loss"].notna().all()
+
+    file = tmp_path / "w" / first.trials["adapter_path"][0] / "pytorch_lora_weights.safetensors"
+    arms = [
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "from_file", "negative": "wrong", "adapters": [{**own, "file": str(file)}]},
+        {"name": "wrong_lora", "negative": "wrong", "adapters": [own]},
+    ]
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, **{**changes, "arms": arms})
+    again = carry_out(plan, tmp_path / "w")[0].results
+    scores = again.wide().pivot_table(index=["prompt_id", "seed"], columns="arm", values="clip_score")
+    pd.testing.assert_series_equal(scores["from_file"], scores["wrong_lora"], check_names=False)

@@ -4,38 +4,22 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-import pandas as pd
 import psutil
 import pytest
-import torch
 
 from harness.execution import ExecutorName, make_executor
 from harness.models.spec import SdxlModel
-from harness.pipeline import SweepRun, Task, control_tasks, run_sweep
-from harness.results import Results
+from harness.pipeline import Task, control_tasks
 from harness.spec.expand import Plan
 from harness.stages import Bench
 from harness.workspace import Workspace
+from tests.execution.carrying import Display, assert_same, carry_out
 from tests.sweeps import small_plan
 
 EXECUTORS = get_args(ExecutorName)
-
-
-class Display:
-    """Counts what is reported; like a live display it holds a lock, so it cannot leave its process."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.lock = threading.RLock()
-
-    def report(self, kind: str, count: int) -> None:
-        with self.lock:
-            self.counts[kind] += count
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +41,6 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
     assert display.counts == {"dataset_pictures": 4}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The threads that a Ray worker of one CPU uses: sums are added up in the same order here and there."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -95,20 +70,6 @@ def test_a_killed_worker_is_no_loss(
     assert killed, "no worker was killed, so this shows nothing"
     assert not [outcome for outcome in disturbed.outcomes if outcome.failed]
     assert_same(disturbed.results, undisturbed.results)
-
-
-def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
-    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
-    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
-
-
-def assert_same(these: Results, those: Results) -> None:
-    keys = ["image_id"]
-    these_images, those_images = (r.images.sort_values(keys, ignore_index=True) for r in (these, those))
-    pd.testing.assert_series_equal(these_images["sha256"], those_images["sha256"])
-    keys = ["image_id", "metric"]
-    these_scores, those_scores = (r.scores.sort_values(keys, ignore_index=True) for r in (these, those))
-    pd.testing.assert_frame_equal(these_scores, those_scores, rtol=1e-6, atol=1e-6)
 
 
 def kill_a_worker_in_training(workspace: Workspace, plan: Plan, killed: list[int]) -> None:

@@ -1,0 +1,44 @@
+"""Carrying a small sweep out under an executor, and what two such calls must agree in."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from harness.execution import ExecutorName, make_executor
+from harness.pipeline import SweepRun, run_sweep
+from harness.results import Results
+from harness.spec.expand import Plan
+from harness.stages import Bench
+from harness.workspace import Workspace
+
+
+class Display:
+    """Counts what is reported; like a live display it holds a lock, so it cannot leave its process."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.RLock()
+
+    def report(self, kind: str, count: int) -> None:
+        """Count."""
+        with self.lock:
+            self.counts[kind] += count
+
+
+def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
+    """The sweep from nothing to its tables."""
+    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
+    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
+
+
+def assert_same(these: Results, those: Results) -> None:
+    """The same pictures, byte for byte, and the same scores."""
+    keys = ["image_id"]
+    these_images, those_images = (r.images.sort_values(keys, ignore_index=True) for r in (these, those))
+    pd.testing.assert_series_equal(these_images["sha256"], those_images["sha256"])
+    keys = ["image_id", "metric"]
+    these_scores, those_scores = (r.scores.sort_values(keys, ignore_index=True) for r in (these, those))
+    pd.testing.assert_frame_equal(these_scores, those_scores, rtol=1e-6, atol=1e-6)
