@@ -75,8 +75,8 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any
     # A plan is megabytes for a large sweep: sent once through the object store, not once per trial.
     carried = replace(bench, report=_silent)
     trainable = tune.with_parameters(perform_task, tasks=list(tasks), bench=carried)
-    if several:  # the processes that it starts ask for resources of their own, and would wait for its
-        return tune.with_resources(trainable, {"cpu": 0, "gpu": 0})
+    if several:  # its processes ask for resources of their own; Tune wants a trial to hold something: a byte
+        return tune.with_resources(trainable, {"cpu": 0, "gpu": 0, "memory": 1})
     gpus = compute.gpus_per_trial / compute.training_workers  # what is not trained takes one process
     return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": gpus})
 

@@ -15,11 +15,14 @@ from tests.execution.carrying import carry_out
 from tests.sweeps import small_plan
 
 LORA = "pytorch_lora_weights.safetensors"
+LEARNING_RATE = 0.01
+ARMS = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
 
 
 def plan_of(folder: Path, model: SdxlModel, clip: str, workers: int, **compute: float) -> Plan:
     settings = {"batch_size": 4, "checkpoint_every": 100, "workers_per_trial": workers, **compute}
-    return small_plan(folder, model, clip, compute=settings)
+    training = {"learning_rate": LEARNING_RATE, "batch_size": 2, "steps": 4}
+    return small_plan(folder, model, clip, compute=settings, training=training, arms=ARMS)
 
 
 @pytest.mark.slow
@@ -40,7 +43,8 @@ def test_two_processes_equal_one(
             )
             assert here.keys() == there.keys()
             for key, weight in here.items():
-                torch.testing.assert_close(there[key], weight, rtol=1e-4, atol=1e-6)
+                # Adam divides by the gradient's size, so rounding moves a weight by a part of a step.
+                torch.testing.assert_close(there[key], weight, rtol=0, atol=0.01 * LEARNING_RATE)
     assert (shared.results.trials["status"] == "completed").all()
     assert len(shared.results.images) == len(alone.results.images)
 
