@@ -42,3 +42,9 @@ class TrackingError(HarnessError):
     """The mirror of a sweep could not be written. Tables and report are complete without it."""
 
     exit_code = 1
+
+
+class ExportError(HarnessError):
+    """An adapter could not be exported or pushed to the hub. What the sweep made is complete without it."""
+
+    exit_code = 1

@@ -1,0 +1,272 @@
+"""The model card: what the adapter is, what the sweep measured with it, and how to use it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.export import usage
+from harness.export.evidence import Contrast, Evidence, is_own
+from harness.export.portable import portable
+from harness.export.subject import Subject
+from harness.models.spec import EmojiModel
+from harness.spec.adapter import LowRankAdapter
+
+SHEET, PICTURES = "contact_sheet.png", "pictures"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+MISSING = "—"
+RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is for measuring alone."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture that the hub shows beside the card."""
+
+    prompt: str
+    file: str
+
+
+def card(
+    subject: Subject, evidence: Evidence, *, files: Mapping[str, str], examples: Sequence[Example]
+) -> str:
+    """The card as Markdown. `files` maps the adapter's files to their sha256."""
+    parts = [
+        _front_matter(subject, evidence, examples),
+        f"# {subject.name}",
+        _summary(subject),
+        "## What was measured",
+        _findings(subject, evidence),
+        _table(evidence),
+        _pictures(evidence),
+        "## How to use it",
+        usage.text(subject, evidence, files),
+        "## How it was trained",
+        _settings(subject),
+        "## Files",
+        "\n".join(["| file | sha256 |", "|---|---|", *(f"| `{name}` | `{files[name]}` |" for name in files)]),
+        "`trial.json` holds the whole configuration, the versions and these hashes. The header of each "
+        "file says "
+        "the same, and what A1111 and kohya's tools show of a LoRA.",
+        "## Licence",
+        _licence(subject),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Example]) -> str:
+    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    negative = _arm(subject, evidence)["negative"]
+    front: dict[str, Any] = {
+        "base_model": subject.base,
+        "base_model_relation": "adapter" if subject.base else None,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": _license_tag(subject),
+        "instance_prompt": subject.word,
+        "tags": [
+            *("text-to-image", "diffusers"),
+            *([] if isinstance(subject.spec.model, EmojiModel) else ["stable-diffusion-xl"]),
+            *(["lora", "template:sd-lora"] if low_rank else ["textual_inversion"]),
+            *("negative-prompt", "lora-sweep-harness"),
+        ],
+        "widget": [
+            {
+                "text": example.prompt,
+                "parameters": {"negative_prompt": negative},
+                "output": {"url": example.file},
+            }
+            for example in examples
+        ],
+    }
+    # JSON is YAML, and quotes whatever a prompt may hold.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
+    arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
+    return arm
+
+
+def _summary(subject: Subject) -> str:
+    spec, adapter = subject.spec, subject.spec.adapter
+    if isinstance(adapter, LowRankAdapter):
+        names = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+        what = f"A {names[adapter.kind]} of rank {adapter.rank}"
+    else:
+        what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
+    count = f"{spec.recipe.count} pictures" if spec.recipe.count else "pictures"
+    varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
+    return (
+        f"{what} for {subject.base_text}, trained for {spec.training.steps} steps on {count} of the recipe "
+        f"`{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
+        f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
+        f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
+    )
+
+
+def _findings(subject: Subject, evidence: Evidence) -> str:
+    headline = evidence.headline
+    prompts = "held-out test prompts" if evidence.split == "test" else "dev prompts"
+    if headline is None or headline.difference is None:
+        reason = "it was not compared" if headline is None else headline.reason
+        verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
+    else:
+        verdict = _verdict(headline, prompts)
+    caution = (
+        ""
+        if evidence.split == "test"
+        else " Trials are selected on these prompts, and the best of many looks better than it is."
+    )
+    return (
+        f"{verdict}{caution}\n\nThe arm `{evidence.arm}`: {_arm_text(subject, evidence)}. Each picture is "
+        "compared "
+        "with the control's of the same prompt and seed, which started from the same latents; intervals "
+        "are over "
+        "prompts, and a control with a difference of its own shows what the adapter alone does not explain."
+    )
+
+
+def _verdict(headline: Contrast, prompts: str) -> str:
+    assert headline.difference is not None
+    interval = "no interval" if headline.low is None else _interval(headline)
+    numbers = (
+        f"{headline.metric} differs by {_signed(headline.difference)} "
+        f"({interval}, p {_p(headline, equals='= ')}) on {headline.n_prompts} {prompts}"
+    )
+    if not headline.decided:
+        return f"**No difference is shown** against `{headline.control}`: {numbers}."
+    better = (headline.difference > 0) == (headline.higher_is_better is not False)
+    return f"**{'Better' if better else 'Worse'}** than `{headline.control}`: {numbers}."
+
+
+def _arm_text(subject: Subject, evidence: Evidence) -> str:
+    arm, sampler = _arm(subject, evidence), subject.results.sweep["sampler"]
+    guidance = sampler["guidance"] if arm["guidance"] is None else arm["guidance"]
+    merged = f", merged by {arm['merge']['method']}" if arm["merge"] else ""
+    return (
+        f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt `{arm['negative']}`, "
+        f"guidance {guidance:g}, {sampler['steps']} steps"
+    )
+
+
+def _acting(adapter: Mapping[str, Any]) -> str:
+    what = "this adapter" if is_own(adapter) else "another adapter"
+    average = " (its average)" if adapter["weights"] == "ema" else ""
+    where = "both guidance branches" if adapter["branch"] == "both" else f"the {adapter['branch']} branch"
+    return f"{what}{average} at scale {adapter['scale']:g} on {where}"
+
+
+def _table(evidence: Evidence) -> str:
+    if not evidence.contrasts:
+        return ""
+    confidence = f"{100 * evidence.contrasts[0].confidence:g} % interval"
+    head = ["metric", "against", f"`{evidence.arm}`", "control", "difference", confidence, "p"]
+    head += ["prompts", "pairs"]
+    lines = [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(_row(contrast) for contrast in evidence.contrasts),
+    ]
+    return "\n".join(lines) + (
+        "\n\nDifference: arm − control. ↑ higher is better, ↓ lower is better; without an arrow the "
+        "metric has no "
+        "better direction. On dev, p is Holm's over the trials."
+    )
+
+
+def _row(c: Contrast) -> str:
+    arrow = {True: " ↑", False: " ↓", None: ""}[c.higher_is_better]
+    cells = [f"{c.metric}{arrow}", f"`{c.control}`", _plain(c.mean_arm), _plain(c.mean_control)]
+    cells += [_signed(c.difference), _interval(c), _p(c), str(c.n_prompts), str(c.n_pairs)]
+    if c.difference is None and c.reason:
+        cells[4] = f"{MISSING} ({c.reason})"
+    return f"| {' | '.join(cells)} |"
+
+
+def _pictures(evidence: Evidence) -> str:
+    if not evidence.pairs:
+        return ""
+    shown = (
+        "every pair"
+        if len(evidence.pairs) == evidence.n_pairs
+        else f"{len(evidence.pairs)} of {evidence.n_pairs} "
+        "pairs, evenly spread from the best difference to the worst"
+    )
+    return (
+        f"![Pictures of the same prompt and seed in each arm]({SHEET})\n\n{shown[0].upper()}{shown[1:]}, "
+        "best first; "
+        "the pictures of a row started from the same latents. In brackets the difference from "
+        f"`{evidence.control}`."
+    )
+
+
+def _settings(subject: Subject) -> str:
+    dumped = portable(subject.spec.model_dump(mode="json", exclude_none=True))
+    rows = [f"| `{name}` | {_cell(value)} |" for name, value in _flat(dumped, "")]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in subject.results.sweep["versions"].items()
+        if version != "not installed"
+    )
+    return "\n".join(["| setting | value |", "|---|---|", *rows]) + f"\n\nWith {versions}."
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cell(value: Any) -> str:
+    """A value inside a table, where a bar would end the cell."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else _value(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _license_tag(subject: Subject) -> str | None:
+    if isinstance(subject.spec.model, EmojiModel):
+        return "mit"
+    return "openrail++" if subject.base == SDXL else None
+
+
+def _licence(subject: Subject) -> str:
+    model = subject.spec.model
+    if isinstance(model, EmojiModel):
+        return "MIT, as the embedded model and the pictures it was trained on."
+    if model.source == "random":
+        return RANDOM_LICENCE
+    terms = " (CreativeML Open RAIL++-M)" if subject.base == SDXL else ""
+    return (
+        f"An adapter is a derivative of its base: the licence of {subject.base_text}{terms} applies to "
+        "its use. "
+        "Whoever publishes it also answers for the rights in the training pictures, where they were not "
+        "drawn by "
+        "the base itself."
+    )
+
+
+def _plain(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _interval(c: Contrast) -> str:
+    return MISSING if c.low is None or c.high is None else f"[{_signed(c.low)}, {_signed(c.high)}]"
+
+
+def _p(c: Contrast, *, equals: str = "") -> str:
+    if c.p is None:
+        return MISSING
+    return "< 0.001" if c.p < 0.001 else f"{equals}{c.p:.3f}"
