@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from harness.errors import ModelError
+from harness.models import schedulers
 from harness.models.prompts import EMOJI_FOLDER, local_folder
 from harness.models.spec import EmojiModel, Precision, SdxlModel
 
@@ -43,7 +39,11 @@ def load_emoji(spec: EmojiModel) -> Pipelines:
 
 
 def load_sdxl(spec: SdxlModel) -> Pipelines:
-    """SDXL from the hub or from local folders."""
+    """SDXL from the hub or from local folders, or with random weights."""
+    if spec.source == "random":
+        from harness.models.random import random_pipelines
+
+        return _predicting(random_pipelines(spec), spec)
     options: dict[str, Any] = {"torch_dtype": DTYPES[spec.precision]}
     parts = {}
     if spec.vae is not None:
@@ -53,7 +53,17 @@ def load_sdxl(spec: SdxlModel) -> Pipelines:
     refiner = None
     if spec.refiner is not None:
         refiner = _refiner(base, spec.refiner, revision=spec.refiner_revision, **options)
-    return Pipelines(base=base, refiner=refiner)
+    return _predicting(Pipelines(base=base, refiner=refiner), spec)
+
+
+def _predicting(pipelines: Pipelines, spec: SdxlModel) -> Pipelines:
+    """The specification's word on what the UNets predict stands above that of the schedulers."""
+    if spec.prediction_type is not None:
+        for pipeline in (pipelines.base, pipelines.refiner):
+            if pipeline is not None:
+                own = pipeline.scheduler
+                pipeline.scheduler = own.from_config(own.config, prediction_type=spec.prediction_type)
+    return pipelines
 
 
 def _refiner(
@@ -62,7 +72,7 @@ def _refiner(
     shared = {name: getattr(base, name) for name in SHARED}
     refiner = _pipeline(StableDiffusionXLImg2ImgPipeline, source, **options, **shared)
     # The hand-over is at one noise level only if both walk the same schedule.
-    refiner.scheduler = EulerDiscreteScheduler.from_config(base.scheduler.config)
+    refiner.scheduler = schedulers.make(base.scheduler, None)
     width, needed = base.text_encoder_2.config.hidden_size, refiner.unet.config.cross_attention_dim
     if width != needed:
         raise ModelError(
@@ -73,24 +83,30 @@ def _refiner(
 
 
 def _pipeline(kind: type, source: str, **options: Any) -> Any:
-    """A quiet pipeline with Euler's scheduler, frozen."""
+    """A quiet pipeline, frozen."""
     _be_quiet()
     pipeline = _from_pretrained(kind, source, add_watermarker=False, **options)
     absent = [name for name in ("text_encoder", "tokenizer") if getattr(pipeline, name) is None]
-    if kind is StableDiffusionXLPipeline and absent:
-        raise ModelError(
-            f"{source} has no {' and no '.join(absent)}: it is a refiner; give it as model.refiner"
-        )
-    if not isinstance(pipeline.scheduler, EulerDiscreteScheduler):
-        raise ModelError(
-            f"{source} has the scheduler {type(pipeline.scheduler).__name__}; only EulerDiscreteScheduler is "
-            "supported, as a picture must depend on its seed alone. Save the model with it"
-        )
+    if kind is StableDiffusionXLPipeline:
+        if absent:
+            raise ModelError(
+                f"{source} has no {' and no '.join(absent)}: it is a refiner; give it as model.refiner"
+            )
+        schedulers.own_name(pipeline.scheduler, source)
+        _check_vae(pipeline.vae, source)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
     return pipeline
+
+
+def _check_vae(vae: AutoencoderKL, source: str) -> None:
+    if getattr(vae.config, "latents_mean", None) is not None:
+        raise ModelError(
+            f"the VAE of {source} shifts its latents by latents_mean, which the harness does not know; "
+            "give a VAE without it as model.vae"
+        )
 
 
 def _from_pretrained(kind: type, source: str, **options: Any) -> Any:

@@ -113,6 +113,7 @@ class Model(Protocol):
 
     spec: ModelSpec
     resolution: int  # pixels, square
+    scheduler: Scheduler  # its own, which draws where the settings name none
     device: "torch.device"
 
     def draw(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,25 @@ import torch
 from PIL import Image
 
 from harness.errors import ModelError
-from harness.models import trainable
-from harness.models.encoding import Encoded, PromptEncoder
+from harness.models import schedulers, trainable, vae
+from harness.models.adapter_file import Adapter, read_adapter, save_adapter
+from harness.models.encoding import Adapters, Encoded, PromptEncoder
 from harness.models.loading import Pipelines
-from harness.models.model import Conditioning, DrawSettings, Picture, Posterior, Row, RowAdapter
-from harness.models.rowwise import LORA_FILE, Acting, Lora, acting, read_lora
+from harness.models.merge import merged
+from harness.models.model import DrawSettings, Picture, Posterior, Row
+from harness.models.rowwise import Acting, acting
 from harness.models.spec import ModelSpec
-from harness.spec.trial import AdapterSpec
+from harness.spec.adapter import AdapterSpec
+from harness.spec.evaluation import Branch, MergeSpec, Scheduler
 
 CACHED_ADAPTERS = 8
-ENCODED_AT_ONCE = 4  # pictures in one pass of the VAE's encoder
+PICTURES_AT_ONCE = 8  # on a CPU, where more are no faster
+MOST_AT_ONCE = 64  # on a GPU, which is busy by then
+FREE_SHARE = 0.8  # of the free memory, for what the allocator loses between blocks
+PROBE_STEPS = 2
+NOT_FINITE = "Try a smaller scale of their adapters, another scheduler, or model.prediction_type"
+
+Stamp = tuple[tuple[str, int, int], ...]
 
 
 class Sdxl:
@@ -33,68 +43,60 @@ class Sdxl:
         self._base = pipelines.base.to(self.device)
         self._refiner = None if pipelines.refiner is None else pipelines.refiner.to(self.device)
         self._unet = self._base.unet
+        self._own_scheduler = self._base.scheduler
+        self.scheduler: Scheduler = schedulers.own_name(self._own_scheduler, "the model")
         self.resolution: int = self._unet.config.sample_size * self._base.vae_scale_factor
-        self._words = PromptEncoder(self._base)
-        self._refiner_words = None if self._refiner is None else PromptEncoder(self._refiner)
-        self._read = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._read_lora)
+        self._words = PromptEncoder(self._base, acts=True)
+        self._refiner_words = None if self._refiner is None else PromptEncoder(self._refiner, acts=False)
+        self._read = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._read_adapter)
+        self._merged = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._merge)
+        self._at_once: dict[DrawSettings, int] = {}
 
     def draw(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
         """Pictures in the order of the rows; rows of one guidance scale are one batch.
 
         The batch is the caller's to choose. Alone or in a batch, a picture is the same up to the rounding of
-        differently shaped matrix products. Raises ModelError for what cannot be drawn, and where a picture
-        is not finite, naming the rows.
+        differently shaped matrix products. Raises ModelError for what cannot be drawn, where memory runs out,
+        and where a picture is not finite, naming the rows.
         """
-        assert not trainable.is_attached(self._unet), (
+        assert not trainable.is_attached(self._base), (
             "pictures are drawn with row-wise adapters, outside attach"
         )
+        self._check(settings)
         pictures: dict[int, Picture] = {}
         for guidance in dict.fromkeys(row.guidance for row in rows):
             places = [place for place, row in enumerate(rows) if row.guidance == guidance]
-            drawn = self._draw_batch([rows[place] for place in places], guidance, settings)
+            try:
+                drawn = self._draw_batch([rows[place] for place in places], settings)
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    f"{len(places)} pictures at once do not fit in the memory of {self.device}; draw fewer, "
+                    "set sampler.size smaller, or model.precision to fp16 or bf16"
+                ) from error
             pictures.update(zip(places, drawn, strict=True))
         return [pictures[place] for place in range(len(rows))]
 
+    def pictures_at_once(self, settings: DrawSettings) -> int:
+        """A power of two, so that it does not hang on a little more or less of free memory; measured once."""
+        if self.device.type != "cuda":
+            return PICTURES_AT_ONCE
+        if settings not in self._at_once:
+            self._at_once[settings] = self._measured_at_once(settings)
+        return self._at_once[settings]
+
     def encode_images(self, images: Sequence[Image.Image]) -> Posterior:
         """VAE posterior in the UNet's units, fp32, on the model's device."""
-        size = (self.resolution, self.resolution)
-        assert all(image.size == size for image in images), f"pictures must be {size[0]} × {size[1]}"
-        vae, dtype = self._base.vae, self._base.vae.dtype
-        upcast = dtype == torch.float16 and vae.config.force_upcast  # SDXL's own VAE overflows in fp16
-        means, stds = [], []
-        try:
-            vae.to(dtype=torch.float32 if upcast else dtype)
-            with torch.no_grad():
-                for start in range(0, len(images), ENCODED_AT_ONCE):
-                    pixels = self._base.image_processor.preprocess(
-                        list(images[start : start + ENCODED_AT_ONCE])
-                    )
-                    posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
-                    means.append(posterior.mean.float())
-                    stds.append(posterior.std.float())
-        finally:
-            vae.to(dtype=dtype)
-        scale = vae.config.scaling_factor
-        return Posterior(mean_NChw=torch.cat(means) * scale, std_NChw=torch.cat(stds) * scale)
+        return vae.encode(self._base, images)
 
-    def condition(self, prompt: str) -> Conditioning:
-        """Text conditioning of one prompt, for an uncropped picture of the model's own resolution."""
-        encoded = self._words.positive(prompt)
-        side = float(self.resolution)
-        time_ids = torch.tensor(
-            [[side, side, 0.0, 0.0, side, side]], device=self.device, dtype=encoded.embeds_1TD.dtype
-        )
-        return Conditioning(
-            prompt_embeds_1TD=encoded.embeds_1TD, pooled_1P=encoded.pooled_1P, time_ids_16=time_ids
-        )
-
-    def attach(self, adapter: AdapterSpec, seed: int) -> AbstractContextManager[trainable.TrainableLora]:
+    def attach(
+        self, adapter: AdapterSpec, seed: int, *, checkpointing: bool = False, compiled: bool = False
+    ) -> AbstractContextManager[trainable.TrainableAdapter]:
         """A fresh adapter to train; see `trainable.attach`."""
-        return trainable.attach(self._unet, adapter, seed)
+        return trainable.attach(self._base, adapter, seed, checkpointing=checkpointing, compiled=compiled)
 
     def noise_schedule(self) -> tuple[torch.Tensor, str]:
         """`alphas_cumprod` (with zero terminal SNR, Euler makes the last 2⁻²⁴) and the prediction type."""
-        scheduler = self._base.scheduler
+        scheduler = self._own_scheduler
         return scheduler.alphas_cumprod.detach().to(
             "cpu", torch.float32, copy=True
         ), scheduler.config.prediction_type
@@ -102,57 +104,103 @@ class Sdxl:
     def save_adapter(
         self, state: dict[str, torch.Tensor], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
     ) -> None:
-        """Write `pytorch_lora_weights.safetensors`; see `trainable.save_adapter`."""
-        trainable.save_adapter(state, adapter, folder, metadata)
+        """Write the adapter's file; see `adapter_file.save_adapter`."""
+        save_adapter(state, adapter, folder, metadata)
 
-    def _draw_batch(self, rows: Sequence[Row], guidance: float, settings: DrawSettings) -> list[Picture]:
-        if settings.refiner_start is not None and self._refiner is None:
+    def _check(self, settings: DrawSettings) -> None:
+        factor = self._base.vae_scale_factor
+        if settings.size is not None and any(side % factor for side in settings.size):
+            raise ModelError(
+                f"size {settings.size} must be multiples of {factor}, the factor of the model's VAE"
+            )
+        if settings.refiner_start is None:
+            return
+        if self._refiner is None:
             raise ModelError(
                 "the model has no refiner; set refiner_start: null where it is drawn, or model.refiner"
             )
-        noise_NChw = torch.cat([self._starting_latents(row.seed) for row in rows])
-        guided = guidance > 1  # as the pipelines have it
-        adapters = self._acting(rows, guided=guided)
-        words = _stage_words(self._words, rows, guided=guided)
-        shared: dict[str, Any] = {"guidance_scale": guidance, "num_inference_steps": settings.steps}
-        with torch.inference_mode():
-            latents = noise_NChw.to(self.device, self._unet.dtype)
-            with acting(self._unet, adapters):
-                drawn = self._base(
-                    **words,
-                    **shared,
-                    latents=latents,
-                    denoising_end=settings.refiner_start,
-                    output_type="pt" if settings.refiner_start is None else "latent",
-                ).images
-            if settings.refiner_start is not None:
-                drawn = self._refine(rows, drawn, settings.refiner_start, guided=guided, shared=shared)
-        return _pictures(rows, drawn, noise_NChw)
+        schedulers.check_hand_over(
+            self._own_scheduler, settings.scheduler, steps=settings.steps, start=settings.refiner_start
+        )
 
-    def _refine(
+    def _draw_batch(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
+        """Rows of one guidance. The seed's generator gives the first latents, then the sampler's noise."""
+        generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+        noise_NChw = self._starting_latents(generators, settings)
+        latents = self._denoised(rows, noise_NChw, generators, settings)
+        with torch.inference_mode():
+            return _pictures(rows, vae.decode(self._base, latents), noise_NChw)
+
+    def _starting_latents(
+        self, generators: Sequence[torch.Generator], settings: DrawSettings
+    ) -> torch.Tensor:
+        """Unit noise, fp32 from CPU generators, so that it depends on the seed and the size alone."""
+        width, height = settings.size or (self.resolution, self.resolution)
+        factor = self._base.vae_scale_factor
+        shape = (1, self._unet.config.in_channels, height // factor, width // factor)
+        return torch.cat([torch.randn(shape, generator=g, dtype=torch.float32) for g in generators])
+
+    def _denoised(
         self,
         rows: Sequence[Row],
-        latents: torch.Tensor,
-        start: float,
-        *,
-        guided: bool,
-        shared: dict[str, Any],
+        noise_NChw: torch.Tensor,
+        generators: list[torch.Generator],
+        settings: DrawSettings,
+    ) -> torch.Tensor:
+        guided = rows[0].guidance > 1  # as the pipelines have it
+        adapters = self._acting(rows, guided=guided)
+        words = self._stage_words(self._words, rows, guided=guided)
+        height, width = (side * self._base.vae_scale_factor for side in noise_NChw.shape[-2:])
+        shared: dict[str, Any] = {
+            "guidance_scale": rows[0].guidance,
+            "guidance_rescale": settings.guidance_rescale,
+            "num_inference_steps": settings.steps,
+            "generator": generators,
+            "output_type": "latent",
+        }
+        self._base.scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
+        with torch.inference_mode():
+            with acting(self._unet, adapters):
+                latents = self._base(
+                    **words,
+                    **shared,
+                    height=height,
+                    width=width,
+                    latents=noise_NChw.to(self.device, self._unet.dtype),
+                    denoising_end=settings.refiner_start,
+                ).images
+            if settings.refiner_start is None:
+                return latents
+            return self._refined(rows, latents, settings, shared)
+
+    def _refined(
+        self, rows: Sequence[Row], latents: torch.Tensor, settings: DrawSettings, shared: dict[str, Any]
     ) -> torch.Tensor:
         assert self._refiner is not None and self._refiner_words is not None
+        self._refiner.scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
         return self._refiner(
-            **_stage_words(self._refiner_words, rows, guided=guided),
+            **self._stage_words(self._refiner_words, rows, guided=rows[0].guidance > 1),
             **shared,
             image=torch.zeros(1, 3, self.resolution, self.resolution),  # unused beside latents, but asked for
             latents=latents,  # not as `image`, which the pipeline takes for pixels unless it has 4 channels
-            denoising_start=start,
-            output_type="pt",
+            denoising_start=settings.refiner_start,
         ).images
 
-    def _starting_latents(self, seed: int) -> torch.Tensor:
-        """Unit noise of one picture, fp32 from a CPU generator, so that it depends on the seed alone."""
-        side = self._unet.config.sample_size
-        shape = (1, self._unet.config.in_channels, side, side)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    def _stage_words(
+        self, encoder: PromptEncoder, rows: Sequence[Row], *, guided: bool
+    ) -> dict[str, torch.Tensor | None]:
+        """The pipelines' text arguments for one stage, base or refiner."""
+
+        def stacked(encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([e.embeds_1TD for e in encoded]), torch.cat([e.pooled_1P for e in encoded])
+
+        embeds, pooled = stacked([encoder.positive(row.prompt, self._on(row, "positive")) for row in rows])
+        words: dict[str, torch.Tensor | None] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+        if guided:
+            negatives = [encoder.negative(row.negative, self._on(row, "negative")) for row in rows]
+            embeds, pooled = stacked(negatives)
+            words.update(negative_prompt_embeds=embeds, negative_pooled_prompt_embeds=pooled)
+        return words
 
     def _acting(self, rows: Sequence[Row], *, guided: bool) -> list[Acting]:
         """The adapters of every row of the guidance batch, negative rows first, as in the pipelines."""
@@ -160,48 +208,66 @@ class Sdxl:
             raise ModelError(
                 "guidance of at most 1 draws no negative rows, so an adapter on branch negative cannot act"
             )
-        branches = ("negative", "positive") if guided else ("positive",)
+        branches: tuple[Branch, ...] = ("negative", "positive") if guided else ("positive",)
         return [
-            [
-                (self._lora(adapter), adapter.scale)
-                for adapter in row.adapters
-                if adapter.branch in (branch, "both")
-            ]
+            [(adapter.unet, scale) for adapter, scale in self._on(row, branch) if adapter.unet]
             for branch in branches
             for row in rows
         ]
 
-    def _lora(self, adapter: RowAdapter) -> Lora:
-        file = adapter.path / LORA_FILE
-        return self._read(adapter.path, file.stat().st_mtime_ns if file.is_file() else 0)
+    def _on(self, row: Row, branch: Branch) -> Adapters:
+        """What acts on one branch of a row, merged into one where the row says so."""
+        acts = [adapter for adapter in row.adapters if adapter.branch in (branch, "both")]
+        files = tuple((adapter.path, _stamp(adapter.path), adapter.scale) for adapter in acts)
+        if row.merge is not None and files:
+            return ((self._merged(files, row.merge), 1.0),)
+        return tuple((self._read(path, stamp), scale) for path, stamp, scale in files)
 
-    def _read_lora(self, folder: Path, _written_at: int) -> Lora:
-        return read_lora(folder, device=self.device, dtype=self._unet.dtype)
+    def _merge(self, files: tuple[tuple[Path, Stamp, float], ...], merge: MergeSpec) -> Adapter:
+        return merged([(self._read(path, stamp), scale) for path, stamp, scale in files], merge)
+
+    def _read_adapter(self, path: Path, _stamp: Stamp) -> Adapter:
+        return read_adapter(path, device=self.device, dtype=self._unet.dtype)
+
+    def _measured_at_once(self, settings: DrawSettings) -> int:
+        """From what two rows of a short picture cost, above what lies in memory anyhow.
+
+        The VAE is left out: it decodes in slices, after the UNets have given their memory back.
+        """
+        rows = [Row(prompt="", negative="", seed=seed, guidance=2.0) for seed in (0, 1)]
+        short = replace(settings, steps=PROBE_STEPS, refiner_start=None, scheduler=None)
+        generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            self._denoised(rows, self._starting_latents(generators, short), generators, short)
+        except torch.OutOfMemoryError:
+            return 1
+        cost = (torch.cuda.max_memory_allocated(self.device) - before) / len(rows)
+        fitting = int(free * FREE_SHARE / cost)
+        return 1 << (min(max(fitting, 1), MOST_AT_ONCE).bit_length() - 1)
 
 
-def _stage_words(
-    encoder: PromptEncoder, rows: Sequence[Row], *, guided: bool
-) -> dict[str, torch.Tensor | None]:
-    """The pipelines' text arguments for one stage, base or refiner."""
-
-    def stacked(encoded: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat([e.embeds_1TD for e in encoded]), torch.cat([e.pooled_1P for e in encoded])
-
-    embeds, pooled = stacked([encoder.positive(row.prompt) for row in rows])
-    words: dict[str, torch.Tensor | None] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-    if guided:
-        embeds, pooled = stacked([encoder.negative(row.negative) for row in rows])
-        words.update(negative_prompt_embeds=embeds, negative_pooled_prompt_embeds=pooled)
-    return words
+def _stamp(path: Path) -> Stamp:
+    """What changes when an adapter is written anew in the same place."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file())
 
 
 def _pictures(rows: Sequence[Row], drawn_N3HW: torch.Tensor, noise_NChw: torch.Tensor) -> list[Picture]:
     lost = [row for row, picture in zip(rows, drawn_N3HW, strict=True) if not torch.isfinite(picture).all()]
     if lost:
         named = "; ".join(f"{row.prompt!r} seed {row.seed}" for row in lost[:3])
+        half = drawn_N3HW.dtype == torch.float16
         raise ModelError(
-            f"{len(lost)} of {len(rows)} pictures are not finite ({named}). SDXL's VAE overflows in fp16: "
-            "set model.vae: madebyollin/sdxl-vae-fp16-fix, or model.precision: bf16"
+            f"{len(lost)} of {len(rows)} pictures are not finite ({named}). "
+            + (
+                "Set model.precision: bf16, or model.vae: madebyollin/sdxl-vae-fp16-fix"
+                if half
+                else NOT_FINITE
+            )
         )
     pixels_NHW3 = (drawn_N3HW.float().permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).numpy()
     return [

@@ -1,16 +1,20 @@
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from harness.generation.generate import draw_cells
+from harness.generation.png import SAMPLERS
+from harness.models.adapter_file import LORA_FILE
 from harness.models.model import DrawSettings, Model, Row, RowAdapter
 from harness.results import tables
-from harness.spec.evaluation import Prompt
+from harness.spec.evaluation import Branch, MergeSpec, Prompt, Scheduler
 from harness.spec.expand import Cell, Draw, DrawAdapter, cells
 from tests.models.adapters import random_adapter
 
@@ -29,9 +33,13 @@ def draw(tiny_model: Model) -> Draw:
         model=tiny_model.spec,
         negative="wrong",
         guidance=5.0,
+        guidance_rescale=0.0,
         steps=6,
+        scheduler=None,
+        size=None,
         refiner_start=0.8,
         adapters=(),
+        merge=None,
     )
 
 
@@ -42,6 +50,12 @@ def adapter_folder(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) 
 
 def dev_cells(draw: Draw) -> list[Cell]:
     return list(cells(draw, PROMPTS, (0, 7), "dev"))
+
+
+def trained(*, run_id: str, steps: int, scale: float, branch: Branch) -> DrawAdapter:
+    return DrawAdapter(
+        run_id=run_id, steps=steps, weights="last", file=None, digest=None, scale=scale, branch=branch
+    )
 
 
 def no_folder(adapter: DrawAdapter) -> Path:
@@ -81,7 +95,7 @@ def test_the_same_cell_gives_the_same_bytes(tiny_model: Model, draw: Draw, tmp_p
 def test_arms_share_their_starting_latents(
     tiny_model: Model, draw: Draw, adapter_folder: Path, tmp_path: Path
 ):
-    acting = DrawAdapter(run_id="run", steps=100, scale=1.0, branch="negative")
+    acting = trained(run_id="run", steps=100, scale=1.0, branch="negative")
     arm = replace(draw, draw_id="fedcba9876543210", arm="wrong_lora", adapters=(acting,))
     found = []
     for one in (draw, arm):
@@ -108,7 +122,7 @@ def test_arms_share_their_starting_latents(
 def test_the_picture_says_how_it_was_made(
     tiny_model: Model, draw: Draw, adapter_folder: Path, tmp_path: Path
 ):
-    acting = DrawAdapter(run_id="abc", steps=100, scale=0.5, branch="negative")
+    acting = trained(run_id="abc", steps=100, scale=0.5, branch="negative")
     draw = replace(draw, adapters=(acting,))
     [fox, *_, cup] = dev_cells(draw)
     draw_cells(draw, [fox, cup], tiny_model, lambda _: adapter_folder, tmp_path)
@@ -117,10 +131,13 @@ def test_the_picture_says_how_it_was_made(
     prompt, negative, settings = parameters.split("\n")
     assert (prompt, negative) == ("a red fox", "Negative prompt: wrong")
     digest = about["draw"]["adapters"][0]["sha256"]
-    assert settings == (
-        f"Steps: 6, Sampler: Euler, CFG scale: 5, Seed: 0, Size: 64x64, Model: {tiny_model.spec.source}, "  # type: ignore[union-attr]
-        f"Refiner: {tiny_model.spec.refiner}, Refiner switch at: 0.8, "  # type: ignore[union-attr]
-        f'Lora hashes: "abc-100: {digest[:12]}", Lora scales: "abc-100: 0.5 negative"'
+    assert (
+        settings
+        == (
+            f"Steps: 6, Sampler: Euler, CFG scale: 5, Seed: 0, Size: 64x64, Model: {tiny_model.spec.source}, "  # type: ignore[union-attr]
+            f"Refiner: {tiny_model.spec.refiner}, Refiner switch at: 0.8, "  # type: ignore[union-attr]
+            f'Lora hashes: "abc-100: {digest[:12]}", Lora scales: "abc-100: 0.5 negative"'
+        )
     )
     data = (adapter_folder / "pytorch_lora_weights.safetensors").read_bytes()
     assert digest == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
@@ -137,7 +154,60 @@ def test_a_control_says_that_no_adapter_and_no_refiner_acted(tiny_model: Model, 
     draw_cells(draw, [fox], tiny_model, no_folder, tmp_path)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         parameters = image.info["parameters"]
-    assert parameters.startswith("a red fox\nSteps: 6, ")
-    assert "Lora" not in parameters and "Refiner" not in parameters and "Negative" not in parameters
+    assert parameters.startswith("a red fox\nNegative prompt: \nSteps: 6, ")  # ComfyUI needs the empty line
+    assert "Lora" not in parameters and "Refiner" not in parameters
     table = tables.read_table(tmp_path / "images.parquet", tables.IMAGES)
     assert table["refiner_start"].isna().all()
+
+
+def test_every_setting_of_a_draw_reaches_the_picture_and_its_text(
+    tiny_model: Model, draw: Draw, adapter_folder: Path, tmp_path: Path
+):
+    both = trained(run_id="abc", steps=100, scale=0.5, branch="both")
+    file = replace(both, run_id=None, steps=None, file=adapter_folder / LORA_FILE, digest="0" * 64)
+    draws = {
+        "plain": draw,
+        "size": replace(draw, size=(96, 64)),
+        "rescale": replace(draw, guidance_rescale=0.7),
+        "scheduler": replace(draw, scheduler="DPMSolverMultistepScheduler"),
+        "adapters": replace(draw, adapters=(both, file)),
+        "merge": replace(draw, adapters=(both, file), merge=MergeSpec(method="linear")),
+    }
+    pixels, texts = {}, {}
+    for name, one in draws.items():
+        (tmp_path / name).mkdir()
+        [fox, *_] = dev_cells(one)
+        draw_cells(one, [fox], tiny_model, lambda a: a.file or adapter_folder, tmp_path / name)
+        with Image.open(tmp_path / name / f"{fox.image_id}.png") as image:
+            pixels[name], texts[name] = image.tobytes(), image.info["parameters"]
+    assert len(set(pixels.values())) == len(draws)
+    assert "Size: 96x64" in texts["size"] and "CFG Rescale: 0.7" in texts["rescale"]
+    assert "Sampler: DPM++ 2M," in texts["scheduler"] and "Sampler: Euler," in texts["plain"]
+    tags = "a red fox <lora:abc-100:0.5> <lora:pytorch_lora_weights:0.5>\n"
+    assert texts["adapters"].startswith(tags)  # on both branches, as A1111 would apply them
+    assert texts["merge"].startswith("a red fox\n") and "Lora merge: linear" in texts["merge"]
+
+
+def test_every_sampler_has_a_name_for_people():
+    assert SAMPLERS.keys() == set(get_args(Scheduler))
+    assert len(set(SAMPLERS.values())) == len(SAMPLERS)
+
+
+def test_readers_find_the_fields(tiny_model: Model, draw: Draw, tmp_path: Path):
+    """As A1111 and ComfyUI split the last line: `name: value`, values with commas or colons in quotes."""
+    draw = replace(draw, negative="bad: (wrong)++, ugly")
+    [fox, *_] = dev_cells(draw)
+    draw_cells(draw, [fox], tiny_model, no_folder, tmp_path)
+    with Image.open(tmp_path / f"{fox.image_id}.png") as image:
+        text = image.info["parameters"]
+    steps = text.rindex("\nSteps:")
+    negative = text.rindex("\nNegative prompt:", 0, steps)
+    assert text[:negative] == "a red fox" and text[negative + 18 : steps] == draw.negative
+    fields = dict(re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^"])+"|[^,]*)(?:,|$)', text[steps:].strip()))
+    assert (fields["Steps"], fields["Sampler"], fields["CFG scale"], fields["Seed"]) == (
+        "6",
+        "Euler",
+        "5",
+        "0",
+    )
+    assert fields["Size"] == "64x64" and fields["Refiner switch at"] == "0.8"

@@ -170,21 +170,52 @@ def test_weights_are_compels(tiny_model: Model, tiny_folder: Path):
 )
 def test_plain_text_has_exactly_the_pipelines_encoding(tiny_model: Model, tiny_folder: Path, text: str):
     embeds, _, pooled, _ = stock(tiny_folder).encode_prompt(text, do_classifier_free_guidance=False)
-    conditioning = tiny_model.condition(text)
-    assert torch.equal(conditioning.prompt_embeds_1TD, embeds)
-    assert torch.equal(conditioning.pooled_1P, pooled)
-    assert conditioning.time_ids_16.tolist() == [[64, 64, 0, 0, 64, 64]]
-
-
-def test_brackets_can_be_escaped(tiny_model: Model):
-    escaped, plain = (tiny_model.condition(text) for text in (r"a \(wrong\)", "a (wrong)"))
-    assert torch.equal(escaped.prompt_embeds_1TD, plain.prompt_embeds_1TD)
+    encoded = tiny_model._words.positive(text)  # type: ignore[attr-defined]
+    assert torch.equal(encoded.embeds_1TD, embeds)
+    assert torch.equal(encoded.pooled_1P, pooled)
 
 
 @pytest.mark.parametrize("prompt", ["fox " * 76, "(fox)++ " + "fox " * 76])
 def test_a_prompt_that_would_be_cut_is_refused(tiny_model: Model, prompt: str):
     with pytest.raises(ModelError, match="77 tokens"):
         tiny_model.draw([replace(FOX, prompt=prompt)], BASE_ALONE)
+
+
+@pytest.mark.parametrize("refiner_start", [None, 0.6])
+def test_a_size_is_that_of_the_stock_pipeline(tiny_model: Model, tiny_folder: Path, refiner_start):
+    settings = DrawSettings(steps=5, refiner_start=refiner_start, size=(96, 64))
+    pictures = tiny_model.draw([FOX, replace(FOX, seed=4)], settings)
+    assert pictures[0].image.size == (96, 64)
+    noise = torch.randn(1, 8, 8, 12, generator=seeded(3))
+    assert pictures[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+    [alone] = tiny_model.draw([FOX], settings)
+    assert difference(pictures[0].image, alone.image) <= 2
+    if refiner_start is None:
+        words = {"negative_prompt": "wrong", "num_inference_steps": 5, "guidance_scale": 5.0}
+        expected = stock(tiny_folder)(FOX.prompt, **words, width=96, height=64, generator=seeded(3)).images[0]
+        assert difference(alone.image, expected) == 0
+    with pytest.raises(ModelError, match=r"size \(60, 64\) must be multiples of 8"):
+        tiny_model.draw([FOX], replace(settings, size=(60, 64)))
+
+
+@pytest.mark.parametrize("refiner_start", [None, 0.6])
+def test_guidance_is_rescaled_in_base_and_refiner(tiny_model: Model, tiny_folder: Path, refiner_start):
+    plain = DrawSettings(steps=5, refiner_start=refiner_start)
+    rescaled = replace(plain, guidance_rescale=0.7)
+    [before], [after] = tiny_model.draw([FOX], plain), tiny_model.draw([FOX], rescaled)
+    assert difference(before.image, after.image) > 3
+    together = tiny_model.draw([FOX, replace(FOX, seed=4)], rescaled)
+    assert difference(together[0].image, after.image) <= 2
+    if refiner_start is None:
+        words = {"negative_prompt": "wrong", "num_inference_steps": 5, "guidance_scale": 5.0}
+        expected = stock(tiny_folder)(FOX.prompt, **words, guidance_rescale=0.7, generator=seeded(3)).images[
+            0
+        ]
+        assert difference(after.image, expected) == 0
+
+
+def test_on_a_cpu_eight_pictures_are_drawn_at_once(tiny_model: Model):
+    assert tiny_model.pictures_at_once(BASE_ALONE) == 8
 
 
 def test_refiner_start_needs_a_refiner(tiny_folder: Path):
@@ -259,14 +290,31 @@ class TestLoading:
         with pytest.raises(ModelError, match="Check the id and its revision, and the network"):
             load_model(tiny_spec.model_copy(update={"source": "nobody/nothing"}), device="cpu")
 
-    def test_a_scheduler_that_draws_noise(self, tmp_path: Path):
+    def test_a_scheduler_that_the_harness_does_not_know(self, tmp_path: Path):
         folder = tiny_sdxl(tmp_path / "sdxl")
         index = folder / "model_index.json"
-        index.write_text(
-            index.read_text().replace("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
-        )
-        with pytest.raises(ModelError, match="only EulerDiscreteScheduler is supported"):
+        index.write_text(index.read_text().replace("EulerDiscreteScheduler", "LCMScheduler"))
+        with pytest.raises(ModelError, match=r"has the scheduler LCMScheduler.*one of DDIMScheduler"):
             load_model(spec_of(folder, refiner=False), device="cpu")
+
+    def test_a_model_with_another_scheduler_of_its_own(self, tiny_model: Model, tmp_path: Path):
+        folder = tiny_sdxl(tmp_path / "sdxl")
+        index = folder / "model_index.json"
+        index.write_text(index.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
+        model = load_model(spec_of(folder, refiner=False), device="cpu")
+        assert (tiny_model.scheduler, model.scheduler) == ("EulerDiscreteScheduler", "DDIMScheduler")
+        [own] = model.draw([FOX], BASE_ALONE)
+        [named] = tiny_model.draw([FOX], replace(BASE_ALONE, scheduler="DDIMScheduler"))
+        assert difference(own.image, named.image) > 10  # its configuration clips what it predicts to ±1
+        assert torch.equal(model.noise_schedule()[0][:-1], tiny_model.noise_schedule()[0][:-1])
+
+    def test_what_the_unet_predicts_can_be_told(self, tiny_spec: SdxlModel, tiny_model: Model):
+        spec = tiny_spec.model_copy(update={"prediction_type": "epsilon"})
+        model = load_model(spec, device="cpu")
+        assert model.noise_schedule()[1] == "epsilon"
+        for settings in (BASE_ALONE, WITH_REFINER, replace(BASE_ALONE, scheduler="UniPCMultistepScheduler")):
+            [told], [own] = model.draw([FOX], settings), tiny_model.draw([FOX], settings)
+            assert difference(told.image, own.image) > 10
 
     def test_another_vae_and_another_precision(self, tiny_folder: Path, tiny_model: Model):
         spec = spec_of(tiny_folder).model_copy(update={"vae": str(tiny_folder / "vae"), "precision": "bf16"})
