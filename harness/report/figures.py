@@ -20,6 +20,7 @@ from harness.report.wording import axis_name, axis_value, interval, metric_name,
 
 DIVERGING = "PuOr_r"  # orange above zero, purple below; safe for colour-blind readers and in grey
 ROW = 0.25  # inches per row of the effect plot
+MOST_ROWS = 40  # of the effect plot; the tables have all
 
 
 def forest(study: Study) -> Markup | None:
@@ -32,7 +33,7 @@ def forest(study: Study) -> Markup | None:
         figure = Figure(figsize=(7.2, ROW * len(rows) + 0.9))
         axes = figure.add_axes((0.30, 0.0, 0.40, 1.0))
         for y, (label, contrast) in enumerate(rows):
-            _forest_row(axes, y, label, contrast, decimals, chosen=contrast.trial_id == study.selected)
+            _forest_row(axes, y, label, contrast, decimals, chosen=_is_chosen(study, contrast))
         axes.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks([])
@@ -44,6 +45,17 @@ def forest(study: Study) -> Markup | None:
         )
         alt = f"Effect plot: {_what(study)} for each trial, with intervals."
         return inline(figure, name="forest", alt=alt)
+
+
+def forest_hidden(study: Study) -> int:
+    """How many contrasts the effect plot has no room for."""
+    contrasts = (
+        study.contrast(trial_id, arm=arm, control=study.control, split="dev")
+        for arm in study.adapter_arms
+        for trial_id in study.labels
+    )
+    known = sum(c is not None and c.difference is not None for c in contrasts)
+    return max(0, known - MOST_ROWS)
 
 
 def _what(study: Study) -> str:
@@ -59,10 +71,15 @@ def _forest_rows(study: Study) -> list[tuple[str, Contrast]]:
             if dev is not None and dev.difference is not None:
                 rows.append((f"{label} · {arm}" if len(arms) > 1 else label, dev))
     rows.sort(key=lambda row: -(row[1].gain or 0.0))
+    rows = rows[:MOST_ROWS]
     test = study.contrast(study.selected, control=study.control, split="test")
     if test is not None and test.difference is not None:
         rows.insert(0, ("selected, on held-out prompts", test))
     return rows
+
+
+def _is_chosen(study: Study, contrast: Contrast) -> bool:
+    return contrast.trial_id == study.selected and contrast.arm == study.arm
 
 
 def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: int, *, chosen: bool) -> None:

@@ -13,9 +13,12 @@ from markupsafe import Markup
 
 from harness.errors import WorkspaceError
 from harness.report import wording
-from harness.report.figures import dose_response, forest, heatmap
+from harness.report.adapters import arm_rows, other_adapters
+from harness.report.curves import family_curves, loss_curves
+from harness.report.families import param_name, shown_arms
+from harness.report.figures import dose_response, forest, forest_hidden, heatmap
 from harness.report.layout import layout
-from harness.report.pictures import Thumbnails, picture_grid, picture_rows
+from harness.report.pictures import Thumbnails, family_row, picture_grid, picture_rows
 from harness.report.study import Study, number, text
 from harness.report.verdict import verdict
 
@@ -59,7 +62,11 @@ def render(results: "Results", workspace: Path) -> str:
         dose=dose_response(study),
         trials=_trials(study),
         failures=_failures(study),
-        arms=_arms(study),
+        arms=arm_rows(study),
+        curves=_curves(study, thumbnails),
+        losses=loss_curves(study),
+        hidden=forest_hidden(study),
+        unseen=_unseen(study),
         latents=_latents(study),
         method=_method(study),
         provenance=_provenance(study, workspace),
@@ -106,6 +113,25 @@ def _trials(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def _curves(study: Study, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """Each family of arms: its figure, and one pair of pictures along it."""
+    return [
+        {
+            "name": curve.family.name,
+            "axis": param_name(curve.family.axis),
+            "several": len(curve.family.lines) > 1,
+            "figure": curve.figure,
+            "row": family_row(study, curve.family, thumbnails),
+        }
+        for curve in family_curves(study)
+    ]
+
+
+def _unseen(study: Study) -> int:
+    """How many arms the rows of pictures leave out."""
+    return len(study.sweep["arms"]) - len(shown_arms(study))
+
+
 def _failures(study: Study) -> list[tuple[str, str, str]]:
     """What did not come about: (what, status, reason). Trials first, then controls that have no numbers."""
     found = [
@@ -117,33 +143,6 @@ def _failures(study: Study) -> list[tuple[str, str, str]]:
         if c.difference is None:
             found.append((f"{c.arm} against {c.control}", "no number", c.reason or "no reason was recorded"))
     return found
-
-
-def _arms(study: Study) -> list[dict[str, str]]:
-    """What each arm is, in words."""
-    rows = []
-    for arm in study.sweep["arms"]:
-        guidance = study.sweep["sampler"]["guidance"] if arm["guidance"] is None else arm["guidance"]
-        adapters = [
-            f"{'the trial’s own' if a['recipe'] is None else 'one trained on ' + _recipe_name(a['recipe'])}, "
-            f"scale {a['scale']:g}, {a['branch']} branch"
-            for a in arm["adapters"]
-        ]
-        rows.append(
-            {
-                "name": arm["name"],
-                "role": "control" if arm["name"] in study.controls else "adapter",
-                "negative": arm["negative"],
-                "guidance": f"{guidance:g}",
-                "adapters": "; ".join(adapters),
-            }
-        )
-    return rows
-
-
-def _recipe_name(recipe: dict[str, Any]) -> str:
-    name = recipe["name"] or recipe["kind"]
-    return f"{name} ({recipe['kind']})" if name != recipe["kind"] else str(name)
 
 
 def _latents(study: Study) -> tuple[bool, int] | None:
@@ -195,9 +194,10 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
         "finished_at": sweep.get("finished_at"),
         "duration": wording.duration(sweep.get("seconds")),
         "versions": sorted(sweep.get("versions", {}).items()),
+        "adapters": other_adapters(study),
         "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
         "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(str(workspace))}",
-        "load": f'from harness import results\nr = results.load({json.dumps(str(folder))})\n'
+        "load": f"from harness import results\nr = results.load({json.dumps(str(folder))})\n"
         f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
         "spec": _spec(study),
     }

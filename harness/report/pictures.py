@@ -2,12 +2,14 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
+from harness.report.families import MOST_SHOWN, Family, shown_arms
 from harness.report.layout import Layout
 from harness.report.study import Study, number, text
 
@@ -119,8 +121,9 @@ def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Gro
     gains = differences(study, pictures, study.split)
     cells = dict(iter(pictures.groupby(["prompt_id", "seed"])))
     keys = list(gains.index)
+    arms = shown_arms(study)
     groups = [
-        Group(title=title, rows=tuple(_row(study, cells[key], thumbnails) for key in chosen))
+        Group(title=title, rows=tuple(_row(study, cells[key], thumbnails, arms) for key in chosen))
         for title, chosen in _choose(keys)
     ]
     every = []
@@ -128,11 +131,24 @@ def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Gro
     for key in in_order.itertuples(index=False, name=None):
         if len(keys) <= 3 * SHOWN or thumbnails.spent > BYTES:
             break
-        every.append(_row(study, cells[key], thumbnails))
+        every.append(_row(study, cells[key], thumbnails, arms))
     missing = "" if len(every) == len(in_order) else f" (the first {len(every)} of {len(in_order)})"
     return groups, Group(
         title=f"All pairs in order of the prompts{missing}", rows=tuple(every)
     ) if every else None
+
+
+def family_row(study: Study, family: Family, thumbnails: Thumbnails) -> Row | None:
+    """The selected trial's median pair in the control and along a family of arms. Null without pairs."""
+    assert study.selected is not None, "a family is drawn for the selected trial"
+    pictures = arm_pictures(study, study.selected)
+    gains = differences(study, pictures, study.split)
+    if gains.empty:
+        return None
+    prompt_id, seed = gains.index[(len(gains) - 1) // 2]
+    cell = pictures[(pictures["prompt_id"] == prompt_id) & (pictures["seed"] == seed)]
+    arms = [study.control, *(point.arm for point in family.points)]
+    return _row(study, cell, thumbnails, arms[:MOST_SHOWN])
 
 
 def _choose(keys: list[tuple[str, int]]) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -147,11 +163,10 @@ def _choose(keys: list[tuple[str, int]]) -> list[tuple[str, list[tuple[str, int]
     ]
 
 
-def _row(study: Study, cell: pd.DataFrame, thumbnails: Thumbnails) -> Row:
+def _row(study: Study, cell: pd.DataFrame, thumbnails: Thumbnails, arms: Sequence[str]) -> Row:
     by_arm = {row["arm"]: row for row in cell.to_dict("records")}
     control = number(by_arm[study.control]["value"]) if study.control in by_arm else None
     first = cell.iloc[0]
-    arms = [*study.controls, *study.adapter_arms]
     return Row(
         prompt=str(first["prompt"]),
         seed=int(first["seed"]),
@@ -201,7 +216,7 @@ def picture_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> P
         own = arm_pictures(study, trial_id)
         cell = own[(own["prompt_id"] == prompt_id) & (own["seed"] == seed)]
         if len(cell):
-            row = _row(study, cell[cell["arm"].isin([study.arm, study.control])], thumbnails)
+            row = _row(study, cell, thumbnails, [study.control, study.arm])
             by_arm = {shot.arm: shot for shot in row.shots}
             shots[trial_id] = by_arm[study.arm]
             control = by_arm[study.control] if trial_id == study.selected else control

@@ -1,5 +1,6 @@
 """What the page reads from the tables: which trial, which arm, which split, and every contrast as a value."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 Finding = Literal["better", "worse", "higher", "lower", "none", "missing"]
-ControlKind = Literal["sham", "guidance", "word", "plain"]
+ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +106,34 @@ class Study:
         """Arms in which the trial's own adapter acts, in the sweep's order."""
         return [arm["name"] for arm in self.sweep["arms"] if arm["name"] not in self.controls]
 
+    def arm_spec(self, name: str) -> dict[str, Any]:
+        """An arm as the sweep describes it."""
+        found: dict[str, Any] = next(arm for arm in self.sweep["arms"] if arm["name"] == name)
+        return found
+
     def control_kind(self, name: str) -> ControlKind:
-        """What a control holds fixed: another adapter, another guidance, the negative words, or nothing."""
-        arm = next(arm for arm in self.sweep["arms"] if arm["name"] == name)
+        """What a control holds fixed beside the headline's arm.
+
+        Its other adapters without the trial's own (`others`), the trial's own without these (`alone`), an
+        adapter trained on other pictures (`sham`), another guidance, the negative words, or nothing.
+        """
+        arm = self.arm_spec(name)
         if arm["adapters"]:
-            return "sham"
+            sources = [_source(adapter) for adapter in arm["adapters"]]
+            others = [_source(a) for a in self.arm_spec(self.arm)["adapters"] if not is_own(a)]
+            if all(source in others for source in sources):
+                return "others"
+            return "alone" if sources == [(self._own_recipe, None, None, None)] else "sham"
         if arm["guidance"] not in (None, self.sweep["sampler"]["guidance"]):
             return "guidance"
         return "word" if arm["negative"] else "plain"
+
+    @cached_property
+    def _own_recipe(self) -> Any:
+        """What the selected trial's adapter was trained on; null when there is none."""
+        trials = self.results.trials
+        configs = trials.loc[trials["trial_id"] == self.selected, "config"]
+        return json.loads(configs.iloc[0])["recipe"] if len(configs) else None
 
     @cached_property
     def axes(self) -> list[str]:
@@ -200,6 +221,16 @@ class Study:
         """Number of trials, or of those with a status."""
         trials = self.results.trials
         return len(trials) if status is None else int((trials["status"] == status).sum())
+
+
+def is_own(adapter: dict[str, Any]) -> bool:
+    """True for the trial's own among an arm's adapters."""
+    return adapter["recipe"] is None and adapter["file"] is None
+
+
+def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
+    """What an arm's adapter was made from, whatever its scale and branch."""
+    return adapter["recipe"], adapter["adapter"], adapter["training"], adapter["digest"]
 
 
 def number(value: Any) -> float | None:

@@ -101,16 +101,26 @@ def _facts(study: Study, main: Contrast) -> list[str]:
     facts = []
     if usable > 1:
         n_dev = count(dev.n_prompts, "dev prompt") if dev else "the dev prompts"
+        n_arms = len(study.adapter_arms)
+        drawn = f", drawn as {study.arm}" if n_arms > 1 else ""
+        among = count(usable, "usable trial") + f" in {n_arms} arms" * (n_arms > 1)
         facts.append(
-            f"Selected: {label}. Of {count(usable, 'usable trial')} it had the largest gain in {metric} over "
+            f"Selected: {label}{drawn}. Of {among} it had the largest gain in {metric} over "
             f"{study.control} on {n_dev}."
         )
     else:
-        facts.append(f"The trial: {label}. It was the only usable one, so nothing was selected.")
+        facts.append(_only_one(study, label))
     facts.append(_measured(main, decimals))
     if study.split == "test" and dev is not None and dev.difference is not None:
-        facts.append(_shrinkage(dev, main, decimals, selected=usable > 1))
+        facts.append(_shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1))
     return facts
+
+
+def _only_one(study: Study, label: str) -> str:
+    n_arms = len(study.adapter_arms)
+    if n_arms > 1:
+        return f"The trial: {label}, the only usable one; of its {n_arms} arms, {study.arm} was best on dev."
+    return f"The trial: {label}. It was the only usable one, so nothing was selected."
 
 
 def _measured(main: Contrast, decimals: int) -> str:
@@ -168,6 +178,10 @@ def _exploratory(study: Study) -> list[str]:
 EXPLAINS = {
     "sham": "an adapter trained in the same way on other pictures ({control}) does the same, so the gain "
     "cannot be put down to the bad pictures",
+    "others": "the other adapters without the trial's own ({control}) do the same, so the gain cannot be put "
+    "down to the trial's own",
+    "alone": "the trial's own adapter by itself ({control}) does the same, so the gain cannot be put down to "
+    "the adapters together",
     "guidance": "another guidance alone ({control}) does the same, so the gain cannot be put down to "
     "the adapter",
     "word": "the negative prompt alone ({control}) does the same, so the gain cannot be put down to "

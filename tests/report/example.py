@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
 from harness.results import Results, stats, tables
-from harness.spec.expand import Draw, Plan, Trial, expand, param_label
+from harness.spec.expand import Cell, Draw, Plan, Trial, expand, param_label
 from harness.spec.sweep import SweepSpec
 
 SUBJECTS = (
@@ -34,8 +35,9 @@ def spec(
     test_share: float = 0.5,
     seeds: tuple[int, ...] = (0, 1),
     axes: dict[str, Any] | None = None,
+    arms: Sequence[dict[str, Any]] = (),
 ) -> SweepSpec:
-    """Two recipes × ranks × steps, four arms; half of the prompts are held out."""
+    """Two recipes × ranks × steps, four arms and `arms`; half of the prompts are held out."""
     keywords = {"kind": "keywords", "name": "keywords", "keywords": ["blurry", "noisy"], "guidance": [8, 9]}
     damaged = {"kind": "degrade", "name": "damaged", "prompts": ["a cat"], "degradations": ["blur"]}
     good = {"kind": "plain", "name": "good", "prompts": ["a cat"]}
@@ -54,6 +56,7 @@ def spec(
                 {"name": "placebo", "negative": "wrong"},
                 {"name": "sham", "negative": "wrong", "adapters": [{"recipe": good}]},
                 {"name": "wrong_lora", "negative": "wrong", "adapters": [{}]},
+                *arms,
             ],
             "prompts": [
                 {"text": f"{subject} on a beach", "split": "test" if i >= n_prompts - n_test else "dev"}
@@ -69,6 +72,19 @@ def spec(
             "analysis": {"resamples": 400},
         }
     )
+
+
+def family(name: str, key: str, values: Sequence[float], **arm: Any) -> list[dict[str, Any]]:
+    """Arms that differ in `guidance` or in their first adapter's scale, as a sweep's reader makes them."""
+    points = []
+    for value in values:
+        point = {"name": f"{name}-{key}-{value}", "family": name, "params": {key: value}, **arm}
+        if key == "scale":
+            first, *others = point["adapters"]
+            points.append({**point, "adapters": [{**first, "scale": value}, *others]})
+        else:
+            points.append({**point, key: value})
+    return points
 
 
 def build(
@@ -153,6 +169,7 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
                 if failed
                 else f"adapters/{trial.run_id}/steps-{trial.spec.training.steps:06d}",
                 "final_loss": None if failed else 0.08,
+                "validation_loss": None,
                 "train_seconds": None if failed else 31.0,
                 "selected": False,
             }
@@ -184,14 +201,15 @@ class _Maker:
         return pd.DataFrame(self.images), pd.DataFrame(self.scores)
 
     def effect(self, draw: Draw) -> float:
-        """The true gain of a draw on `aesthetic`: larger with steps, largest at rank 4 … 8."""
+        """The true gain of a draw on `aesthetic`: larger with steps and scale, largest at rank 4 … 8."""
         if draw.arm == "sham":
             return self.sham
         owner = self.owners.get(draw.draw_id)
         if owner is None:
             return 0.0
         spec = owner.spec
-        dose = min(spec.training.steps / 200, 1.3)
+        scale = next(adapter.scale for adapter in draw.adapters if adapter.run_id == owner.run_id)
+        dose = min(spec.training.steps / 200, 1.3) * scale
         return (
             self.gain * dose * (1.0 if spec.recipe.kind == "degrade" else 0.4) * 8 / (4 + spec.adapter.rank)
         )
@@ -219,15 +237,18 @@ class _Maker:
                     "draw_seconds": 0.4,
                 }
             )  # fmt: skip
-            self.score(draw, cell.image_id, cell.prompt_id, cell.seed)
+            self.score(draw, cell)
 
-    def score(self, draw: Draw, image_id: str, prompt_id: str, seed: int) -> None:
+    def score(self, draw: Draw, cell: Cell) -> None:
+        """Noise hangs on places and texts: fingerprints change with the specification's fields."""
+        place = list(self.plan.draws).index(draw.draw_id)
+        image_id, lot = cell.image_id, (place, cell.prompt, cell.seed)
         for metric in METRICS:
-            shared = _rng(metric, prompt_id, seed).normal(0, 2 * NOISE[metric])
-            own = _rng(metric, image_id).normal(0, NOISE[metric])
+            shared = _rng(metric, cell.prompt, cell.seed).normal(0, 2 * NOISE[metric])
+            own = _rng(metric, *lot).normal(0, NOISE[metric])
             moved = self.effect(draw) * {"aesthetic": 1.0, "saturation": self.guard}.get(metric, 0.0)
             value = LEVEL[metric] + shared + own + moved
-            lost = metric == "aesthetic" and image_id.startswith("00")
+            lost = metric == "aesthetic" and _digest(*lot).startswith("00")
             self.scores.append(
                 {
                     "image_id": image_id,
