@@ -16,7 +16,7 @@ __all__ = ["build_dataset", "picture_count"]
 def build_dataset(
     recipe: RecipeSpec, model: "Model", folder: Path, *, report: Callable[[int], None], batch_size: int = 8
 ) -> None:
-    """Write the recipe's pictures to `folder/images/` and their captions to `folder/metadata.jsonl`.
+    """Write the recipe's pictures to `folder/images/`, their captions and sizes to `folder/metadata.jsonl`.
 
     The layout is Hugging Face's `imagefolder`. `batch_size` is how many pictures are drawn at once;
     `report(n)` is called whenever n more pictures are written. The same recipe and model give the same

@@ -9,4 +9,4 @@ def picture_count(recipe: RecipeSpec) -> int:
         return recipe.count
     from harness.recipes.folder import scan
 
-    return scan(recipe.path)[1]
+    return scan(recipe.path).pictures

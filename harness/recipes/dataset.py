@@ -9,33 +9,47 @@ from pathlib import Path
 
 from PIL import Image
 
+SIDE_MULTIPLE = 8  # the VAE's factor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One training picture and how it came to be. Null where it does not apply (a folder's pictures)."""
 
     image: Image.Image
+    caption: str | None = None
     prompt: str | None = None
     seed: int | None = None
     guidance: float | None = None
     degradation: str | None = None
     severity: float | None = None
+    original_size: tuple[int, int] | None = None  # width, height before it was resized; null: as it is
+    repeats: int = 1
 
 
 def write_dataset(
     samples: Iterable[Sample], folder: Path, *, resolution: int, report: Callable[[int], None]
 ) -> None:
-    """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each picture file's bytes."""
+    """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each picture file's bytes.
+
+    Each picture's shorter side is the resolution and both sides are multiples of 8; training cuts squares.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for index, sample in enumerate(samples):
         assert sample.image.mode == "RGB", sample.image.mode
-        assert sample.image.size == (resolution, resolution), sample.image.size
+        assert min(sample.image.size) == resolution, sample.image.size
+        assert all(side % SIDE_MULTIPLE == 0 for side in sample.image.size), sample.image.size
         data = png_bytes(sample.image)
         name = f"images/{index:06d}.png"
         (folder / name).write_bytes(data)
+        original_width, original_height = sample.original_size or sample.image.size
         row = {
             "file_name": name,
+            "caption": sample.caption,
+            "original_width": original_width,
+            "original_height": original_height,
+            "repeats": sample.repeats,
             "prompt": sample.prompt,
             "seed": sample.seed,
             "guidance": sample.guidance,

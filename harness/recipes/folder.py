@@ -1,15 +1,18 @@
 """Pictures somebody has, made fit for training."""
 
 import hashlib
+import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
 from harness.errors import SpecError
-from harness.recipes.dataset import Sample
+from harness.recipes.dataset import SIDE_MULTIPLE, Sample
 from harness.recipes.spec import FolderRecipe
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -25,26 +28,38 @@ UNREADABLE = (
 )
 
 
-def scan(path: Path) -> tuple[str, int]:
-    """The digest of the folder's pictures and their number. Reads and decodes every one.
+class Scan(NamedTuple):
+    """What is known of a folder once every picture of it has been read."""
 
-    The digest is over the files' bytes in order of their names: renaming without changing the order
-    changes nothing.
+    digest: str
+    pictures: int
+    captioned: bool  # whether every picture has a caption
+
+
+def scan(path: Path) -> Scan:
+    """Read and decode every picture of the folder.
 
     Raises:
-        SpecError: the folder is missing, holds no picture, or a picture in it cannot be read.
+        SpecError: the folder is missing, holds no picture, or a picture or a caption cannot be read.
     """
     files = find_pictures(path)
     for file in files:
         read_picture(file)
-    return digest_of(files), len(files)
+    captions = read_captions(path, files)
+    return Scan(
+        digest=digest_of(path, files, captions), pictures=len(files), captioned=None not in captions.values()
+    )
 
 
-def digest_of(files: Sequence[Path]) -> str:
-    """sha256 over the sha256 of each file's bytes."""
+def digest_of(path: Path, files: Sequence[Path], captions: Mapping[Path, str | None]) -> str:
+    """sha256 over each picture's name in the folder, the sha256 of its bytes, and its caption.
+
+    The names count because they give the order, and because `repeats` picks pictures by them.
+    """
     digest = hashlib.sha256()
     for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(json.dumps([_name(path, file), content, captions[file]]).encode())
     return digest.hexdigest()
 
 
@@ -74,11 +89,80 @@ def read_picture(file: Path) -> Image.Image:
     return Image.alpha_composite(white, layers).convert("RGB")
 
 
-def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
-    """The pictures, resized and centre-cropped to the model's resolution. They have no captions."""
-    files = find_pictures(recipe.path)
-    if recipe.digest is not None and digest_of(files) != recipe.digest:
-        raise SpecError(f"recipe.path: the pictures in {recipe.path} have changed since the sweep was read")
+def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
+    """Each picture's caption: its text file's, else its `text` in `metadata.jsonl`, else None.
+
+    Space around it is left out, and an empty one is none. Raises SpecError where one cannot be read.
+    """
+    listed = _listed_captions(path)
+    captions: dict[Path, str | None] = {}
     for file in files:
-        image = ImageOps.fit(read_picture(file), (resolution, resolution), Image.Resampling.LANCZOS)
-        yield Sample(image=image)
+        text = file.with_suffix(".txt")
+        try:
+            caption = (
+                text.read_text(encoding="utf-8") if text.is_file() else listed.get(_name(path, file), "")
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"recipe.path: the caption {text} cannot be read: {error}") from error
+        captions[file] = caption.strip() or None
+    return captions
+
+
+def _listed_captions(path: Path) -> dict[str, str]:
+    """The captions in the folder's `metadata.jsonl`, by the pictures' names; some may have none."""
+    file, found = path / "metadata.jsonl", {}
+    if not file.is_file():
+        return {}
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line) if line.strip() else {}
+            if "text" in row:
+                found[row["file_name"]] = row["text"]
+                if not isinstance(row["text"], str):
+                    raise TypeError("text must be a string")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecError(
+            f"recipe.path: {file} has a line that is not a JSON object with file_name and text "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return found
+
+
+def repeats_of(name: str, patterns: Mapping[str, int]) -> int:
+    """How often a picture is seen in each pass: the most that a pattern matching its name says, or once."""
+    return max((times for pattern, times in patterns.items() if fnmatchcase(name, pattern)), default=1)
+
+
+def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
+    """The whole pictures, resized so that the shorter side is the model's resolution; see `fitted`."""
+    files = find_pictures(recipe.path)
+    captions, names = read_captions(recipe.path, files), [_name(recipe.path, file) for file in files]
+    if recipe.digest is not None and digest_of(recipe.path, files, captions) != recipe.digest:
+        raise SpecError(f"recipe.path: the pictures in {recipe.path} have changed since the sweep was read")
+    for pattern in recipe.repeats:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SpecError(f"recipe.repeats: no picture in {recipe.path} is named {pattern!r}")
+    for file, name in zip(files, names, strict=True):
+        image = read_picture(file)
+        yield Sample(
+            image=fitted(image, resolution=resolution),
+            caption=captions[file],
+            original_size=image.size,
+            repeats=repeats_of(name, recipe.repeats),
+        )
+
+
+def fitted(image: Image.Image, *, resolution: int) -> Image.Image:
+    """The picture, its shorter side the resolution, its longer side rounded down to a multiple of 8.
+
+    What the rounding leaves over is cut off evenly at both ends, so that nothing is squeezed.
+    """
+    scale = resolution / min(image.size)
+    width, height = (
+        max(resolution, int(side * scale + 1e-6) // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in image.size
+    )
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def _name(path: Path, file: Path) -> str:
+    return file.relative_to(path).as_posix()

@@ -1,7 +1,7 @@
 """accelerate, kept from outliving a run.
 
-accelerate stores device, precision and accumulation in class attributes shared by the whole process. A
-warm worker trains one run after another with other settings, so each gets a state of its own.
+accelerate stores device and precision in class attributes shared by the whole process. A warm worker trains
+one run after another with other settings, so each gets a state of its own.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,7 @@ SHARED_STATES = (PartialState, AcceleratorState, GradientState)
 
 
 @contextmanager
-def fresh_accelerator(
-    device: torch.device, *, precision: Precision, gradient_accumulation: int
-) -> Iterator[Accelerator]:
+def fresh_accelerator(device: torch.device, *, precision: Precision) -> Iterator[Accelerator]:
     """An Accelerator that knows of no other; on leaving, accelerate's shared state is what it was.
 
     Under `fp16` gradients are scaled against underflow, which needs an accelerator: on a CPU there is no
@@ -34,7 +32,6 @@ def fresh_accelerator(
             cpu=device.type == "cpu",
             device_placement=False,
             mixed_precision=precision if autocast else "no",
-            gradient_accumulation_steps=gradient_accumulation,
         )
     finally:
         for state, content in zip(SHARED_STATES, before, strict=True):

@@ -1,11 +1,12 @@
 """DreamBooth training of an adapter: the loop.
 
-N. Ruiz et al., "DreamBooth" (2023), on an adapter alone (Hu et al. 2021) and without prior preservation:
-all pictures share one prompt. Parameters and optimizer state are fp32 whatever the base's precision.
+N. Ruiz et al., "DreamBooth" (2023), on an adapter alone: low-rank (Hu et al. 2021) or learnt words (Gal et
+al. 2022). Parameters and optimizer state are fp32 whatever the base's precision.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,22 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness.errors import TrainingError
+from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import TrainingRun
 from harness.training.accelerator import fresh_accelerator
+from harness.training.average import MovingAverage
+from harness.training.batches import Batch
 from harness.training.checkpoint import Checkpoint
-from harness.training.data import Batches, encode_pictures, read_pictures
 from harness.training.loss import mean_squared_error
-from harness.training.optimizer import (
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-    require_same_shapes,
-)
+from harness.training.memory import explaining_memory
+from harness.training.optimizer import make_optimizer, parameters_of, set_rates
+from harness.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, require_same_shapes
+from harness.training.parallel import rank_and_size, sum_over_processes
+from harness.training.plan import StepPlan, plan_steps
+from harness.training.streams import Part, Stream, counter_seed
 
 if TYPE_CHECKING:
-    from harness.models.model import Conditioning, Model, Trainable
+    from harness.models.model import Model, Trainable
 
 LOOK_EVERY = 16  # steps between two looks at the loss on an accelerator: each look waits for it
 
@@ -36,42 +38,43 @@ LOOK_EVERY = 16  # steps between two looks at the loss on an accelerator: each l
 def train_adapter(
     run: TrainingRun,
     model: "Model",
-    dataset: Path,
     *,
+    pictures: Path,
+    prior: Path | None,
     resume: Checkpoint | None,
     save: Callable[[Checkpoint], None],
     save_at: Callable[[int], bool],
     report: Callable[[int, float], None],
+    checkpointing: bool,
+    compiled: bool,
 ) -> None:
     """See `harness.training.train`."""
-    training, last_step = run.training, run.snapshots[-1]
-    done = 0 if resume is None else resume.step
+    last_step, done = run.snapshots[-1], 0 if resume is None else resume.step
     if done >= last_step:
         return
-    alphas_cumprod, prediction_type = model.noise_schedule()
-    batches = Batches(
-        posterior=encode_pictures(read_pictures(dataset, resolution=model.resolution), model),
-        alphas_cumprod=alphas_cumprod,
-        prediction_type=prediction_type,
-        seed=training.seed,
-        rows_per_step=training.batch_size * training.gradient_accumulation,
-    )
-    conditioning = model.condition(training.prompt)
-    accelerating = fresh_accelerator(
-        model.device, precision=model.spec.precision, gradient_accumulation=training.gradient_accumulation
-    )
-    with accelerating as accelerator, model.attach(run.adapter, training.seed) as trainable:
-        loop = _Loop(run, trainable, accelerator, device=model.device, report=report)
+    rank, size = rank_and_size()
+    plan = plan_steps(run, model, pictures=pictures, prior=prior, rank=rank, size=size)
+    attached = model.attach(run.adapter, run.training.seed, checkpointing=checkpointing, compiled=compiled)
+    with (
+        explaining_memory(run, checkpointing=checkpointing),
+        fresh_accelerator(model.device, precision=model.spec.precision) as accelerator,
+        attached as trainable,
+    ):
+        loop = _Loop(run, trainable, accelerator, device=model.device, report=report if rank == 0 else None)
         if resume is not None:
             loop.restore(resume)
         for step in range(done + 1, last_step + 1):
-            loop.step(step, batches, conditioning)
+            loop.step(step, plan)
+            if step in run.snapshots:
+                loop.validate(step, plan)
             if step in run.snapshots or save_at(step):
-                save(loop.checkpoint(step))
+                checkpoint = loop.checkpoint(step)
+                if rank == 0:
+                    save(checkpoint)
 
 
 class _Loop:
-    """The moving parts of a run: parameters, optimizer, loss history."""
+    """The moving parts of a run: parameters, optimizer, average, loss histories."""
 
     def __init__(
         self,
@@ -80,45 +83,80 @@ class _Loop:
         accelerator: Accelerator,
         *,
         device: torch.device,
-        report: Callable[[int, float], None],
+        report: Callable[[int, float], None] | None,
     ) -> None:
+        training = run.training
         self.run, self.trainable, self.accelerator = run, trainable, accelerator
         self.device, self.report = device, report
-        self.parameters = list(trainable.parameters())
+        self.groups = trainable.groups()
+        self.parameters = parameters_of(self.groups)
         assert self.parameters and all(parameter.dtype == torch.float32 for parameter in self.parameters)
-        self.optimizer = make_optimizer(self.parameters, run.training, accelerator)
+        self.optimizer = make_optimizer(self.groups, training, accelerator)
+        self.average = None if training.ema is None else MovingAverage(self.parameters, training.ema)
         self.losses: list[float] = []  # of steps 1, 2, …
         self.unread: list[Tensor] = []  # of the steps after those, still on the device
+        self.validation: dict[int, float] | None = {} if training.holdout else None
 
-    def step(self, step: int, batches: Batches, conditioning: "Conditioning") -> None:
-        """One optimizer step: `gradient_accumulation` forward and backward passes, clipping, AdamW."""
-        size = self.run.training.batch_size
-        means: list[Tensor] = []
-        for first in range(0, batches.rows_per_step, size):
-            batch = batches.batch(step=step, rows=range(first, first + size))
-            noisy_BChw, timesteps_B, target_BChw = (
-                tensor.to(self.device, non_blocking=True)
-                for tensor in (batch.noisy_BChw, batch.timesteps_B, batch.target_BChw)
-            )
-            with self.accelerator.accumulate():
-                with self.accelerator.autocast():
-                    prediction_BChw = self.trainable.predict(noisy_BChw, timesteps_B, conditioning)
-                loss = mean_squared_error(prediction_BChw.float(), target_BChw).mean()
-                self.accelerator.backward(loss)
-                means.append(loss.detach())
-                if self.accelerator.sync_gradients:
-                    self.update(step)
-        self.unread.append(torch.stack(means).mean())
+    def step(self, step: int, plan: StepPlan) -> None:
+        """One optimizer step: this process's forward and backward passes, clipping, the optimizer."""
+        total = torch.zeros((), device=self.device)
+        for first_row, batch in plan.batches(step):
+            with self.dropout_of(step, first_row):
+                loss_B = self.row_losses(batch)
+            # Every row's share of the step's mean, however the rows are dealt to passes and processes.
+            loss = (loss_B * batch.weight_B.to(self.device)).sum() / plan.rows_per_step
+            if not loss.requires_grad:  # no row has the word that is learnt: all captions were dropped
+                loss = loss + 0 * torch.stack([parameter.sum() for parameter in self.parameters]).sum()
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.unread.append(sum_over_processes(self.parameters, total))
+        self.update(step)
         if self.device.type == "cpu" or len(self.unread) == LOOK_EVERY:
             self.read_losses()
 
+    def row_losses(self, batch: Batch) -> Tensor:
+        """The unweighted loss of each row, shape [B], on the device."""
+        noisy_BChw, timesteps_B, target_BChw, time_ids_B6 = (
+            tensor.to(self.device, non_blocking=True)
+            for tensor in (batch.noisy_BChw, batch.timesteps_B, batch.target_BChw, batch.time_ids_B6)
+        )
+        with self.accelerator.autocast():
+            predicted_BChw = self.trainable.predict(noisy_BChw, timesteps_B, batch.captions, time_ids_B6)
+        return mean_squared_error(predicted_BChw.float(), target_BChw)
+
+    @contextmanager
+    def dropout_of(self, step: int, first_row: int) -> Iterator[None]:
+        """Dropout draws from the global generators: seed them for this pass, then put them back."""
+        adapter, seed = self.run.adapter, self.run.training.seed
+        if not (isinstance(adapter, LowRankAdapter) and adapter.dropout):
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(counter_seed(seed, Part.PICTURES, Stream.DROPOUT, step, first_row))
+            yield
+
     def update(self, step: int) -> None:
-        """Clip the gradients' norm over all parameters, then AdamW."""
+        """Clip the gradients' norm over all parameters, then the optimizer, then the average."""
         self.accelerator.clip_grad_norm_(self.parameters, self.run.training.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.run.training, step)
+        set_rates(self.optimizer, self.groups, self.run.training, step=step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(step)
+
+    def validate(self, step: int, plan: StepPlan) -> None:
+        """Note the loss on the held-out pictures. Raises TrainingError where it is not finite."""
+        if self.validation is None:
+            return
+        with torch.no_grad():  # without gradients there is no dropout either
+            loss = torch.cat([self.row_losses(batch) for batch in plan.validation()]).mean().item()
+        if not math.isfinite(loss):
+            raise self.diverged(step, f"the held-out loss became {loss}")
+        self.validation[step] = loss
 
     def read_losses(self) -> None:
         """Fetch the losses still on the device and report them. Raises TrainingError at the first bad one."""
@@ -128,7 +166,8 @@ class _Loop:
             self.losses.append(loss)
             if not math.isfinite(loss):
                 raise self.diverged(len(self.losses), f"the loss became {loss}")
-            self.report(len(self.losses), loss)
+            if self.report is not None:
+                self.report(len(self.losses), loss)
 
     def checkpoint(self, step: int) -> Checkpoint:
         """All that going on needs. Raises TrainingError where a loss or a weight is not finite."""
@@ -144,6 +183,8 @@ class _Loop:
             adapter=adapter,
             optimizer=optimizer_tensors(self.optimizer, self.accelerator),
             losses=list(self.losses),
+            ema={} if self.average is None else self.average.state_dict(self.trainable),
+            validation=None if self.validation is None else dict(self.validation),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -155,17 +196,22 @@ class _Loop:
             )
         expected = {name: tuple(tensor.shape) for name, tensor in self.trainable.state_dict().items()}
         require_same_shapes("adapter", checkpoint.adapter, expected)
+        require_same_shapes("average", checkpoint.ema, {} if self.average is None else expected)
+        if self.average is not None:
+            self.average.load_state_dict(self.trainable, checkpoint.ema)
         self.trainable.load_state_dict(checkpoint.adapter)
         load_optimizer_tensors(
             self.optimizer, self.accelerator, checkpoint.optimizer, parameters=self.parameters
         )
         self.losses = list(checkpoint.losses)
+        if self.validation is not None:
+            self.validation.update(checkpoint.validation or {})
 
     def diverged(self, step: int, what: str) -> TrainingError:
         """The error that says what to try."""
         training = self.run.training
         return TrainingError(
             f"run {self.run.run_id}: {what} at step {step} (learning rate {training.learning_rate:g}); try a "
-            "lower training.learning_rate, more training.warmup_steps, a smaller training.max_grad_norm, or "
-            "model.precision bf16 or fp32 instead of fp16"
+            "lower training.learning_rate, more training.schedule.warmup_steps, a smaller "
+            "training.max_grad_norm, or model.precision bf16 or fp32 instead of fp16"
         )

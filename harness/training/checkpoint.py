@@ -16,23 +16,35 @@ RECORD = "training_state.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A training run after `step` optimizer steps. All tensors fp32 on the CPU, shared with nobody."""
+    """A training run after `step` optimizer steps. All tensors on the CPU, shared with nobody."""
 
     run_id: str
     step: int
-    adapter: dict[str, Tensor]  # diffusers' keys: unet.….lora_A.weight
+    adapter: dict[str, Tensor]  # diffusers' keys: unet.….lora_A.weight; fp32
     optimizer: dict[
         str, Tensor
-    ]  # 0000.exp_avg, 0000.exp_avg_sq, 0000.step, 0001.…: in order of the parameters
+    ]  # 0000.exp_avg, 0000.exp_avg_sq, 0000.step, 0001.…, in order of the parameters
     losses: list[float]  # mean loss of each step, the first step first
+    ema: dict[str, Tensor]  # the averaged adapter, keys as in `adapter`; empty without training.ema
+    validation: (
+        dict[int, float] | None
+    )  # by step: held-out loss at each snapshot so far; null without holdout
 
     def write(self, folder: Path) -> None:
         """Write `training_state.safetensors` and then `training_state.json` into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"adapter/{name}": tensor for name, tensor in self.adapter.items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
+        tensors = {
+            f"{part}/{name}": tensor
+            for part, tensors in (("adapter", self.adapter), ("optimizer", self.optimizer), ("ema", self.ema))
+            for name, tensor in tensors.items()
+        }
         save_file(tensors, folder / TENSORS, metadata={"run_id": self.run_id, "step": str(self.step)})
-        record = {"run_id": self.run_id, "step": self.step, "losses": self.losses}
+        record = {
+            "run_id": self.run_id,
+            "step": self.step,
+            "losses": self.losses,
+            "validation": None if self.validation is None else list(self.validation.items()),
+        }
         (folder / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
     @classmethod
@@ -46,13 +58,15 @@ class Checkpoint:
                 raise ValueError(f"{TENSORS} and {RECORD} are not of the same step")
             if len(record["losses"]) != record["step"]:
                 raise ValueError(f"{RECORD} has {len(record['losses'])} losses for {record['step']} steps")
-            tensors = load_file(folder / TENSORS)
+            tensors, validation = load_file(folder / TENSORS), record["validation"]
             return cls(
                 run_id=record["run_id"],
                 step=record["step"],
                 adapter=_below("adapter/", tensors),
                 optimizer=_below("optimizer/", tensors),
                 losses=record["losses"],
+                ema=_below("ema/", tensors),
+                validation=None if validation is None else {int(step): loss for step, loss in validation},
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StageError(

@@ -4,6 +4,7 @@ Shape legend: B rows, C latent channels, h w latent size. ᾱ (`alpha_bar_B`) is
 1 − β at each row's timestep; it may be 0 at the last timestep (zero terminal SNR, Lin et al. 2023).
 """
 
+import torch
 from torch import Tensor
 
 from harness.errors import ModelError
@@ -31,11 +32,37 @@ def training_target(
         case "v_prediction":
             return velocity(x0_BChw, noise_BChw, alpha_bar_B)
         case other:
-            raise ModelError(
-                f"the model's scheduler predicts {other!r}; trainable are 'epsilon' and 'v_prediction'"
-            )
+            raise untrainable(other)
+
+
+def min_snr_weight(prediction_type: str, *, alpha_bar_B: Tensor, gamma: float) -> Tensor:
+    """Min-SNR-γ (Hang et al. 2023, section 3.4): min(SNR, γ) in units of x_0, for what the UNet predicts.
+
+    With SNR = ᾱ / (1 − ᾱ): min(SNR, γ) / SNR for ε and min(SNR, γ) / (SNR + 1) for v, shape [B]. At ᾱ = 0
+    the weight of ε is its limit, 1; that of v is 0.
+    """
+    match prediction_type:
+        case "epsilon":
+            return (gamma * (1 - alpha_bar_B) / alpha_bar_B).clamp(max=1)
+        case "v_prediction":
+            return torch.minimum(alpha_bar_B, gamma * (1 - alpha_bar_B))
+        case other:
+            raise untrainable(other)
+
+
+def logit_normal_timestep(normal: float, *, mean: float, deviation: float, lowest: int, highest: int) -> int:
+    """The range's timestep at the sigmoid of mean + deviation · normal (Esser et al. 2024, sec. 3.1)."""
+    share = torch.sigmoid(torch.tensor(mean + deviation * normal, dtype=torch.float64)).item()
+    return min(lowest + int(share * (highest - lowest + 1)), highest)
 
 
 def mean_squared_error(prediction_BChw: Tensor, target_BChw: Tensor) -> Tensor:
     """The unweighted loss of each row (Ho et al. 2020, eq. 14), shape [B]."""
     return (prediction_BChw - target_BChw).square().mean(dim=(1, 2, 3))
+
+
+def untrainable(prediction_type: str) -> ModelError:
+    """The error for a scheduler that predicts neither ε nor v."""
+    return ModelError(
+        f"the model's scheduler predicts {prediction_type!r}; trainable are 'epsilon' and 'v_prediction'"
+    )

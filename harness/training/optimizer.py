@@ -1,89 +1,115 @@
-"""AdamW, its learning rate, and its state as named tensors."""
+"""The optimizers, and each parameter group's learning rate at each step."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from harness.errors import TrainingError
-from harness.spec.trial import TrainingSpec
+from harness.spec.training import TrainingSpec
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-SCALER = {"scaler.scale": "scale", "scaler.growth_tracker": "_growth_tracker"}  # under fp16 alone
+if TYPE_CHECKING:
+    from harness.models.model import ParameterGroup
 
 
 def make_optimizer(
-    parameters: Sequence[Parameter], training: TrainingSpec, accelerator: Accelerator
+    groups: Sequence["ParameterGroup"], training: TrainingSpec, accelerator: Accelerator
 ) -> AcceleratedOptimizer:
-    """AdamW (Loshchilov & Hutter 2019) in one fused kernel where the device has it."""
-    adamw = torch.optim.AdamW(
-        parameters,
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
-    return accelerator.prepare_optimizer(adamw, device_placement=False)
+    """The optimizer of `training.optimizer` over the groups, each at its own rate.
 
-
-def learning_rate(training: TrainingSpec, step: int) -> float:
-    """The rate of step 1, 2, …: rises linearly, full from step `warmup_steps` + 1 on, then constant.
-
-    Constant, so that it does not depend on how many steps are to come.
+    Raises TrainingError where its package is not installed, or where it cannot do what is asked.
     """
-    return training.learning_rate * min(1.0, step / (training.warmup_steps + 1))
+    own = [{"params": list(group.parameters), "lr": group_rate(group, training)} for group in groups]
+    return accelerator.prepare_optimizer(_optimizer(own, training), device_placement=False)
 
 
-def optimizer_tensors(optimizer: AcceleratedOptimizer, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Copies of all state on the CPU: `0000.exp_avg`, … in order of the parameters, and fp16's loss scale."""
-    tensors = {
-        f"{index:04d}.{name}": moments[name].to("cpu", torch.float32, copy=True)
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name in MOMENTS
-    }
-    if accelerator.scaler is not None:
-        scale = accelerator.scaler.state_dict()
-        tensors |= {key: torch.tensor(float(scale[name])) for key, name in SCALER.items()}
-    return tensors
+def _optimizer(groups: list[dict[str, Any]], training: TrainingSpec) -> Optimizer:
+    spec = training.optimizer
+    shared: dict[str, Any] = {"betas": spec.betas, "weight_decay": spec.weight_decay}
+    match spec.kind:
+        case "adamw":  # one fused kernel where the device has it
+            device: torch.device = groups[0]["params"][0].device
+            return torch.optim.AdamW(groups, **shared, fused=device.type in ("cpu", "cuda"))
+        case "adamw_8bit":
+            return _adamw_8bit(groups, shared)
+        case "prodigy":
+            if len({group["lr"] for group in groups}) > 1:
+                raise TrainingError(
+                    "training.optimizer.kind: prodigy has one rate for all parameters; leave "
+                    "training.lora_plus_ratio at 1 and training.text_encoder_learning_rate at null"
+                )
+            return _prodigy(groups, shared, training)
 
 
-def load_optimizer_tensors(
-    optimizer: AcceleratedOptimizer,
-    accelerator: Accelerator,
-    tensors: Mapping[str, Tensor],
-    *,
-    parameters: Sequence[Parameter],
+def _adamw_8bit(groups: list[dict[str, Any]], shared: dict[str, Any]) -> Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise missing_extra("adamw_8bit", "8bit", error) from error
+    return AdamW8bit(groups, **shared)
+
+
+def _prodigy(groups: list[dict[str, Any]], shared: dict[str, Any], training: TrainingSpec) -> Optimizer:
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise missing_extra("prodigy", "prodigy", error) from error
+    optimizer = Prodigy(
+        groups,
+        betas=shared["betas"],
+        d_coef=1.0 if training.optimizer.d_coef is None else training.optimizer.d_coef,
+        # Its estimate divides by the rate, and would overshoot while the rate is still rising.
+        safeguard_warmup=training.schedule.warmup_steps > 0,
+    )
+    for group in optimizer.param_groups:
+        group["weight_decay"] = shared["weight_decay"]  # given here, because its constructor prints about it
+    return optimizer
+
+
+def missing_extra(kind: str, extra: str, error: ImportError) -> TrainingError:
+    """The error that says what to install."""
+    return TrainingError(
+        f"training.optimizer.kind: {kind} needs a package that is not installed ({error.name}): "
+        f"pip install 'lora-sweep-harness[{extra}]'"
+    )
+
+
+def group_rate(group: "ParameterGroup", training: TrainingSpec) -> float:
+    """A group's full rate: its part's own, times LoRA+'s ratio for B (Hayou et al. 2024)."""
+    rate = training.learning_rate
+    if group.part == "text_encoders" and training.text_encoder_learning_rate is not None:
+        rate = training.text_encoder_learning_rate
+    return rate * (training.lora_plus_ratio if group.side == "up" else 1.0)
+
+
+def schedule_factor(training: TrainingSpec, step: int) -> float:
+    """What every rate is multiplied by at step 1, 2, …: full at step `warmup_steps` + 1, 0 after the last."""
+    warmup = training.schedule.warmup_steps
+    if step <= warmup:
+        return step / (warmup + 1)
+    passed = (step - warmup - 1) / max(1, training.steps - warmup)
+    match training.schedule.kind:
+        case "constant":  # does not depend on how many steps are to come
+            return 1.0
+        case "linear":
+            return 1 - passed
+        case "cosine":
+            return (1 + math.cos(math.pi * passed)) / 2
+
+
+def set_rates(
+    optimizer: AcceleratedOptimizer, groups: Sequence["ParameterGroup"], training: TrainingSpec, *, step: int
 ) -> None:
-    """Put back what `optimizer_tensors` gave. Raises TrainingError where it belongs to other parameters."""
-    scaler = accelerator.scaler
-    # While fp16's loss scale is still too high, steps are skipped, and AdamW has no moments before its first.
-    stepped = scaler is None or bool(tensors.keys() - SCALER.keys())
-    owners = range(len(parameters)) if stepped else ()
-    expected = {
-        f"{owner:04d}.{name}": () if name == "step" else tuple(parameters[owner].shape)
-        for owner in owners
-        for name in MOMENTS
-    }
-    expected |= dict.fromkeys(SCALER, ()) if scaler is not None else {}
-    require_same_shapes("optimizer", tensors, expected)
-    state = {owner: {name: tensors[f"{owner:04d}.{name}"] for name in MOMENTS} for owner in owners}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler is not None:
-        saved = {name: tensors[key].item() for key, name in SCALER.items()}
-        saved["_growth_tracker"] = int(saved["_growth_tracker"])
-        scaler.load_state_dict(scaler.state_dict() | saved)
+    """Give every group its rate for this step."""
+    for settings, group in zip(optimizer.param_groups, groups, strict=True):
+        settings["lr"] = group_rate(group, training) * schedule_factor(training, step)
 
 
-def require_same_shapes(
-    what: str, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises TrainingError with the first tensor that is missing, unknown or of another shape."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    for name in sorted(shapes.keys() | expected.keys()):
-        if name not in shapes or name not in expected or shapes[name] != expected[name]:
-            raise TrainingError(
-                f"the checkpoint's {what} is not of this run: {name} is {shapes.get(name, 'missing')}, "
-                f"the run has {expected.get(name, 'no such tensor')}; delete the checkpoint to train again"
-            )
+def parameters_of(groups: Sequence["ParameterGroup"]) -> list[Parameter]:
+    """All parameters in the groups' order."""
+    return [parameter for group in groups for parameter in group.parameters]

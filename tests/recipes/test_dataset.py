@@ -14,7 +14,9 @@ def test_a_source_files_own_metadata_is_left_behind() -> None:
     assert png_bytes(image) == plain
 
 
-@pytest.mark.parametrize("image", [Image.new("L", (8, 8)), Image.new("RGB", (8, 9))])
+@pytest.mark.parametrize(
+    "image", [Image.new("L", (8, 8)), Image.new("RGB", (8, 9)), Image.new("RGB", (16, 24))]
+)
 def test_what_does_not_fit_the_model_is_a_fault_of_the_recipe(image: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         write_dataset([Sample(image=image)], tmp_path, resolution=8, report=lambda _: None)

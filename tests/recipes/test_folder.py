@@ -1,12 +1,13 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from harness.errors import SpecError
-from harness.recipes.folder import find_pictures, read_picture, samples, scan
+from harness.recipes.folder import find_pictures, fitted, read_picture, samples, scan
 from harness.recipes.spec import FolderRecipe
 
 ORIENTATION = 0x0112
@@ -38,25 +39,102 @@ def test_pictures_are_found_below_the_folder_in_order_of_their_names(pictures: P
     ]
 
 
-def test_the_digest_follows_bytes_and_order_and_not_the_place(pictures: Path, tmp_path: Path) -> None:
-    digest, count = scan(pictures)
-    assert count == 3
+def test_the_digest_follows_bytes_and_names_and_not_the_place(pictures: Path, tmp_path: Path) -> None:
+    found = scan(pictures)
+    assert (found.pictures, found.captioned) == (3, False)
     moved = pictures.rename(tmp_path / "elsewhere")
-    assert scan(moved) == (digest, 3)
+    assert scan(moved) == found
     (moved / "a.JPG").rename(moved / "z.jpg")
-    assert scan(moved)[0] != digest
+    assert scan(moved).digest != found.digest
     (moved / "z.jpg").rename(moved / "a.JPG")
     gradient(91, 60).save(moved / "b.png")
-    assert scan(moved)[0] != digest
+    assert scan(moved).digest != found.digest
 
 
-def test_each_picture_fills_the_models_square(pictures: Path) -> None:
+def test_pictures_stay_whole(pictures: Path) -> None:
+    """The shorter side is the resolution, the longer a multiple of 8; training crops."""
     made = list(samples(FolderRecipe(path=pictures), resolution=32))
-    assert [(sample.image.mode, sample.image.size) for sample in made] == [("RGB", (32, 32))] * 3
-    wide = np.asarray(made[1].image).astype(int)  # 90 × 60: a quarter is cut off, half of it on each side
-    assert wide[16, 0, 0] == pytest.approx(255 / 6, abs=8)
-    assert wide[16, -1, 0] == pytest.approx(255 * 5 / 6, abs=8)
+    assert [sample.image.size for sample in made] == [(32, 64), (48, 32), (32, 32)]
+    assert [sample.original_size for sample in made] == [(40, 80), (90, 60), (64, 64)]
+    wide = np.asarray(made[1].image).astype(int)
+    assert (wide[16, 0, 0], wide[16, -1, 0]) == (pytest.approx(0, abs=8), pytest.approx(255, abs=8))
     assert (wide[0, 16, 1], wide[-1, 16, 1]) == (pytest.approx(0, abs=8), pytest.approx(255, abs=8))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((100, 100), (64, 64)),
+        ((100, 70), (88, 64)),
+        ((70, 100), (64, 88)),
+        ((67, 64), (64, 64)),
+        ((9, 30), (64, 208)),
+    ],
+)
+def test_rounding_squeezes_nothing(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    ellipse = ImageDraw.Draw(image)
+    x, y, r = size[0] / 2, size[1] / 2, min(size) / 3
+    ellipse.ellipse((x - r, y - r, x + r, y + r), fill="white")
+    made = np.asarray(fitted(image, resolution=64))[:, :, 0] > 127
+    assert made.shape == expected[::-1]
+    assert made.any(axis=0).sum() == pytest.approx(made.any(axis=1).sum(), abs=4)  # a circle still
+
+
+def caption(folder: Path) -> dict[str, str | None]:
+    recipe = FolderRecipe(path=folder)
+    return {
+        file.name: sample.caption
+        for file, sample in zip(find_pictures(folder), samples(recipe, resolution=8), strict=True)
+    }
+
+
+def test_captions_are_beside_the_pictures_or_listed(pictures: Path) -> None:
+    (pictures / "a.txt").write_text(" a red fox \n")
+    rows = [
+        {"file_name": "b.png", "text": "a moon"},
+        {"file_name": "a.JPG", "text": "listed too"},
+        {"file_name": "below/c.webp"},
+    ]
+    (pictures / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert caption(pictures) == {"a.JPG": "a red fox", "b.png": "a moon", "c.webp": None}
+    before = scan(pictures)
+    assert not before.captioned
+    (pictures / "below" / "c.txt").write_text("a cat")
+    assert caption(pictures)["c.webp"] == "a cat"
+    assert scan(pictures).captioned
+    assert scan(pictures).digest != before.digest
+
+
+def test_an_empty_caption_is_none(pictures: Path) -> None:
+    for name in ("a.txt", "b.txt", "below/c.txt"):
+        (pictures / name).write_text("  \n")
+    assert set(caption(pictures).values()) == {None}
+    assert not scan(pictures).captioned
+
+
+@pytest.mark.parametrize("line", ['{"text": "x"}', "{", "3", '{"file_name": "b.png", "text": 3}'])
+def test_a_broken_list_of_captions_is_named(pictures: Path, line: str) -> None:
+    (pictures / "metadata.jsonl").write_text(line)
+    with pytest.raises(SpecError, match=r"metadata\.jsonl has a line") as caught:
+        scan(pictures)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_caption_that_is_no_text_is_named(pictures: Path) -> None:
+    (pictures / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match=r"a\.txt cannot be read"):
+        scan(pictures)
+
+
+def test_pictures_are_repeated_by_their_names(pictures: Path) -> None:
+    recipe = FolderRecipe(path=pictures, repeats={"below/*": 3, "*.webp": 2, "b.*": 4})
+    assert [sample.repeats for sample in samples(recipe, resolution=8)] == [1, 4, 3]
+
+
+def test_a_pattern_without_pictures_is_an_error(pictures: Path) -> None:
+    with pytest.raises(SpecError, match=r"recipe\.repeats: no picture in .* is named 'hands/\*'"):
+        next(samples(FolderRecipe(path=pictures, repeats={"hands/*": 3}), resolution=8))
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
@@ -107,7 +185,7 @@ def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pictures_changed_after_the_sweep_was_read_are_an_error(pictures: Path) -> None:
-    recipe = FolderRecipe(path=pictures, digest=scan(pictures)[0])
+    recipe = FolderRecipe(path=pictures, digest=scan(pictures).digest)
     assert len(list(samples(recipe, resolution=16))) == 3
     gradient(10, 10).save(pictures / "new.png")
     with pytest.raises(SpecError, match="have changed"):

@@ -56,9 +56,13 @@ def test_as_many_pictures_as_declared_each_reported(
 def test_pictures_are_rgb_at_the_models_resolution(
     recipe: RecipeSpec, tiny_model: Model, tmp_path: Path
 ) -> None:
+    """Drawn ones are square; a folder's keep their shape, the shorter side at the resolution."""
     for row in build(recipe, tiny_model, tmp_path / "data"):
         with Image.open(tmp_path / "data" / row["file_name"]) as image:
-            assert (image.mode, image.size) == ("RGB", (tiny_model.resolution, tiny_model.resolution))
+            assert (image.mode, min(image.size)) == ("RGB", tiny_model.resolution)
+            assert all(side % 8 == 0 for side in image.size)
+            if recipe.kind != "folder":
+                assert (row["original_width"], row["original_height"]) == image.size == (64, 64)
 
 
 def test_the_same_recipe_gives_the_same_captions_and_pictures(
@@ -79,8 +83,27 @@ def test_hashes_are_of_the_files_and_all_differ(
 
 
 def test_every_recipe_writes_the_same_columns(recipe: RecipeSpec, tiny_model: Model, tmp_path: Path) -> None:
-    columns = ["file_name", "prompt", "seed", "guidance", "degradation", "severity", "sha256"]
+    columns = [
+        "file_name",
+        "caption",
+        "original_width",
+        "original_height",
+        "repeats",
+        "prompt",
+        "seed",
+        "guidance",
+        "degradation",
+        "severity",
+        "sha256",
+    ]
     assert all(list(row) == columns for row in build(recipe, tiny_model, tmp_path / "data"))
+
+
+def test_a_drawn_picture_has_its_prompt_for_a_caption(
+    recipe: RecipeSpec, tiny_model: Model, tmp_path: Path
+) -> None:
+    rows = build(recipe, tiny_model, tmp_path / "data")
+    assert [row["caption"] for row in rows] == [row["prompt"] for row in rows]
 
 
 DRAWN = [

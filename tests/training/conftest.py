@@ -23,9 +23,11 @@ def run_training(tiny_model: Model, pictures: Path) -> Trainer:
         *,
         model: Model = tiny_model,
         dataset: Path = pictures,
+        class_pictures: Path | None = None,
         resume: Checkpoint | None = None,
         save_at: Callable[[int], bool] = lambda step: False,
         outcome: Outcome | None = None,
+        checkpointing: bool = False,
         **asked: Any,
     ) -> Outcome:
         outcome = Outcome() if outcome is None else outcome
@@ -37,11 +39,13 @@ def run_training(tiny_model: Model, pictures: Path) -> Trainer:
         train(
             make_run(model, **asked),
             model,
-            dataset,
+            pictures=dataset,
+            prior=class_pictures,
             resume=resume,
             save=save,
             save_at=save_at,
             report=lambda step, loss: outcome.reported.append((step, loss)),
+            checkpointing=checkpointing,
         )
         return outcome
 

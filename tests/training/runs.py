@@ -13,18 +13,34 @@ from PIL import Image
 from harness.models.model import Model
 from harness.recipes.dataset import Sample, write_dataset
 from harness.recipes.spec import FolderRecipe
+from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Dataset, TrainingRun
 from harness.spec.fingerprint import fingerprint
-from harness.spec.trial import LoraAdapter, TrainingSpec
+from harness.spec.training import TrainingSpec
 from harness.training.checkpoint import Checkpoint
 
+WORDS = ("fox", "cat", "moon", "tree", "car")
 
-def write_pictures(folder: Path, *, seed: int, count: int = 5) -> Path:
-    """A dataset of coarse random colours, which a tiny model can learn."""
+
+def write_pictures(
+    folder: Path,
+    *,
+    seed: int,
+    count: int = 5,
+    size: tuple[int, int] = (64, 64),
+    original_size: tuple[int, int] | None = None,
+    repeats: Sequence[int] | None = None,
+) -> Path:
+    """A dataset of coarse random colours, which a tiny model can learn, each with a caption of its own."""
     rng = np.random.default_rng(seed)
     samples = [
-        Sample(image=Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((64, 64)))
-        for _ in range(count)
+        Sample(
+            image=Image.fromarray(rng.integers(0, 256, (2, 4, 3), dtype=np.uint8)).resize(size),
+            caption=WORDS[place % len(WORDS)],
+            original_size=original_size,
+            repeats=1 if repeats is None else repeats[place],
+        )
+        for place in range(count)
     ]
     write_dataset(samples, folder, resolution=64, report=lambda _: None)
     return folder
@@ -32,14 +48,21 @@ def write_pictures(folder: Path, *, seed: int, count: int = 5) -> Path:
 
 def make_run(model: Model, *, snapshots: Sequence[int] = (3,), rank: int = 4, **training: Any) -> TrainingRun:
     """A run on pictures somebody has. Its id follows what was asked for, as the plan's do."""
-    adapter = LoraAdapter(rank=rank) if "adapter" not in training else training.pop("adapter")
+    adapter = LowRankAdapter(rank=rank) if "adapter" not in training else training.pop("adapter")
     spec = TrainingSpec(**{"learning_rate": 1e-3, "batch_size": 2, **training, "steps": snapshots[-1]})
+    shared = set() if spec.schedule.depends_on_length else {"steps"}
+    dataset = Dataset(dataset_id="0" * 16, model=model.spec, recipe=FolderRecipe(path=Path("pictures")))
     return TrainingRun(
-        run_id=fingerprint("run", adapter=adapter, training=spec.model_dump(exclude={"steps"})),
-        dataset=Dataset(dataset_id="0" * 16, model=model.spec, recipe=FolderRecipe(path=Path("pictures"))),
+        run_id=fingerprint(
+            "run",
+            adapter=adapter,
+            training={n: getattr(spec, n) for n in TrainingSpec.model_fields if n not in shared},
+        ),
+        dataset=dataset,
         adapter=adapter,
         training=spec,
         snapshots=tuple(snapshots),
+        prior=None if spec.prior is None else dataset,
     )
 
 
@@ -59,14 +82,15 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     parts = hashlib.sha256()
     for name in sorted(tensors):
         parts.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        parts.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+        parts.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return parts.hexdigest()
 
 
 def same(left: Checkpoint, right: Checkpoint) -> bool:
-    """Equal bit for bit, optimizer and losses included."""
+    """Equal bit for bit, optimizer, average and losses included."""
     return (
         (left.run_id, left.step, left.losses) == (right.run_id, right.step, right.losses)
         and digest(left.adapter) == digest(right.adapter)
         and digest(left.optimizer) == digest(right.optimizer)
+        and digest(left.ema) == digest(right.ema)
     )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,22 @@ def checkpoint() -> Checkpoint:
         adapter={"unet.x.lora_A.weight": torch.randn(2, 3, generator=torch.Generator().manual_seed(0))},
         optimizer={"0000.step": torch.tensor(2.0), "0000.exp_avg": torch.full((2, 3), 1e-30)},
         losses=[0.1, 1 / 3],
+        ema={"unet.x.lora_A.weight": torch.ones(2, 3)},
+        validation={1: 0.25, 2: 1 / 7},
     )
 
 
 def test_what_was_written_is_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "new" / "folder")
-    assert same(Checkpoint.read(tmp_path / "new" / "folder"), checkpoint)
+    read = Checkpoint.read(tmp_path / "new" / "folder")
+    assert same(read, checkpoint)
+    assert read.validation == checkpoint.validation
+
+
+def test_no_average_and_no_validation_are_read_as_such(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    replace(checkpoint, ema={}, validation=None).write(tmp_path)
+    read = Checkpoint.read(tmp_path)
+    assert (read.ema, read.validation) == ({}, None)
 
 
 def test_no_pickle_is_written(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -1,103 +1,110 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from harness.errors import TrainingError
-from harness.spec.trial import TrainingSpec
+from harness.models.model import ParameterGroup
+from harness.spec.training import TrainingSpec
 from harness.training.accelerator import fresh_accelerator
-from harness.training.optimizer import (
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-)
-
-SPEC = TrainingSpec(learning_rate=1e-2)
+from harness.training.optimizer import group_rate, make_optimizer, schedule_factor, set_rates
 
 
-@pytest.fixture(params=[False, True], ids=["unscaled", "scaled"])
-def accelerator(request: pytest.FixtureRequest) -> Iterator[Any]:
-    with fresh_accelerator(torch.device("cpu"), precision="fp32", gradient_accumulation=1) as made:
-        if request.param:  # what accelerate does for fp16 on an accelerator
-            made.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
-        yield made
+def groups() -> list[ParameterGroup]:
+    def group(part: Any, side: Any) -> ParameterGroup:
+        return ParameterGroup(part=part, side=side, parameters=[torch.nn.Parameter(torch.ones(2))])
+
+    return [group(part, side) for part in ("unet", "text_encoders") for side in ("down", "up")]
 
 
-def parameters() -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(torch.full((rows, 2), 0.5)) for rows in (2, 3)]
+def rates(spec: TrainingSpec, *, step: int = 1) -> list[float]:
+    made = groups()
+    with fresh_accelerator(torch.device("cpu"), precision="fp32") as accelerator:
+        optimizer = make_optimizer(made, spec, accelerator)
+        set_rates(optimizer, made, spec, step=step)
+        return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def take_steps(weights: list[torch.nn.Parameter], optimizer: Any, accelerator: Any, *, steps: int) -> None:
-    for _ in range(steps):
-        loss = sum(((weight - 0.3) ** 2).sum() for weight in weights)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+def test_each_group_has_its_own_rate() -> None:
+    assert rates(TrainingSpec(learning_rate=1e-3)) == [1e-3] * 4
+    assert rates(TrainingSpec(learning_rate=1e-3, text_encoder_learning_rate=1e-5)) == [
+        1e-3,
+        1e-3,
+        1e-5,
+        1e-5,
+    ]
+    plus = TrainingSpec(learning_rate=1e-3, lora_plus_ratio=16)
+    assert rates(plus) == pytest.approx([1e-3, 16e-3, 1e-3, 16e-3])
+    assert [group_rate(group, plus) for group in groups()] == rates(plus)
 
 
-def test_a_restored_optimizer_goes_on_bit_for_bit(accelerator: Any) -> None:
-    whole = parameters()
-    optimizer = make_optimizer(whole, SPEC, accelerator)
-    take_steps(whole, optimizer, accelerator, steps=4)
-    tensors = optimizer_tensors(optimizer, accelerator)
-    middle = [weight.detach().clone() for weight in whole]
-    take_steps(whole, optimizer, accelerator, steps=4)
-
-    resumed = [torch.nn.Parameter(weight) for weight in middle]
-    fresh = make_optimizer(resumed, SPEC, accelerator)
-    load_optimizer_tensors(fresh, accelerator, tensors, parameters=resumed)
-    assert {name: tensor.tolist() for name, tensor in optimizer_tensors(fresh, accelerator).items()} == {
-        name: tensor.tolist() for name, tensor in tensors.items()
-    }
-    take_steps(resumed, fresh, accelerator, steps=4)
-    assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
-    assert optimizer_tensors(fresh, accelerator).keys() == optimizer_tensors(optimizer, accelerator).keys()
-
-
-def test_the_state_is_a_copy(accelerator: Any) -> None:
-    weights = parameters()
-    optimizer = make_optimizer(weights, SPEC, accelerator)
-    take_steps(weights, optimizer, accelerator, steps=1)
-    tensors = optimizer_tensors(optimizer, accelerator)
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
-    take_steps(weights, optimizer, accelerator, steps=1)
-    assert all(torch.equal(tensors[name], before[name]) for name in tensors)
-
-
-def test_a_run_whose_steps_were_all_skipped_can_go_on() -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    with fresh_accelerator(torch.device("cpu"), precision="fp32", gradient_accumulation=1) as accelerator:
-        accelerator.scaler = scaler
-        weights = parameters()
-        optimizer = make_optimizer(weights, SPEC, accelerator)
-        tensors = optimizer_tensors(optimizer, accelerator)
-        assert {name: float(tensor) for name, tensor in tensors.items()} == {
-            "scaler.scale": 8.0,
-            "scaler.growth_tracker": 0.0,
-        }
-        load_optimizer_tensors(optimizer, accelerator, tensors, parameters=weights)
-
-
-def test_moments_are_missed_where_no_step_can_be_skipped() -> None:
-    with fresh_accelerator(torch.device("cpu"), precision="fp32", gradient_accumulation=1) as accelerator:
-        weights = parameters()
-        optimizer = make_optimizer(weights, SPEC, accelerator)
-        with pytest.raises(TrainingError, match=r"0000\.exp_avg is missing, the run has \(2, 2\)"):
-            load_optimizer_tensors(optimizer, accelerator, {}, parameters=weights)
+def test_the_schedule_scales_every_rate() -> None:
+    spec = TrainingSpec(learning_rate=1e-3, lora_plus_ratio=2, schedule={"warmup_steps": 3})
+    assert rates(spec, step=2) == pytest.approx([5e-4, 1e-3, 5e-4, 1e-3])
 
 
 @pytest.mark.parametrize(
-    ("warmup", "rates"), [(0, [1, 1, 1, 1]), (1, [1 / 2, 1, 1, 1]), (3, [1 / 4, 2 / 4, 3 / 4, 1])]
+    ("warmup", "factors"), [(0, [1, 1, 1, 1]), (1, [1 / 2, 1, 1, 1]), (3, [1 / 4, 2 / 4, 3 / 4, 1])]
 )
-def test_the_rate_rises_linearly_and_stays(warmup: int, rates: list[float]) -> None:
-    spec = TrainingSpec(learning_rate=2e-4, warmup_steps=warmup)
-    assert [learning_rate(spec, step) for step in (1, 2, 3, 4)] == pytest.approx(
-        [2e-4 * rate for rate in rates]
-    )
-    assert learning_rate(spec, 10_000) == 2e-4
+def test_a_constant_rate_rises_linearly_and_stays(warmup: int, factors: list[float]) -> None:
+    spec = TrainingSpec(schedule={"warmup_steps": warmup})
+    assert [schedule_factor(spec, step) for step in (1, 2, 3, 4)] == pytest.approx(factors)
+    assert schedule_factor(spec, 10_000) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [("linear", [1, 3 / 4, 1 / 2, 1 / 4, 0]), ("cosine", [1, 0.853553, 1 / 2, 0.146447, 0])],
+)
+def test_a_falling_rate_is_full_after_the_warmup_and_0_after_the_last_step(
+    kind: str, factors: list[float]
+) -> None:
+    spec = TrainingSpec(steps=6, schedule={"kind": kind, "warmup_steps": 2})
+    falling = [schedule_factor(spec, step) for step in (3, 4, 5, 6, 7)]
+    assert falling == pytest.approx(factors, abs=1e-6)
+    assert [schedule_factor(spec, step) for step in (1, 2)] == pytest.approx([1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_a_warmup_longer_than_the_run_only_rises(kind: str) -> None:
+    spec = TrainingSpec(steps=4, schedule={"kind": kind, "warmup_steps": 9})
+    assert [schedule_factor(spec, step) for step in (1, 4)] == pytest.approx([0.1, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [("prodigy", "prodigyopt", "prodigy"), ("adamw_8bit", "bitsandbytes.optim", "8bit")],
+)
+def test_a_missing_package_names_the_extra(
+    kind: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(TrainingError, match=rf"lora-sweep-harness\[{extra}\]") as caught:
+        rates(TrainingSpec(optimizer={"kind": kind}))
+    assert "\n" not in str(caught.value)
+
+
+def test_prodigy_has_one_rate() -> None:
+    pytest.importorskip("prodigyopt")
+    with pytest.raises(TrainingError, match=r"training\.lora_plus_ratio"):
+        rates(TrainingSpec(optimizer={"kind": "prodigy"}, lora_plus_ratio=4))
+
+
+def test_prodigy_takes_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prodigyopt")
+    optimizer = {"kind": "prodigy", "d_coef": 2, "weight_decay": 0.1, "betas": (0.8, 0.99)}
+    spec = TrainingSpec(learning_rate=1, optimizer=optimizer, schedule={"warmup_steps": 2})
+    with fresh_accelerator(torch.device("cpu"), precision="fp32") as accelerator:
+        (group, *_) = make_optimizer(groups(), spec, accelerator).param_groups
+    expected = {
+        "d_coef": 2,
+        "weight_decay": 0.1,
+        "betas": (0.8, 0.99),
+        "safeguard_warmup": True,
+        "decouple": True,
+    }
+    assert {name: group[name] for name in expected} == expected
+    assert capsys.readouterr().out == ""
 
 
 def test_accelerates_shared_state_is_put_back_after_an_error() -> None:
@@ -106,7 +113,7 @@ def test_accelerates_shared_state_is_put_back_after_an_error() -> None:
     before = dict(AcceleratorState._shared_state)
     with (
         pytest.raises(KeyboardInterrupt),
-        fresh_accelerator(torch.device("cpu"), precision="bf16", gradient_accumulation=2),
+        fresh_accelerator(torch.device("cpu"), precision="bf16"),
     ):
         assert AcceleratorState._shared_state != before
         raise KeyboardInterrupt

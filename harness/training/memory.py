@@ -1,0 +1,44 @@
+"""What to do when an accelerator's memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from harness.errors import TrainingError
+from harness.models.spec import ModelSpec
+from harness.spec.adapter import LowRankAdapter
+from harness.spec.expand import TrainingRun
+
+
+@contextmanager
+def explaining_memory(run: TrainingRun, *, checkpointing: bool) -> Iterator[None]:
+    """Turn CUDA's error into one that names the settings that save most, what saves most first."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(out_of_memory(run, checkpointing=checkpointing)) from error
+
+
+def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:
+    """The message: only what this run does not do yet."""
+    training, ways = run.training, []
+    if not checkpointing:
+        ways.append("compute.gradient_checkpointing: true")
+    if training.batch_size > 1:
+        passes = training.batch_size * training.gradient_accumulation
+        ways.append(
+            f"training.batch_size: 1 with training.gradient_accumulation: {passes} instead of "
+            f"{training.batch_size} with {training.gradient_accumulation} (the same rows in each step)"
+        )
+    if _is_fp32(run.dataset.model):
+        ways.append("model.precision: bf16")
+    if isinstance(run.adapter, LowRankAdapter) and run.adapter.rank > 1:
+        ways.append(f"a lower adapter.rank than {run.adapter.rank}")
+    if training.optimizer.kind != "adamw_8bit":
+        ways.append("training.optimizer.kind: adamw_8bit")
+    return f"run {run.run_id}: the accelerator is out of memory; what saves most first: {'; '.join(ways)}"
+
+
+def _is_fp32(model: ModelSpec) -> bool:
+    return model.precision == "fp32"

@@ -1,0 +1,121 @@
+"""What a row sees of its picture: a square, mirrored or not; its micro-conditioning; its VAE posterior.
+
+SDXL is conditioned on the size a picture had and on where it was cropped (Podell et al. 2023, section 2.2),
+so a crop must come with the right numbers.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from harness.errors import TrainingError
+from harness.training.data import VAE_FACTOR, TrainingPicture
+from harness.training.streams import Part, Stream, counter_generator, uniform
+
+if TYPE_CHECKING:
+    from harness.models.model import Model
+
+CACHE_BYTES = 2**30  # about 2000 views of 1024 px
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A square of the (then mirrored) picture, by its corner in pixels: multiples of the VAE's factor."""
+
+    left: int
+    top: int
+    flip: bool
+
+
+def center_view(picture: TrainingPicture, *, resolution: int) -> View:
+    """The middle of the picture."""
+    left, top = (
+        (side - resolution) // 2 // VAE_FACTOR * VAE_FACTOR for side in (picture.width, picture.height)
+    )
+    return View(left=left, top=top, flip=False)
+
+
+def drawn_view(
+    picture: TrainingPicture,
+    *,
+    resolution: int,
+    crop: Literal["center", "random"],
+    flip: bool,
+    key: tuple[int, Part, int, int],
+) -> View:
+    """The view of one row; `key` is its seed, part, step and number."""
+    seed, part, step, row = key
+    view = center_view(picture, resolution=resolution)
+    left, top = view.left, view.top
+    if crop == "random":
+        generator = counter_generator(seed, part, Stream.CROP, step, row)
+        places = [(side - resolution) // VAE_FACTOR + 1 for side in (picture.width, picture.height)]
+        left, top = (VAE_FACTOR * int(torch.randint(n, (), generator=generator)) for n in places)
+    return View(left=left, top=top, flip=flip and uniform(seed, part, Stream.FLIP, step, row) < 0.5)
+
+
+def cut(image: Image.Image, view: View, *, resolution: int) -> Image.Image:
+    """The square: the picture is mirrored first, so that the corner is where the row sees it."""
+    if view.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.crop((view.left, view.top, view.left + resolution, view.top + resolution))
+
+
+def time_ids(picture: TrainingPicture, view: View, *, resolution: int) -> list[float]:
+    """Original height and width, crop's top and left, target height and width."""
+    return [
+        float(number)
+        for number in (
+            picture.original_height,
+            picture.original_width,
+            view.top,
+            view.left,
+            resolution,
+            resolution,
+        )
+    ]
+
+
+class Posteriors:
+    """The VAE's posterior of every view, encoded once and sampled anew at each step; fp32 on the CPU.
+
+    A view is known by its picture's content, corner and mirroring. Each is encoded alone, because a batch
+    rounds otherwise than a single picture, and what is still to be encoded depends on where a run resumed.
+    The views used longest ago are dropped where there are more than `capacity` bytes of them.
+    """
+
+    def __init__(self, model: "Model", *, capacity: int = CACHE_BYTES) -> None:
+        self._model, self._capacity = model, capacity
+        self._known: OrderedDict[tuple[str, View], tuple[Tensor, Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, picture: TrainingPicture, view: View) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, shape [C, h, w]. Raises TrainingError where the VAE overflows."""
+        key = (picture.sha256, view)
+        if key not in self._known:
+            self._known[key] = self._encode(picture, view)
+            self._bytes += _bytes(self._known[key])
+            while self._bytes > self._capacity and len(self._known) > 1:
+                self._bytes -= _bytes(self._known.popitem(last=False)[1])
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _encode(self, picture: TrainingPicture, view: View) -> tuple[Tensor, Tensor]:
+        encoded = self._model.encode_images([cut(picture.pixels(), view, resolution=self._model.resolution)])
+        mean_Chw, std_Chw = (
+            tensor_1Chw[0].to("cpu", torch.float32) for tensor_1Chw in (encoded.mean_NChw, encoded.std_NChw)
+        )
+        if not (mean_Chw.isfinite().all() and std_Chw.isfinite().all()):
+            raise TrainingError(
+                f"the VAE encodes {picture.file.name} to NaN or infinity, as SDXL's own VAE does in fp16; "
+                "set model.vae to madebyollin/sdxl-vae-fp16-fix or model.precision to bf16"
+            )
+        return mean_Chw, std_Chw
+
+
+def _bytes(posterior: tuple[Tensor, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in posterior)
