@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from harness import __version__, terminal
+from harness import __version__, cli_store, terminal
 from harness.errors import HarnessError, SpecError, SweepIncomplete
 from harness.spec.expand import Plan, Trial, expand
 from harness.spec.load import load_sweep
@@ -30,7 +30,8 @@ Examples:\n
   harness report runs/sweeps/quickstart\n
   harness publish runs/sweeps/quickstart --mode online\n
   harness export runs/sweeps/quickstart best --layout kohya\n
-  harness redraw runs/images/0123abcd/4567ef/89ab.png
+  harness redraw runs/images/0123abcd/4567ef/89ab.png\n
+  harness store ls --workspace runs
 """
 
 app = typer.Typer(
@@ -39,6 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
 )
+
+app.add_typer(cli_store.app, name="store")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
 SweepFolder = Annotated[

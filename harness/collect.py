@@ -163,11 +163,17 @@ def _record(snapshot: Stage) -> Any:
     return json.loads((snapshot.path / "training_state.json").read_text())
 
 
-def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float:
-    """Seconds of training up to a snapshot, over the calls it took; work lost to a kill is not in it."""
+def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | None:
+    """Seconds of training up to a snapshot, over the calls it took; work lost to a kill is not in it.
+
+    Null where a checkpoint that it was trained on from is gone, as a damaged one is.
+    """
     total, step = 0.0, steps
     while step > 0:
-        facts = workspace.snapshot(run_id, step).manifest()["facts"]
+        snapshot = workspace.snapshot(run_id, step)
+        if not snapshot.done:
+            return None
+        facts = snapshot.manifest()["facts"]
         total += facts["train_seconds"]
         step = facts["from_step"]
     return total

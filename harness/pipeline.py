@@ -23,6 +23,7 @@ from harness.stages import (
     missing_pictures,
     missing_snapshots,
 )
+from harness.workspace import PLAN, Workspace, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ def run_sweep(
             outcomes.extend(executor.run(open_tasks, bench))
 
     with workspace.drive(plan.sweep.name):
+        _write_plan(plan, workspace)
         for stage, tasks in trial_stages(plan):
             carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
         results = collect(plan, workspace, failures(outcomes))
@@ -136,9 +138,16 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
     plan, workspace = bench.plan, bench.workspace
     task = trial_task(plan, trial)
     with workspace.drive(plan.sweep.name):
+        _write_plan(plan, workspace)
         announce([task])
         perform(task, bench)
         return collect(plan, workspace, {})
+
+
+def _write_plan(plan: Plan, workspace: Workspace) -> None:
+    """Say what the sweep needs before any work, so that nobody removes it as superfluous meanwhile."""
+    with workspace.claim_plans():
+        write_json(workspace.sweep(plan.sweep.name) / PLAN, plan.sweep.model_dump(mode="json"))
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:

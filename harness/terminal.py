@@ -99,6 +99,14 @@ def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
         out.print(f"– {escape(reason)}", highlight=False)
 
 
+def duration(seconds: float) -> str:
+    """A time span in its largest unit, as people say it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _number(value: float, form: str) -> str:
     """A number in a table; a missing one is a dash, never a zero."""
     return format(value, form) if math.isfinite(value) else "–"

@@ -8,7 +8,8 @@ sweep of the workspace finds what earlier ones made.
     adapters/<run_id>/steps-000100/         one snapshot of one training run
     images/<draw_id>/<chunk_id>/            some pictures of one draw, and their rows
     scores/<metric>/<draw_id>-<chunk_id>/   one metric's scores of those pictures
-    sweeps/<name>/                          tables, report and the sweep as it was read
+    sweeps/<name>/                          tables, report, the sweep as it was read (sweep.json, the last to
+                                            be written) and as it is being run (plan.json, the first)
 """
 
 import errno
@@ -25,13 +26,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from harness.errors import StageError, WorkspaceError
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
 RECORDED = (
     "lora-sweep-harness",
     "torch",
@@ -47,6 +49,15 @@ LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
     "run": ("adapters/{}/.tmp-*",),
     "draw": ("images/{}/.tmp-*", "scores/*/.tmp-{}-*"),
+    "plans": (),
+}
+
+PlaceKind = Literal["dataset", "snapshot", "pictures", "scores"]
+FOLDERS: dict[PlaceKind, str] = {
+    "dataset": "datasets/*",
+    "snapshot": "adapters/*/*",
+    "pictures": "images/*/*",
+    "scores": "scores/*/*",
 }
 
 
@@ -65,7 +76,9 @@ class Stage:
         """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
         try:
             loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            if not isinstance(loaded["files"], dict):
+                raise ValueError("its files are no mapping")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StageError(
                 f"{self.path / MANIFEST} cannot be read ({error}); delete the folder and run again"
             ) from None
@@ -73,12 +86,17 @@ class Stage:
 
     def verify(self) -> None:
         """Raise StageError for the first file that is missing or does not match its hash."""
+        for fault in self.faults():
+            raise StageError(f"{fault}; delete {self.path} and run again")
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong, file by file. Raises StageError where the manifest cannot be read."""
         for name, facts in self.manifest()["files"].items():
             file = self.path / name
             if not file.is_file():
-                raise StageError(f"{file} is missing; delete {self.path} and run again")
-            if sha256(file) != facts["sha256"]:
-                raise StageError(f"{file} does not match its manifest; delete {self.path} and run again")
+                yield f"{file} is missing"
+            elif sha256(file) != facts["sha256"]:
+                yield f"{file} does not match its manifest"
 
     def remove(self) -> None:
         """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
@@ -108,6 +126,15 @@ class Stage:
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A folder where a stage is, or was begun. `claim` is what its builder holds."""
+
+    kind: PlaceKind
+    stage: Stage
+    claim: tuple[str, str]
 
 
 class Workspace:
@@ -150,6 +177,16 @@ class Workspace:
         """The folder of a sweep's tables and report."""
         return self.root / "sweeps" / name
 
+    def sweep_folders(self) -> list[Path]:
+        """The folders of all sweeps, by name."""
+        return sorted(path for path in (self.root / "sweeps").glob("[!.]*") if path.is_dir())
+
+    def places(self) -> Iterator[Place]:
+        """Every folder of the store, left-overs of killed builders among them, in a stable order."""
+        for kind, pattern in FOLDERS.items():
+            for path in sorted(path for path in self.root.glob(pattern) if path.is_dir()):
+                yield Place(kind=kind, stage=Stage(path), claim=_claim_of(kind, path))
+
     def relative(self, path: Path) -> str:
         """A path as the tables hold it: relative to the workspace, with forward slashes."""
         return path.relative_to(self.root).as_posix()
@@ -170,13 +207,42 @@ class Workspace:
 
         The operating system lets go of a dead process's claim. Left-overs of a killed builder are removed.
         """
-        lock = self.root / ".locks" / f"{kind}-{identity}"
+        lock = self._lock(kind, identity)
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             for pattern in LEFT_OVERS[kind]:
                 for left_over in self.root.glob(pattern.format(identity)):
                     shutil.rmtree(left_over, ignore_errors=True)
             yield
+
+    @contextmanager
+    def claim_if_free(self, kind: str, identity: str) -> Iterator[bool]:
+        """Hold it, and say so; or say False, at once, while another process does."""
+        lock = self._lock(kind, identity)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(lock).acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        with held:
+            yield True
+
+    @contextmanager
+    def claim_plans(self) -> Iterator[None]:
+        """Let no sweep begin, and nobody remove what sweeps do not need, while the block runs."""
+        with self.claim("plans", "all"):
+            yield
+
+    def claimed(self, kind: str, identity: str) -> bool:
+        """True while somebody holds it. Makes nothing."""
+        if not self._lock(kind, identity).exists():
+            return False
+        with self.claim_if_free(kind, identity) as free:
+            return not free
+
+    def _lock(self, kind: str, identity: str) -> Path:
+        return self.root / ".locks" / f"{kind}-{identity}"
 
     @contextmanager
     def drive(self, name: str) -> Iterator[None]:
@@ -191,6 +257,22 @@ class Workspace:
                 f"sweep {name!r} in {self.root} is being run by another process; "
                 "wait for it, or use another --workspace"
             ) from None
+
+
+def _claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
+    """What the builder of this folder, or of the temporary one that it is, holds."""
+    name = path.name
+    if name.startswith(".tmp-"):
+        name = name.removeprefix(".tmp-").rpartition("-")[0]
+    match kind:
+        case "dataset":
+            return "dataset", name
+        case "snapshot":
+            return "run", path.parent.name
+        case "pictures":
+            return "draw", path.parent.name
+        case "scores":
+            return "draw", name.partition("-")[0]
 
 
 def sha256(file: Path) -> str:

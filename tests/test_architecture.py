@@ -27,9 +27,12 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "stages": "pipeline",
     "collect": "pipeline",
     "inventory": "pipeline",
+    "estimate": "pipeline",
+    "store": "pipeline",
     "mirror": "tracking",
     "progress": "cli",
     "terminal": "cli",
+    "cli_store": "cli",
 }
 
 # Reading a sweep needs two readers of files; `test_reading_a_sweep_is_light` holds that they stay light.
