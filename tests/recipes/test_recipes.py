@@ -24,10 +24,12 @@ def own_pictures(folder: Path) -> FolderRecipe:
 
 
 RECIPES: dict[str, Callable[[Path], RecipeSpec]] = {
-    "keywords": lambda _: KeywordsRecipe(keywords=("blurry", "low quality"), guidance=(3, 8), steps=2),
-    "plain": lambda _: PlainRecipe(prompts=PROMPTS, count=5, steps=2),
+    "keywords": lambda _: KeywordsRecipe(
+        keywords=("blurry", "low quality"), guidance=(3, 8), steps=2, refiner_start=0.5
+    ),
+    "plain": lambda _: PlainRecipe(prompts=PROMPTS, count=5, steps=2, refiner_start=0.5),
     "degrade": lambda _: DegradeRecipe(
-        prompts=PROMPTS, count=5, steps=2, degradations=("noise", "distort", "crop")
+        prompts=PROMPTS, count=5, steps=2, refiner_start=0.5, degradations=("noise", "distort", "crop")
     ),
     "folder": lambda path: own_pictures(path / "pictures"),
 }
@@ -108,20 +110,36 @@ def test_a_drawn_picture_has_its_prompt_for_a_caption(
 
 DRAWN = [
     (
-        KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2),
+        KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2, refiner_start=0.5),
         "keywords",
         ("noisy", "grainy"),
     ),
-    (KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2), "emphasis", 0),
-    (KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2), "guidance", (3, 9)),
+    (
+        KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2, refiner_start=0.5),
+        "emphasis",
+        0,
+    ),
+    (
+        KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=2, refiner_start=0.5),
+        "guidance",
+        (3, 9),
+    ),
     (KeywordsRecipe(keywords=("blurry", "grainy"), guidance=(3, 8), steps=5), "refiner_start", None),
-    (PlainRecipe(prompts=PROMPTS, count=4, steps=2), "prompts", ("a moon",)),
-    (PlainRecipe(prompts=PROMPTS, count=4, steps=2), "guidance", 2.0),
-    (PlainRecipe(prompts=PROMPTS, count=4, steps=2), "steps", 3),
-    (PlainRecipe(prompts=PROMPTS, count=4, steps=2), "seed", 1),
-    (DegradeRecipe(prompts=PROMPTS, count=4, steps=2, degradations=("blur",)), "degradations", ("noise",)),
-    (DegradeRecipe(prompts=PROMPTS, count=4, steps=2, degradations=("blur",)), "severity", (0.1, 0.2)),
-    (DegradeRecipe(prompts=PROMPTS, count=4, steps=2, degradations=("blur",)), "seed", 1),
+    (PlainRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5), "prompts", ("a moon",)),
+    (PlainRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5), "guidance", 2.0),
+    (PlainRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5), "steps", 3),
+    (PlainRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5), "seed", 1),
+    (
+        DegradeRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5, degradations=("blur",)),
+        "degradations",
+        ("noise",),
+    ),
+    (
+        DegradeRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5, degradations=("blur",)),
+        "severity",
+        (0.1, 0.2),
+    ),
+    (DegradeRecipe(prompts=PROMPTS, count=4, steps=2, refiner_start=0.5, degradations=("blur",)), "seed", 1),
 ]
 
 
@@ -141,7 +159,9 @@ def test_neighbouring_seeds_share_no_pictures(tiny_model: Model, tmp_path: Path)
         {
             row["seed"]
             for row in build(
-                PlainRecipe(prompts=PROMPTS, count=6, steps=1, seed=seed), tiny_model, tmp_path / str(seed)
+                PlainRecipe(prompts=PROMPTS, count=6, steps=1, refiner_start=None, seed=seed),
+                tiny_model,
+                tmp_path / str(seed),
             )
         }
         for seed in (0, 1)
@@ -150,7 +170,7 @@ def test_neighbouring_seeds_share_no_pictures(tiny_model: Model, tmp_path: Path)
 
 
 def test_a_sham_is_made_of_the_pictures_that_degrade_damages(tiny_model: Model, tmp_path: Path) -> None:
-    shared: dict[str, Any] = {"prompts": PROMPTS, "count": 4, "steps": 2, "seed": 7}
+    shared: dict[str, Any] = {"prompts": PROMPTS, "count": 4, "steps": 2, "refiner_start": 0.5, "seed": 7}
     good = build(PlainRecipe(**shared), tiny_model, tmp_path / "good")
     bad = build(DegradeRecipe(**shared, degradations=("blur",)), tiny_model, tmp_path / "bad")
     for column in ("prompt", "seed", "guidance"):
