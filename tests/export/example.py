@@ -1,7 +1,6 @@
 """A finished sweep on disk, written by the tables' own writer: drawn with one colour, trained at random."""
 
 import hashlib
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ MODULES = {  # some that emoji's UNet and text encoders have: name, inputs, outp
 def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **changes: Any) -> Results:
     """Write a sweep into the workspace `root`; `changes` replace its top-level keys.
 
-    `gain` is how much the adapter's arm scores above placebo; `lost` are indices of trials that failed.
+    `gain` is how much the selected (last) trial's arm scores above placebo on test; `lost` are trials that
+    failed.
     """
     file = root / "small.yaml"
     root.mkdir(parents=True, exist_ok=True)
@@ -141,15 +141,15 @@ def _pictures(
     for draw in plan.draws.values():
         if draw.adapters and draw.draw_id not in owner:
             continue
-        best = draw.draw_id not in owner or owner[draw.draw_id] is trials[-1]
-        for place, cell in enumerate(
-            itertools.chain(plan.cells(draw, "dev"), plan.cells(draw, "test") if best else ())
-        ):
-            trial = owner[draw.draw_id].trial_id if draw.draw_id in owner else None
+        trial = owner.get(draw.draw_id)
+        selected = trial is trials[-1]
+        tested = plan.cells(draw, "test") if trial is None or selected else ()
+        for place, cell in enumerate([*plan.cells(draw, "dev"), *tested]):
             path = _draw(workspace, draw.arm, cell)
-            images.append(_image(workspace, draw.arm, trial, cell, path, steps=draw.steps))
-            bonus = gain * (1 + 0.3 * (place % 3)) * (trial is not None) * (1 if best else 0.5)
-            for metric, value in (("clip_score", 60 + place + bonus), ("saturation", 0.5)):
+            owned_by = None if trial is None else trial.trial_id
+            images.append(_image(workspace, draw.arm, owned_by, cell, path, steps=draw.steps))
+            bonus = (gain if cell.split == "test" else 1 if selected else 0.5) * (1 + 0.3 * (place % 3))
+            for metric, value in (("clip_score", 60 + place + (bonus if trial else 0)), ("saturation", 0.5)):
                 scores.append(_score(cell, metric, value))
     return (
         tables.typed(pd.DataFrame(images), tables.IMAGES),

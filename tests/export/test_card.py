@@ -1,6 +1,7 @@
 """The card's words follow the numbers, and its sheet shows pairs that nobody picked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ MANY = [
 ]
 
 
-def exported(root: Path, gain: float = 1.0, **changes: object) -> str:
+def exported(root: Path, gain: float = 1.0, **changes: Any) -> str:
     results = finished(root, gain=gain, **{"prompts": MANY, **changes})
     out = export_trial(results, root, "best", folder=root / "out", layout="both")
     return (out / "README.md").read_text()
@@ -102,8 +103,8 @@ def test_the_sheet_goes_from_the_best_pair_to_the_worst(tmp_path: Path) -> None:
     ]
     assert gains == sorted(gains, reverse=True)
     found = results.pairs(control="placebo", arm="wrong_lora", split="test")
-    found = found[(found["metric"] == "clip_score") & found["difference"].notna()]["difference"]
-    assert gains[0] == pytest.approx(found.max()) and gains[-1] == pytest.approx(found.min())
+    difference = found.loc[found["metric"] == "clip_score", "difference"].dropna()
+    assert gains[0] == pytest.approx(difference.max()) and gains[-1] == pytest.approx(difference.min())
 
 
 def test_a_lost_picture_leaves_an_empty_frame(tmp_path: Path) -> None:
