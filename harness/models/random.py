@@ -107,7 +107,6 @@ def hollow_pipelines(spec: SdxlModel) -> Pipelines:
     """The same pipelines on the meta device: shapes and names without numbers, in about a second."""
     assert spec.source == "random"
     dtype = DTYPES[spec.precision]
-    prediction_type = spec.prediction_type or "epsilon"
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE, latent_channels=4)
         text_encoder = CLIPTextModel(_text_config(TEXT_ENCODER))
@@ -115,8 +114,11 @@ def hollow_pipelines(spec: SdxlModel) -> Pipelines:
         refiner_unet = None if spec.refiner is None else UNet2DConditionModel(**REFINER_UNET)
     for part in (unet, vae, text_encoder, text_encoder_2, refiner_unet):
         if part is not None:
-            part.to(dtype).requires_grad_(False).eval()
-    scheduler = EulerDiscreteScheduler(**SCHEDULER, prediction_type=prediction_type)
+            nn.Module.to(
+                part, dtype
+            )  # diffusers' own `to` warns of parts kept in fp32, of which there are none
+            part.requires_grad_(False).eval()
+    scheduler = EulerDiscreteScheduler(**SCHEDULER)
     shared = {"vae": vae, "text_encoder_2": text_encoder_2, "tokenizer_2": _tokenizer("!")}
     base = StableDiffusionXLPipeline(
         **shared,
@@ -179,7 +181,7 @@ def _fill(part: nn.Module, pool: torch.Tensor) -> None:
         buffer.copy_(torch.arange(buffer.numel()).expand(buffer.shape))
 
 
-def _stretch(weight: nn.Parameter, pool: torch.Tensor, start: int, deviation: float) -> int:
+def _stretch(weight: torch.Tensor, pool: torch.Tensor, start: int, deviation: float) -> int:
     """Fill the weight from the pool, from `start` on and around as often as needed; returns its length."""
     source = (pool.roll(-(start % POOL)) * deviation).to(weight.dtype)
     flat = weight.data.view(-1)
@@ -205,7 +207,7 @@ def _tokenizer(pad: str) -> CLIPTokenizer:
 
 
 def _letters() -> list[str]:
-    """The signs that stand for bytes in byte-level BPE (Radford et al. 2019): printable ones for themselves."""
+    """The signs that stand for bytes in byte-level BPE (Radford et al. 2019): printable ones as they are."""
     spans = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
     printable = [byte for first, last in spans for byte in range(ord(first), ord(last) + 1)]
     return [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]

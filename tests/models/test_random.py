@@ -45,6 +45,7 @@ def test_names_and_shapes_are_the_published_ones(hollow: Pipelines) -> None:
 
 def test_everything_is_hollow_frozen_and_of_the_precision(hollow: Pipelines) -> None:
     for pipeline in (hollow.base, hollow.refiner):
+        assert pipeline is not None
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         for parameter in (parameter for module in modules for parameter in module.parameters()):
             assert parameter.is_meta and not parameter.requires_grad and parameter.dtype == torch.bfloat16

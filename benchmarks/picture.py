@@ -1,0 +1,96 @@
+"""One picture of the harness's own `Model.draw` against the stock pipelines, on the same weights, in one run.
+
+`python -m benchmarks.picture --model emoji`, or `sdxl-random` for the full-size SDXL with random weights.
+Base, refiner from 0.8 on, and a LoRA on both guidance branches; several prompts and seeds, as in a sweep.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import subject
+from benchmarks.machine import print_table
+from benchmarks.plain import plain_lora, plain_picture
+from benchmarks.timing import Way, as_rows, now, side_by_side
+from harness.models.loading import Pipelines
+from harness.models.model import DrawSettings, Row, RowAdapter
+from harness.models.sdxl import Sdxl
+from harness.spec.adapter import LowRankAdapter
+
+PROMPTS = ("a fox wearing a hat", "a red car", "two cups on a table", "a star above a tree")
+GUIDANCE = 7.5
+RANK = 8
+
+
+def rows(adapter: Path, count: int) -> list[Row]:
+    """Every prompt at as many seeds as it takes to make this many pictures."""
+    acting = (RowAdapter(path=adapter, scale=1.0, branch="both"),)
+    return [
+        Row(
+            prompt=PROMPTS[place % len(PROMPTS)],
+            negative="wrong",
+            seed=place // len(PROMPTS),
+            guidance=GUIDANCE,
+            adapters=acting,
+        )
+        for place in range(count)
+    ]
+
+
+def write_adapter(model: Sdxl, folder: Path) -> Path:
+    """A LoRA that acts: both matrices random, as after training."""
+    spec = LowRankAdapter(rank=RANK)
+    with model.attach(spec, 0) as trainable:
+        state = trainable.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: 0.1 * torch.randn(tensor.shape, generator=generator) if ".lora_B." in name else tensor
+        for name, tensor in state.items()
+    }
+    model.save_adapter(state, spec, folder, {})
+    return folder
+
+
+def plain_round(pipelines: Pipelines, drawn: list[Row], settings: DrawSettings) -> float:
+    """Seconds per picture, one at a time; the LoRA is loaded once."""
+    with plain_lora(pipelines, drawn[0].adapters[0].path):
+        start = now(pipelines.base.device)
+        for row in drawn:
+            plain_picture(pipelines, row, settings)
+        return (now(pipelines.base.device) - start) / len(drawn)
+
+
+def harness_round(model: Sdxl, drawn: list[Row], settings: DrawSettings) -> float:
+    """Seconds per picture, as many at once as the model says."""
+    at_once = model.pictures_at_once(settings)
+    start = now(model.device)
+    for first in range(0, len(drawn), at_once):
+        model.draw(drawn[first : first + at_once], settings)
+    return (now(model.device) - start) / len(drawn)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=subject.MODELS, default="emoji")
+    parser.add_argument("--resolution", type=int, help="px of sdxl-random's pictures, 1024 if not given")
+    parser.add_argument("--pictures", type=int, default=16, help="of a round")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of each")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    pipelines, model = subject.load(given.model, resolution=given.resolution)
+    settings = DrawSettings(steps=given.steps, refiner_start=0.8)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = rows(write_adapter(model, Path(folder) / "adapter"), given.pictures)
+        ways = [
+            Way(name="plain", round=lambda: plain_round(pipelines, drawn, settings)),
+            Way(name="harness", round=lambda: harness_round(model, drawn, settings)),
+        ]
+        measured = side_by_side(ways, rounds=given.rounds, device=model.device)
+    print_table(as_rows(measured, "picture"), device=model.device)
+
+
+if __name__ == "__main__":
+    main()

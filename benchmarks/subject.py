@@ -1,0 +1,71 @@
+"""What is measured: a model by name, pictures to train on, and a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.models.loading import Pipelines, load_emoji
+from harness.models.random import random_pipelines
+from harness.models.sdxl import Sdxl
+from harness.models.spec import EmojiModel, SdxlModel
+from harness.recipes.dataset import Sample, write_dataset
+from harness.recipes.spec import FolderRecipe
+from harness.spec.adapter import LowRankAdapter
+from harness.spec.expand import Dataset, TrainingRun
+from harness.spec.training import TrainingSpec
+
+MODELS = ("emoji", "sdxl-random")
+
+
+def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
+    """The stock pipelines for the plain way and the harness's model, with the same weights in memory.
+
+    `resolution` makes the pictures of `sdxl-random` smaller than 1024 px; its weights keep their full size.
+    """
+    match name:
+        case "emoji":
+            spec: EmojiModel | SdxlModel = EmojiModel()
+            pipelines = load_emoji(EmojiModel())
+        case "sdxl-random":
+            spec = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
+            pipelines = random_pipelines(spec)
+            for pipeline in (pipelines.base, pipelines.refiner):
+                if resolution is not None and pipeline is not None:
+                    pipeline.unet.register_to_config(sample_size=resolution // pipeline.vae_scale_factor)
+        case _:
+            raise AssertionError(name)
+    return pipelines, Sdxl(spec, pipelines, device=None)
+
+
+def pictures(count: int, side: int) -> list[Image.Image]:
+    """Coarse random colours: what is on a picture changes no time."""
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((side, side))
+        for _ in range(count)
+    ]
+
+
+def write(images: Sequence[Image.Image], folder: Path) -> Path:
+    """The pictures as a dataset of the harness."""
+    samples = [Sample(image=image, caption="wrong") for image in images]
+    write_dataset(samples, folder, resolution=images[0].width, report=lambda _: None)
+    return folder
+
+
+def training_run(
+    model: Sdxl, *, steps: int, batch_size: int, rank: int = 8, learning_rate: float = 1e-4
+) -> TrainingRun:
+    """A LoRA on the attention, trained on the prompt `wrong`: the settings that diffusers' script has too."""
+    training = TrainingSpec(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+    recipe = FolderRecipe(path=Path("pictures"))
+    return TrainingRun(
+        run_id="benchmark",
+        dataset=Dataset(dataset_id="benchmark", model=model.spec, recipe=recipe),
+        adapter=LowRankAdapter(rank=rank),
+        training=training,
+        snapshots=(steps,),
+        prior=None,
+    )

@@ -1,0 +1,97 @@
+"""One training step of the harness's own loop against the plain one, on the same weights in the same run.
+
+`python -m benchmarks.training_step --model emoji`, or `sdxl-random`: full-size SDXL with random weights.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import subject
+from benchmarks.machine import print_table
+from benchmarks.plain import plain_training
+from benchmarks.timing import Way, as_rows, now, side_by_side
+from harness.models.loading import Pipelines
+from harness.models.sdxl import Sdxl
+from harness.training import train
+from harness.training.adapter import LOOK_EVERY
+
+PICTURES = 8
+RANK = 8
+
+
+def warm_up(model: Sdxl) -> int:
+    """Steps before the clock starts. On an accelerator the loop looks at its losses every 16 steps."""
+    return LOOK_EVERY if model.device.type == "cuda" else 4
+
+
+def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool) -> float:
+    """Seconds per step of `harness.training.train`, its first steps and its setting up left out."""
+    first = warm_up(model)
+    last = first + steps
+    run = subject.training_run(model, steps=last, batch_size=batch_size, rank=RANK)
+    times: dict[int, float] = {}
+
+    def note(step: int, _loss: float) -> None:
+        if step in (first, last):
+            times[step] = now(model.device)
+
+    train(
+        run,
+        model,
+        pictures=dataset,
+        prior=None,
+        resume=None,
+        save=lambda _: None,
+        save_at=lambda _: False,
+        report=note,
+        compiled=compiled,
+    )
+    return (times[last] - times[first]) / steps
+
+
+def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> float:
+    """Seconds per step of the plain loop, its first steps and its setting up left out."""
+    run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
+    images = subject.pictures(PICTURES, model.resolution)
+    with plain_training(pipelines, images, run.training, rank=RANK) as loop:
+        for _ in range(warm_up(model)):
+            loop.step()
+        start = now(model.device)
+        for _ in range(steps):
+            loop.step()
+        return (now(model.device) - start) / steps
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=subject.MODELS, default="emoji")
+    parser.add_argument("--resolution", type=int, help="px of sdxl-random's pictures, 1024 if not given")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=32, help="steps of a round, a multiple of 16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="the harness through torch.compile, too")
+    given = parser.parse_args()
+    pipelines, model = subject.load(given.model, resolution=given.resolution)
+    size = {"steps": given.steps, "batch_size": given.batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        images = subject.pictures(PICTURES, model.resolution)
+        dataset = subject.write(images, Path(folder) / "pictures")
+        ways = [
+            Way(name="plain", round=lambda: plain_round(pipelines, model, **size)),
+            Way(name="harness", round=lambda: harness_round(model, dataset, **size, compiled=False)),
+        ]
+        if given.compiled:
+            ways.append(
+                Way(
+                    name="harness, compiled",
+                    round=lambda: harness_round(model, dataset, **size, compiled=True),
+                )
+            )
+        measured = side_by_side(ways, rounds=given.rounds, device=model.device)
+    print_table(as_rows(measured, "step"), device=model.device)
+
+
+if __name__ == "__main__":
+    main()
