@@ -123,6 +123,7 @@ def about_adapter(adapter: DrawAdapter, path: Path) -> dict[str, Any]:
         name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
     else:
         name = adapter.file.stem
+    header, sha256 = weights_hash(path)
     return {
         "run_id": adapter.run_id,
         "steps": adapter.steps,
@@ -132,18 +133,19 @@ def about_adapter(adapter: DrawAdapter, path: Path) -> dict[str, Any]:
         "scale": adapter.scale,
         "branch": adapter.branch,
         "name": name,
-        "sha256": weights_hash(path),
+        "kind": "embedding" if "clip_l" in header else "lora",
+        "sha256": sha256,
     }
 
 
-def weights_hash(path: Path) -> str:
-    """The sha256 of a safetensors file without its header: kohya's model hash, which A1111 shows.
+def weights_hash(path: Path) -> tuple[dict[str, Any], str]:
+    """A safetensors file's header, and the sha256 of the rest: kohya's model hash, which A1111 shows.
 
     `path` may be the folder that an adapter was saved in. Raises ModelError where there is none in it.
     """
     with adapter_path(path).open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def a1111_parameters(
@@ -171,15 +173,17 @@ def a1111_parameters(
     if draw.refiner_start is not None:
         fields["Refiner"] = _refiner_name(draw.model)
         fields["Refiner switch at"] = _number(draw.refiner_start)
-    if adapters:
-        fields["Lora hashes"] = ", ".join(f"{a['name']}: {a['sha256'][:12]}" for a in adapters)
-        fields["Lora scales"] = ", ".join(
-            f"{a['name']}: {_number(a['scale'])} {a['branch']}" for a in adapters
-        )
+    for kind, title in (("lora", "Lora"), ("embedding", "TI")):
+        some = [a for a in adapters if a["kind"] == kind]
+        if some:
+            fields[f"{title} hashes"] = ", ".join(f"{a['name']}: {a['sha256'][:12]}" for a in some)
+            fields[f"{title} scales"] = ", ".join(
+                f"{a['name']}: {_number(a['scale'])} {a['branch']}" for a in some
+            )
     if draw.merge is not None:
         fields["Lora merge"] = draw.merge.method
-    # A1111 knows adapters in the prompt, where they act on both branches, so only such are put there.
-    alike = [a for a in adapters if a["branch"] == "both" and draw.merge is None]
+    # A1111 knows LoRAs in the prompt, where they act on both branches, so only such are put there.
+    alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and draw.merge is None]
     tags = "".join(f" <lora:{a['name']}:{_number(a['scale'])}>" for a in alike)
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
     return f"{cell.prompt}{tags}\nNegative prompt: {draw.negative}\n{settings}"

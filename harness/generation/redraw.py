@@ -155,7 +155,7 @@ def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path |
     places = list(dict.fromkeys(_places(adapter, picture, workspace)))
     for place in places:
         if place.is_file() or any(place.glob("*.safetensors")):
-            if png.weights_hash(place) == sha256:
+            if png.weights_hash(place)[1] == sha256:
                 return place
             others.append(place)
     if others:

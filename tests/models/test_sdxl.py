@@ -214,8 +214,31 @@ def test_guidance_is_rescaled_in_base_and_refiner(tiny_model: Model, tiny_folder
         assert difference(after.image, expected) == 0
 
 
-def test_on_a_cpu_eight_pictures_are_drawn_at_once(tiny_model: Model):
+def test_on_a_cpu_eight_small_pictures_are_drawn_at_once(tiny_model: Model):
     assert tiny_model.pictures_at_once(BASE_ALONE) == 8
+    assert tiny_model.pictures_at_once(replace(BASE_ALONE, size=(512, 512))) == 4
+    assert tiny_model.pictures_at_once(replace(BASE_ALONE, size=(2048, 1024))) == 1
+
+
+def test_on_a_gpu_as_many_as_a_probe_says_the_free_memory_holds(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Two rows of the probe cost 1000 together; four fifths of the free memory are counted on."""
+    readings = {"memory_allocated": 100, "max_memory_allocated": 1100, "mem_get_info": (11_000, 99_999)}
+    for name in ("empty_cache", "reset_peak_memory_stats", *readings):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: readings.get(name))
+    assert tiny_model._measured_at_once(WITH_REFINER) == 16  # 17 would fit; a power of two is stable
+    readings["mem_get_info"] = (100, 99_999)
+    assert tiny_model._measured_at_once(WITH_REFINER) == 1
+
+
+def test_out_of_memory_says_what_to_do(tiny_model: Any, monkeypatch: pytest.MonkeyPatch):
+    def forward(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tiny_model._unet, "forward", forward)
+    with pytest.raises(ModelError, match=r"2 pictures at once do not fit .* draw fewer, set sampler\.size"):
+        tiny_model.draw([FOX, replace(FOX, seed=4)], BASE_ALONE)
 
 
 def test_refiner_start_needs_a_refiner(tiny_folder: Path):
