@@ -104,7 +104,7 @@ class _Loop:
             with self.dropout_of(step, first_row):
                 loss_B = self.row_losses(batch)
             # Every row's share of the step's mean, however the rows are dealt to passes and processes.
-            loss = (loss_B * batch.weight_B.to(self.device)).sum() / plan.rows_per_step
+            loss = (loss_B * self.moved(batch.weight_B)).sum() / plan.rows_per_step
             if not loss.requires_grad:  # no row has the word that is learnt: all captions were dropped
                 loss = loss + 0 * torch.stack([parameter.sum() for parameter in self.parameters]).sum()
             self.accelerator.backward(loss)
@@ -119,13 +119,18 @@ class _Loop:
 
     def row_losses(self, batch: Batch) -> Tensor:
         """The unweighted loss of each row, shape [B], on the device."""
-        noisy_BChw, timesteps_B, target_BChw, time_ids_B6 = (
-            tensor.to(self.device, non_blocking=True)
-            for tensor in (batch.noisy_BChw, batch.timesteps_B, batch.target_BChw, batch.time_ids_B6)
+        noisy_BChw, timesteps_B, target_BChw, time_ids_B6 = map(
+            self.moved, (batch.noisy_BChw, batch.timesteps_B, batch.target_BChw, batch.time_ids_B6)
         )
         with self.accelerator.autocast():
             predicted_BChw = self.trainable.predict(noisy_BChw, timesteps_B, batch.captions, time_ids_B6)
         return mean_squared_error(predicted_BChw.float(), target_BChw)
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device. From memory that is not pinned, the copy would wait for CUDA's queue."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     @contextmanager
     def dropout_of(self, step: int, first_row: int) -> Iterator[None]:
