@@ -91,15 +91,15 @@ def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
 def _summary(subject: Subject) -> str:
     spec, adapter = subject.spec, subject.spec.adapter
     if isinstance(adapter, LowRankAdapter):
-        names = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
-        what = f"A {names[adapter.kind]} of rank {adapter.rank}"
+        names = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA"}
+        what = f"{names[adapter.kind]} of rank {adapter.rank}"
     else:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
-    count = f"{spec.recipe.count} pictures" if spec.recipe.count else "pictures"
+    count = _count(spec.recipe.count, "picture") if spec.recipe.count else "pictures"
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
-        f"{what} for {subject.base_text}, trained for {spec.training.steps} steps on {count} of the recipe "
-        f"`{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
+        f"{what} for {subject.base_text}, trained for {_count(spec.training.steps, 'step')} on {count} of "
+        f"the recipe `{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
         f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
     )
@@ -107,12 +107,12 @@ def _summary(subject: Subject) -> str:
 
 def _findings(subject: Subject, evidence: Evidence) -> str:
     headline = evidence.headline
-    prompts = "held-out test prompts" if evidence.split == "test" else "dev prompts"
+    prompt = "held-out test prompt" if evidence.split == "test" else "dev prompt"
     if headline is None or headline.difference is None:
         reason = "it was not compared" if headline is None else headline.reason
         verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
     else:
-        verdict = _verdict(headline, prompts)
+        verdict = _verdict(headline, prompt)
     caution = (
         ""
         if evidence.split == "test"
@@ -127,12 +127,12 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
     )
 
 
-def _verdict(headline: Contrast, prompts: str) -> str:
+def _verdict(headline: Contrast, prompt: str) -> str:
     assert headline.difference is not None
     interval = "no interval" if headline.low is None else _interval(headline)
     numbers = (
         f"{headline.metric} differs by {_signed(headline.difference)} "
-        f"({interval}, p {_p(headline, equals='= ')}) on {headline.n_prompts} {prompts}"
+        f"({interval}, p {_p(headline, equals='= ')}) on {_count(headline.n_prompts, prompt)}"
     )
     if not headline.decided:
         return f"**No difference is shown** against `{headline.control}`: {numbers}."
@@ -146,8 +146,20 @@ def _arm_text(subject: Subject, evidence: Evidence) -> str:
     merged = f", merged by {arm['merge']['method']}" if arm["merge"] else ""
     return (
         f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt `{arm['negative']}`, "
-        f"guidance {guidance:g}, {sampler['steps']} steps"
+        f"guidance {guidance:g}, {', '.join(_sampled(sampler))}"
     )
+
+
+def _sampled(sampler: Mapping[str, Any]) -> Iterator[str]:
+    yield _count(sampler["steps"], "step")
+    if sampler["scheduler"] is not None:
+        yield f"`{sampler['scheduler']}`"
+    if sampler["guidance_rescale"]:
+        yield f"guidance rescale {sampler['guidance_rescale']:g}"
+    if sampler["size"] is not None:
+        yield "{} × {} pixels".format(*sampler["size"])
+    if sampler["refiner_start"] is not None:
+        yield f"the refiner after {100 * sampler['refiner_start']:g} % of the noise schedule"
 
 
 def _acting(adapter: Mapping[str, Any]) -> str:
@@ -252,6 +264,10 @@ def _licence(subject: Subject) -> str:
         "drawn by "
         "the base itself."
     )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _plain(value: float | None) -> str:

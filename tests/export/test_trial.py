@@ -1,5 +1,6 @@
 """An export: which trial, what is in the folder, what must not be, and that stock diffusers takes it."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -178,33 +179,28 @@ def test_a_textual_inversion(tmp_path: Path) -> None:
     assert header(out / "learned_embeds.safetensors")["word"] == "wrong"
     text = (out / "README.md").read_text()
     assert 'negative_prompt="<wrong>"' in text and "textual_inversion" in text
+    plain = run_card(out, lambda code: code.replace("learnt[", "0 * learnt["))
+    assert run_card(out) != plain
 
 
-def test_the_code_on_the_card_runs_and_both_files_draw_the_same(
-    best: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The card's own lines, with fewer steps; then kohya's file in place of diffusers'."""
-    code = (best / "README.md").read_text().split("```python\n")[1].split("```")[0]
+def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> bytes:
+    """The picture that the card's own lines draw, in two steps."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert "negative_prompt=" in code
-    code = code.replace(
-        ").images[0]", ", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]"
-    )
-    monkeypatch.chdir(best)
+    few = ", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]"
+    names: dict[str, Any] = {"torch": torch}
+    with contextlib.chdir(folder):
+        exec(change(code).replace(").images[0]", few), names)
+    return names["picture"].tobytes()
 
-    def drawn(change: Callable[[str], str]) -> bytes:
-        names: dict[str, Any] = {"torch": torch}
-        exec(change(code), names)
-        return names["picture"].tobytes()
 
-    ours = drawn(lambda text: text)
-    theirs = drawn(lambda text: text.replace("pytorch_lora_weights", "small_1"))
-    without = drawn(
-        lambda text: "\n".join(
-            line for line in text.splitlines() if "lora" not in line and "adapters" not in line
-        )
-    )
-    assert ours == theirs
-    assert ours != without
+def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> None:
+    def without(code: str) -> str:
+        return "\n".join(line for line in code.splitlines() if "lora" not in line and "adapters" not in line)
+
+    ours = run_card(best)
+    assert ours == run_card(best, lambda code: code.replace("pytorch_lora_weights", "small_1"))
+    assert ours != run_card(best, without)
 
 
 @pytest.mark.parametrize(
