@@ -14,6 +14,7 @@ from harness.generation.png import SAMPLERS
 from harness.models.adapter_file import LORA_FILE
 from harness.models.model import DrawSettings, Model, Row, RowAdapter
 from harness.results import tables
+from harness.spec.adapter import TextualInversion
 from harness.spec.evaluation import Branch, MergeSpec, Prompt, Scheduler
 from harness.spec.expand import Cell, Draw, DrawAdapter, cells
 from tests.models.adapters import random_adapter
@@ -211,3 +212,15 @@ def test_readers_find_the_fields(tiny_model: Model, draw: Draw, tmp_path: Path):
         "0",
     )
     assert fields["Size"] == "64x64" and fields["Refiner switch at"] == "0.8"
+
+
+def test_an_embedding_is_named_as_one(tiny_model: Model, draw: Draw, tmp_path: Path):
+    embedding = TextualInversion(word="wrong", vectors=2)
+    folder = random_adapter(tiny_model, tmp_path / "embedding", seed=1, adapter=embedding)
+    acting = trained(run_id="abc", steps=100, scale=1.0, branch="both")
+    draw = replace(draw, adapters=(acting,), steps=2, refiner_start=None)
+    [fox, *_] = dev_cells(draw)
+    draw_cells(draw, [fox], tiny_model, lambda _: folder, tmp_path)
+    with Image.open(tmp_path / f"{fox.image_id}.png") as image:
+        text = image.info["parameters"]
+    assert 'TI hashes: "abc-100: ' in text and "Lora" not in text and "<lora" not in text
