@@ -47,8 +47,8 @@ def test_no_prompt_of_the_evaluation_stands_in_a_recipe(name: str) -> None:
 def test_the_blogs_recipe_is_13_words_at_6_guidances(name: str) -> None:
     recipes = [dataset.recipe for dataset in plan(name).datasets.values()]
     (recipe,) = [recipe for recipe in recipes if isinstance(recipe, KeywordsRecipe)]
-    assert len(recipe.keywords) == 13
-    assert recipe.guidance == (8, 9, 10, 11, 12, 13)
+    assert len(list(recipe.keywords)) == 13
+    assert list(recipe.guidance) == [8, 9, 10, 11, 12, 13]
     assert recipe.count == 78
     assert recipe.refiner_start == 0.8
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
 from harness.results import Results, stats, tables
+from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Cell, Draw, Plan, Trial, expand, param_label
 from harness.spec.sweep import SweepSpec
 
@@ -208,6 +209,7 @@ class _Maker:
         if owner is None:
             return 0.0
         spec = owner.spec
+        assert isinstance(spec.adapter, LowRankAdapter)
         scale = next(adapter.scale for adapter in draw.adapters if adapter.run_id == owner.run_id)
         dose = min(spec.training.steps / 200, 1.3) * scale
         return (
