@@ -120,3 +120,13 @@ class TrainingSpec(Frozen):
         int, Field(ge=0, description="pictures kept from training, for a loss at fixed noise")
     ] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _prodigy_has_one_rate(self) -> "TrainingSpec":
+        rates = {self.learning_rate, self.text_encoder_learning_rate or self.learning_rate}
+        if self.optimizer.kind == "prodigy" and (len(rates) > 1 or self.lora_plus_ratio != 1):
+            raise ValueError(
+                "optimizer.kind: prodigy has one rate for all parameters; leave lora_plus_ratio at 1 and "
+                "text_encoder_learning_rate at null"
+            )
+        return self

@@ -22,7 +22,7 @@ def make_optimizer(
 ) -> AcceleratedOptimizer:
     """The optimizer of `training.optimizer` over the groups, each at its own rate.
 
-    Raises TrainingError where its package is not installed, or where it cannot do what is asked.
+    Raises TrainingError where its package is not installed.
     """
     own = [{"params": list(group.parameters), "lr": group_rate(group, training)} for group in groups]
     return accelerator.prepare_optimizer(_optimizer(own, training), device_placement=False)
@@ -38,11 +38,7 @@ def _optimizer(groups: list[dict[str, Any]], training: TrainingSpec) -> Optimize
         case "adamw_8bit":
             return _adamw_8bit(groups, shared)
         case "prodigy":
-            if len({group["lr"] for group in groups}) > 1:
-                raise TrainingError(
-                    "training.optimizer.kind: prodigy has one rate for all parameters; leave "
-                    "training.lora_plus_ratio at 1 and training.text_encoder_learning_rate at null"
-                )
+            assert len({group["lr"] for group in groups}) == 1, "the specification sees to it"
             return _prodigy(groups, shared, training)
 
 

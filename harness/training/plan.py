@@ -1,13 +1,13 @@
 """What each step of a run is made of: which rows, from which pictures, in which passes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ModelError, TrainingError
 from harness.spec.expand import TrainingRun
-from harness.spec.training import TRAINING_TIMESTEPS
+from harness.spec.training import TRAINING_TIMESTEPS, TrainingSpec
 from harness.training.batches import Batch, Noising, Source, TrainingRow
 from harness.training.data import held_out, read_pictures
 from harness.training.parallel import share
@@ -90,6 +90,7 @@ def plan_steps(
                 weight=training.prior.weight,
             )
         )
+    _check_crop(training, sources)
     return StepPlan(
         sources=tuple(sources),
         noising=Noising(
@@ -109,3 +110,11 @@ def plan_steps(
             )
         ),
     )
+
+
+def _check_crop(training: TrainingSpec, sources: Iterable[Source]) -> None:
+    square = all(picture.width == picture.height for source in sources for picture in source.pictures)
+    if training.crop == "random" and square:
+        raise TrainingError(
+            "training.crop: random has no room, because all pictures are square; set training.crop: center"
+        )

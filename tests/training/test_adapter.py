@@ -108,6 +108,12 @@ def test_other_optimizers_resume_bit_for_bit(
     assert same(run_training(**settings, resume=Checkpoint.read(tmp_path)).saved[4], whole.saved[4])
 
 
+def test_a_random_crop_of_square_pictures_is_an_error(run_training: Trainer) -> None:
+    """It would do nothing."""
+    with pytest.raises(TrainingError, match=r"training\.crop: random .* square"):
+        run_training(crop="random")
+
+
 def test_held_out_losses_are_at_fixed_noise(run_training: Trainer) -> None:
     """Whatever the seed, the rate or the steps between: what is measured is the adapter alone."""
     settings: dict[str, Any] = {"holdout": 2, "snapshots": (1, 2), "save_at": lambda step: True}

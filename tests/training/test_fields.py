@@ -75,7 +75,7 @@ CHANGES: dict[str, Change] = {
         {**BOTH_ENCODERS, "training.text_encoder_learning_rate": 1e-5},
     ),
     "training.lora_plus_ratio": ({}, {"training.lora_plus_ratio": 16}),
-    "training.optimizer.kind": ({"training.learning_rate": 1.0}, PRODIGY),
+    "training.optimizer.kind": ({"training.learning_rate": 1.0, "training.steps": 5}, PRODIGY),
     "training.optimizer.weight_decay": ({}, {"training.optimizer.weight_decay": 0.5}),
     "training.optimizer.betas": ({}, {"training.optimizer.betas": [0.5, 0.9]}),
     "training.optimizer.d_coef": (PRODIGY, {**PRODIGY, "training.optimizer.d_coef": 2.0}),

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from harness.errors import TrainingError
 from harness.models.model import ParameterGroup
@@ -84,10 +85,10 @@ def test_a_missing_package_names_the_extra(
     assert "\n" not in str(caught.value)
 
 
-def test_prodigy_has_one_rate() -> None:
-    pytest.importorskip("prodigyopt")
-    with pytest.raises(TrainingError, match=r"training\.lora_plus_ratio"):
-        rates(TrainingSpec(optimizer={"kind": "prodigy"}, lora_plus_ratio=4))
+@pytest.mark.parametrize("change", [{"lora_plus_ratio": 4}, {"text_encoder_learning_rate": 0.5}])
+def test_prodigy_has_one_rate(change: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="prodigy has one rate"):
+        TrainingSpec(optimizer={"kind": "prodigy"}, learning_rate=1, **change)
 
 
 def test_prodigy_takes_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
