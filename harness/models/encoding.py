@@ -1,21 +1,28 @@
 """From words to what the UNet is conditioned on: plain prompts by the pipeline, weighted ones by compel.
 
 compel's weighting scales the tokens' embeddings away from those of the empty prompt; the pooled embedding is
-of the text as written, as compel has it.
+of the text as written, as compel has it. An adapter's text-encoder parts and embedding act on the prompt that
+they are given with, and on no other.
 """
 
-import functools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from compel import Compel, CompelForSDXL, ReturnedEmbeddingsType
+from compel import Compel, ReturnedEmbeddingsType
 from compel.prompt_parser import FlattenedPrompt, Fragment
 from pyparsing import ParseBaseException
 
 from harness.errors import ModelError
+from harness.models.adapter_file import Adapter
+from harness.models.rowwise import LowRank, acting_on_all
+from harness.models.textual_inversion import Embedding, standing_in, written_out
 
-CACHED_PROMPTS = 256
+CACHED_PROMPTS = 1024  # 0.3 GB of SDXL's embeddings in half precision
+
+Adapters = Sequence[tuple[Adapter, float]]  # those that act on one branch, each with its scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,28 +34,67 @@ class Encoded:
 
 
 class PromptEncoder:
-    """Encodes prompts for one pipeline, base or refiner, each distinct text once."""
+    """Encodes prompts for one pipeline, base or refiner, each distinct text under the same adapters once.
 
-    def __init__(self, pipeline: Any) -> None:
+    Adapters act on the base alone: with `acts=False` they are ignored.
+    """
+
+    def __init__(self, pipeline: Any, *, acts: bool) -> None:
         self._pipeline = pipeline
+        self._acts = acts
         self._tokenizers = [t for t in (pipeline.tokenizer, pipeline.tokenizer_2) if t is not None]
         self._limit: int = self._tokenizers[0].model_max_length
-        self._weigh = _weigher(pipeline)
-        self.positive = functools.lru_cache(maxsize=CACHED_PROMPTS)(self._encode)
+        self._cache: dict[tuple[str, tuple[tuple[int, float], ...]], Encoded] = {}  # oldest use first
 
-    def negative(self, text: str) -> Encoded:
-        """A negative prompt. The empty one is zeros where the model's configuration says so."""
-        encoded = self.positive(text)
-        if text or not self._pipeline.config.force_zeros_for_empty_prompt:
-            return encoded
-        return Encoded(
-            embeds_1TD=torch.zeros_like(encoded.embeds_1TD), pooled_1P=torch.zeros_like(encoded.pooled_1P)
-        )
+    def positive(self, text: str, adapters: Adapters = ()) -> Encoded:
+        """A prompt as the adapters have it; without gradients.
 
-    def _encode(self, text: str) -> Encoded:
+        Raises ModelError where it is not in compel's syntax, too long once an embedding's word is written
+        out, or where an adapter is of another model.
+        """
+        adapters = [(a, scale) for a, scale in adapters if self._acts and a.acts_on_text and scale != 0]
+        key = text, tuple((adapter.identity, scale) for adapter, scale in adapters)
         # Not inference mode: what is made here may be conditioned on in training.
         with torch.inference_mode(False), torch.no_grad():
-            encoded = self._weighted(text) if _is_weighted(text) else self._plain(text)
+            encoded = self._cache.pop(key, None) or self._encode_with(text, adapters)
+        self._cache[key] = encoded
+        if len(self._cache) > CACHED_PROMPTS:
+            del self._cache[next(iter(self._cache))]
+        return encoded
+
+    def negative(self, text: str, adapters: Adapters = ()) -> Encoded:
+        """A negative prompt. The empty one is zeros where the model's configuration says so."""
+        return self._unconditional(text, self.positive(text, adapters))
+
+    def differentiable(self, text: str) -> Encoded:
+        """As `negative` with what is attached to the encoders now: with gradients, and never cached."""
+        return self._unconditional(text, self._encode(text))
+
+    def _unconditional(self, text: str, encoded: Encoded) -> Encoded:
+        if text or not self._pipeline.config.force_zeros_for_empty_prompt:
+            return encoded
+        # A product, so that autograd finds its way through, if only to gradients of zero.
+        return Encoded(embeds_1TD=encoded.embeds_1TD * 0, pooled_1P=encoded.pooled_1P * 0)
+
+    def _encode_with(self, text: str, adapters: Adapters) -> Encoded:
+        with self._acting(adapters):
+            for embedding, _ in _embeddings(adapters):
+                text = written_out(text, embedding.word, embedding.vectors)
+            return self._encode(text)
+
+    @contextmanager
+    def _acting(self, adapters: Adapters) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in ("text_encoder", "text_encoder_2"):
+                parts: list[tuple[LowRank, float]] = [(getattr(a, name), scale) for a, scale in adapters]
+                if any(part for part, _ in parts):
+                    stack.enter_context(acting_on_all(text_body(getattr(self._pipeline, name)), parts))
+            for embedding, scale in _embeddings(adapters):
+                stack.enter_context(standing_in(self._pipeline, embedding.word, embedding.at(scale)))
+            yield
+
+    def _encode(self, text: str) -> Encoded:
+        encoded = self._weighted(text) if _is_weighted(text) else self._plain(text)
         if encoded.embeds_1TD.shape[1] != self._limit:
             raise _too_long(text, self._limit)
         return encoded
@@ -66,28 +112,47 @@ class PromptEncoder:
         return Encoded(embeds_1TD=embeds, pooled_1P=pooled)
 
     def _weighted(self, text: str) -> Encoded:
-        embeds, pooled = self._weigh(text)
+        # Not compel's own call: it forbids gradients, and trained encoders need them. And made anew for every
+        # text: it keeps the empty prompt's embeddings, which are others under other adapters.
+        *others, last = [weigher.build_conditioning_tensor(text) for weigher in _weighers(self._pipeline)]
+        embeds, pooled = last
+        embeds = torch.cat([*others, embeds], dim=-1)
         dtype = self._pipeline.text_encoder_2.dtype
         return Encoded(embeds_1TD=embeds.to(dtype), pooled_1P=pooled.to(dtype))
 
 
-def _weigher(pipeline: Any) -> Any:
-    """Compel for this pipeline: both encoders for a base, the second alone for a refiner."""
-    if pipeline.text_encoder is not None:
-        both = CompelForSDXL(pipeline)
+def text_body(encoder: Any) -> torch.nn.Module:
+    """The part of a text encoder that adapters name their modules in."""
+    return encoder.text_model if hasattr(encoder, "text_model") else encoder
 
-        def weigh(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-            encoded = both(text)
-            return encoded.embeds, encoded.pooled_embeds
 
-        return weigh
-    return Compel(
-        tokenizer=pipeline.tokenizer_2,
-        text_encoder=pipeline.text_encoder_2,
-        returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
-        requires_pooled=True,
-        truncate_long_prompts=False,
-    )
+def _embeddings(adapters: Adapters) -> list[tuple[Embedding, float]]:
+    found = [(adapter.embedding, scale) for adapter, scale in adapters if adapter.embedding is not None]
+    words = [embedding.word for embedding, _ in found]
+    if len(set(words)) < len(words):
+        raise ModelError(
+            f"several embeddings on one branch stand for {max(words, key=words.count)!r}; give one"
+        )
+    return found
+
+
+def _weighers(pipeline: Any) -> list[Compel]:
+    """Compel for each encoder of this pipeline; the last gives the pooled embedding too."""
+    penultimate = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+    return [
+        Compel(
+            tokenizer=tokenizer,
+            text_encoder=encoder,
+            returned_embeddings_type=penultimate,
+            requires_pooled=encoder is pipeline.text_encoder_2,
+            truncate_long_prompts=False,
+        )
+        for tokenizer, encoder in (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        )
+        if encoder is not None
+    ]
 
 
 def _is_weighted(text: str) -> bool:

@@ -128,6 +128,8 @@ def _as_magnitude(name: str, dora_scale: torch.Tensor, up: torch.Tensor) -> torc
 
 
 def _split(key: str) -> tuple[str, str]:
+    if key.endswith(".lora_magnitude_vector.weight"):  # as transformers has the text encoders'
+        key = key.removesuffix(".weight")
     for suffix in SUFFIXES:
         if key.endswith(f".{suffix}"):
             return key.removesuffix(f".{suffix}"), suffix

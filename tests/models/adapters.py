@@ -5,20 +5,41 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.spec.trial import LoraAdapter
+from harness.spec.adapter import AdapterSpec, LowRankAdapter
 
 if TYPE_CHECKING:
     from harness.models.model import Model
 
+SPREAD = 0.1
 
-def random_adapter(model: "Model", folder: Path, *, seed: int, rank: int = 4, alpha: float = 8.0) -> Path:
-    """Save an adapter whose two matrices are both random, as if trained; returns `folder`."""
-    adapter = LoraAdapter(rank=rank, alpha=alpha)
+
+def random_adapter(
+    model: "Model",
+    folder: Path,
+    *,
+    seed: int,
+    rank: int = 4,
+    alpha: float = 8.0,
+    adapter: AdapterSpec | None = None,
+) -> Path:
+    """Save an adapter whose numbers are all random, as if trained; returns `folder`."""
+    adapter = adapter or LowRankAdapter(rank=rank, alpha=alpha)
     generator = torch.Generator().manual_seed(seed)
     with model.attach(adapter, seed) as trainable:
         state = {
-            key: torch.randn(tensor.shape, generator=generator) * 0.1
-            for key, tensor in trainable.state_dict().items()
+            key: _trained(key, tensor, generator) for key, tensor in sorted(trainable.state_dict().items())
         }
     model.save_adapter(state, adapter, folder, {"made_by": "test"})
     return folder
+
+
+def _trained(key: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(tensor.shape, generator=generator) * SPREAD
+    if "magnitude" in key:
+        return tensor * (1 + noise)
+    if key in ("clip_l", "clip_g"):
+        return tensor + 10 * noise * tensor.std()
+    if key.endswith("_start"):
+        return tensor
+    # As strong on a convolution or a text encoder as it is on a projection of the UNet.
+    return noise / (3 if tensor.ndim == 4 else 1)

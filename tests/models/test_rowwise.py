@@ -1,17 +1,18 @@
 """Row-wise adapters against what they must equal: stock PEFT pipelines, separate UNets, one row at a time."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 
 from harness.errors import ModelError
+from harness.models.adapter_file import read_adapter
 from harness.models.model import DrawSettings, Model, Row, RowAdapter
-from harness.models.rowwise import LORA_FILE, Lora, LoraLayer, acting, read_lora
+from harness.models.rowwise import LowRank, LowRankLayer, acting, acting_on_all
+from harness.spec.adapter import LowRankAdapter
 from tests.models.adapters import random_adapter
 from tests.models.test_sdxl import difference, seeded, stock
 
@@ -27,6 +28,25 @@ def one(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_adapter(tiny_model, tmp_path_factory.mktemp("other"), seed=2, rank=2, alpha=1.0)
+
+
+KINDS = {
+    "lora": LowRankAdapter(rank=4, alpha=8.0),
+    "rslora": LowRankAdapter(kind="rslora", rank=4, alpha=3.0),
+    "dora": LowRankAdapter(kind="dora", rank=4, alpha=8.0),
+    "convolutions": LowRankAdapter(rank=2, alpha=4.0, targets=("attention", "convolutions", "feed_forward")),
+    "dora_convolutions": LowRankAdapter(
+        kind="dora", rank=2, targets=("convolutions",), blocks=("mid_block", "up_blocks.1")
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_kind(
+    request: pytest.FixtureRequest, tiny_model: Model, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    return random_adapter(tiny_model, folder, seed=1, adapter=KINDS[request.param])
 
 
 @pytest.fixture
@@ -57,8 +77,8 @@ def forward(unet: UNet2DConditionModel, given: dict[str, torch.Tensor]) -> torch
     ).sample
 
 
-def lora(path: Path) -> Lora:
-    return read_lora(path, device=torch.device("cpu"), dtype=torch.float32)
+def lora(path: Path) -> LowRank:
+    return read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet
 
 
 def with_stock_adapter(unet: UNet2DConditionModel, folder: Path) -> UNet2DConditionModel:
@@ -67,11 +87,59 @@ def with_stock_adapter(unet: UNet2DConditionModel, folder: Path) -> UNet2DCondit
     return unet
 
 
-def test_the_unets_output_is_that_of_stock_peft(tiny_folder: Path, unet: UNet2DConditionModel, one: Path):
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_the_unets_output_is_that_of_stock_peft(
+    tiny_folder: Path, unet: UNet2DConditionModel, any_kind: Path, scale: float
+):
     given = inputs(3)
-    adapted = with_stock_adapter(UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet"), one)
-    with torch.no_grad(), acting(unet, [[(lora(one), 1.0)]] * 3):
-        torch.testing.assert_close(forward(unet, given), forward(adapted, given), rtol=1e-5, atol=1e-6)
+    adapted = with_stock_adapter(
+        UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet"), any_kind
+    )
+    adapted.set_adapters(["default_0"], [scale])
+    with torch.no_grad():
+        plain, expected = forward(unet, given), forward(adapted, given)
+        with acting(unet, [[(lora(any_kind), scale)]] * 3):
+            drawn = forward(unet, given)
+        with acting_on_all(unet, [(lora(any_kind), scale)]):
+            on_all = forward(unet, given)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(on_all, expected, rtol=1e-4, atol=1e-5)
+    assert (plain - expected).abs().max() > 1e-3
+
+
+def test_a_batch_of_two_branches_is_two_unets(tiny_folder: Path, unet: UNet2DConditionModel, any_kind: Path):
+    """Negative rows as by a UNet with the adapter merged into its weights, positive ones by the plain one."""
+    merged = with_stock_adapter(UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet"), any_kind)
+    merged.fuse_lora()
+    merged.unload_lora()
+    given = inputs(4)
+    with torch.no_grad():
+        expected, plain = forward(merged, given)[:2], forward(unet, given)
+        with acting(unet, [[(lora(any_kind), 1.0)]] * 2 + [[], []]):
+            drawn = forward(unet, given)
+        after = forward(unet, given)
+    torch.testing.assert_close(drawn[:2], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(drawn[2:], plain[2:])
+    assert torch.equal(after, plain)
+
+
+def test_each_row_has_its_own_scale(unet: UNet2DConditionModel, any_kind: Path):
+    given, adapter = inputs(2), lora(any_kind)
+    with torch.no_grad(), acting(unet, [[(adapter, 0.5)], [(adapter, 2.0)]]):
+        together = forward(unet, given)
+    for row, scale in enumerate([0.5, 2.0]):
+        single = {name: tensor[row : row + 1] for name, tensor in given.items()}
+        with torch.no_grad(), acting(unet, [[(adapter, scale)]]):
+            torch.testing.assert_close(together[row : row + 1], forward(unet, single), rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_several_adapters_means_nothing(unet: UNet2DConditionModel, any_kind: Path, other: Path):
+    given, both = inputs(1), [(lora(any_kind), 1.0), (lora(other), 0.5)]
+    drawn = []
+    for adapters in (both, both[::-1]):
+        with torch.no_grad(), acting(unet, [adapters]):
+            drawn.append(forward(unet, given))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, -1.0])
@@ -198,16 +266,14 @@ def test_the_adapter_acts_in_the_base_alone(tiny_model: Model, one: Path):
 def test_gradients_are_those_of_one_adapter_at_a_time(unet: UNet2DConditionModel, one: Path, other: Path):
     given = inputs(2)
 
-    def trainable(path: Path) -> tuple[Lora, list[torch.Tensor]]:
-        read = lora(path)
+    def trainable(path: Path) -> tuple[Mapping[str, LowRankLayer], list[torch.Tensor]]:
         layers = {
-            name: LoraLayer(
-                down_RI=layer.down_RI.clone().requires_grad_(), up_OR=layer.up_OR.clone().requires_grad_()
+            name: replace(
+                layer, down=layer.down.clone().requires_grad_(), up=layer.up.clone().requires_grad_()
             )
-            for name, layer in read.layers.items()
+            for name, layer in lora(path).items()
         }
-        leaves = [matrix for layer in layers.values() for matrix in (layer.down_RI, layer.up_OR)]
-        return Lora(layers=layers, scale=read.scale), leaves
+        return layers, [matrix for layer in layers.values() for matrix in (layer.down, layer.up)]
 
     packed, alone = [[trainable(path) for path in (one, other)] for _ in range(2)]
     with acting(unet, [[(packed[0][0], 1.0)], [(packed[1][0], 1.0)]]):
@@ -219,12 +285,6 @@ def test_gradients_are_those_of_one_adapter_at_a_time(unet: UNet2DConditionModel
         for leaf, same in zip(leaves, packed[row][1], strict=True):
             assert leaf.grad is not None and leaf.grad.abs().max() > 0
             torch.testing.assert_close(same.grad, leaf.grad, rtol=1e-3, atol=1e-5)
-
-
-def test_an_adapter_without_recorded_alpha_has_its_rank(one: Path, tmp_path: Path):
-    save_file(load_file(one / LORA_FILE), tmp_path / LORA_FILE)
-    assert lora(one).scale == 8.0 / 4
-    assert lora(tmp_path).scale == 1.0
 
 
 def test_a_rewritten_file_is_read_again(tiny_model: Model, tmp_path: Path):
@@ -244,46 +304,15 @@ def test_without_guidance_a_negative_adapter_cannot_act(tiny_model: Model, one: 
     assert difference(drawn.image, plain.image) > 0
 
 
-class TestFilesThatCannotAct:
-    def test_missing(self, tmp_path: Path):
-        with pytest.raises(ModelError, match="cannot be read"):
-            lora(tmp_path)
+def test_an_adapter_of_another_model_is_refused(unet: UNet2DConditionModel, one: Path):
+    layer = next(iter(lora(one).values()))
+    with pytest.raises(ModelError, match=r"mid_block.nothing.*trained on another model"):
+        acting(unet, [[({"mid_block.nothing": layer}, 1.0)]]).__enter__()
+    with pytest.raises(ModelError, match=r"conv_in.*trained on another model"):
+        acting(unet, [[({"conv_in": layer}, 1.0)]]).__enter__()
+    assert not any(module._forward_hooks for module in unet.modules())
 
-    def test_damaged(self, tmp_path: Path):
-        (tmp_path / LORA_FILE).write_bytes(b"cut")
-        with pytest.raises(ModelError, match="cannot be read"):
-            lora(tmp_path)
 
-    @pytest.mark.parametrize(
-        "key", ["text_encoder.q_proj.lora_A.weight", "unet.mid.to_q.lora_magnitude_vector", "unet.x.alpha"]
-    )
-    def test_of_another_kind(self, one: Path, tmp_path: Path, key: str):
-        save_file({**load_file(one / LORA_FILE), key: torch.zeros(2, 2)}, tmp_path / LORA_FILE)
-        with pytest.raises(ModelError, match=key):
-            lora(tmp_path)
-
-    def test_half_a_layer(self, one: Path, tmp_path: Path):
-        weights = load_file(one / LORA_FILE)
-        del weights[next(key for key in weights if "lora_B" in key)]
-        save_file(weights, tmp_path / LORA_FILE)
-        with pytest.raises(ModelError, match="lora_A and lora_B"):
-            lora(tmp_path)
-
-    def test_with_a_scale_that_is_not_known(self, one: Path, tmp_path: Path):
-        config = {"unet.r": 4, "unet.lora_alpha": 8.0, "unet.use_rslora": True}
-        header = {"lora_adapter_metadata": json.dumps(config)}
-        save_file(load_file(one / LORA_FILE), tmp_path / LORA_FILE, header)
-        with pytest.raises(ModelError, match="use_rslora"):
-            lora(tmp_path)
-
-    def test_for_another_model(self, unet: UNet2DConditionModel, one: Path):
-        layers = {"mid_block.nothing": next(iter(lora(one).layers.values()))}
-        with (
-            pytest.raises(ModelError, match="trained on another model"),
-            acting(unet, [[(Lora(layers=layers, scale=1.0), 1.0)]]),
-        ):
-            pass
-
-    def test_another_number_of_rows_than_described(self, unet: UNet2DConditionModel, one: Path):
-        with pytest.raises(AssertionError, match="3 rows in the batch"), acting(unet, [[(lora(one), 1.0)]]):
-            forward(unet, inputs(3))
+def test_another_number_of_rows_than_described(unet: UNet2DConditionModel, one: Path):
+    with pytest.raises(AssertionError, match="3 rows in the batch"), acting(unet, [[(lora(one), 1.0)]]):
+        forward(unet, inputs(3))

@@ -1,28 +1,64 @@
-import json
+"""What is attached for training: it starts as nothing, is fp32, and leaves nothing behind."""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors import safe_open
 
+from harness.errors import ModelError
 from harness.models import load_model
-from harness.models.model import DrawSettings, Model, Row, RowAdapter
-from harness.models.rowwise import LORA_FILE
-from harness.spec.trial import LoraAdapter
-from tests.models.adapters import random_adapter
-from tests.models.test_sdxl import difference, seeded, stock
+from harness.models.model import DrawSettings, Model, Row, Trainable
+from harness.models.targets import unet_targets
+from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from tests.models.test_sdxl import seeded
 from tests.models.tiny import tiny_spec as spec_of
 
-ADAPTER = LoraAdapter(rank=4, alpha=8.0)
+ADAPTER = LowRankAdapter(rank=4, alpha=8.0)
+EVERYWHERE = ("attention", "convolutions", "feed_forward")
+WHOLE: dict[str, AdapterSpec] = {
+    kind: LowRankAdapter(kind=kind, rank=2, targets=EVERYWHERE, text_encoders=True, dropout=0.2)
+    for kind in ("lora", "rslora", "dora")
+}
+KINDS: dict[str, AdapterSpec] = {"attention": ADAPTER, **WHOLE, "word": TextualInversion(vectors=2)}
+CAPTIONS = ("a wrong fox", "", "a (wrong)++ fox")
 
 
-def unet_of(model: Model) -> UNet2DConditionModel:
-    return model._unet  # type: ignore[attr-defined]
+def base_of(model: Model) -> Any:
+    return model._base  # type: ignore[attr-defined]
 
 
-def noisy(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(rows, 8, 8, 8, generator=seeded(0)), torch.tensor([10, 500, 900][:rows])
+def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, Sequence[str], torch.Tensor]:
+    time_ids = torch.tensor([[64.0, 64, 0, 0, 64, 64], [80, 64, 8, 0, 64, 64], [64, 96, 0, 16, 64, 64]])
+    noise = torch.randn(3, 8, 8, 8, generator=seeded(0))
+    return noise[:rows], torch.tensor([10, 500, 900][:rows]), CAPTIONS[:rows], time_ids[:rows]
+
+
+def parameters_of(trainable: Trainable) -> list[torch.nn.Parameter]:
+    return [parameter for group in trainable.groups() for parameter in group.parameters]
+
+
+def randomise(trainable: Trainable) -> None:
+    """As if it were trained: then every part of it bears on what is predicted."""
+    generator = seeded(1)
+    state = {
+        key: tensor * (1 + 0.1 * torch.randn(tensor.shape, generator=generator))
+        if "magnitude" in key or key.startswith("clip")
+        else torch.randn(tensor.shape, generator=generator) * 0.05
+        for key, tensor in trainable.state_dict().items()
+    }
+    trainable.load_state_dict(state)
+
+
+def gradients(trainable: Trainable) -> list[torch.Tensor]:
+    trainable.predict(*inputs(3)).square().sum().backward()
+    found = []
+    for parameter in parameters_of(trainable):
+        assert parameter.grad is not None
+        found.append(parameter.grad.clone())
+        parameter.grad = None
+    return found
 
 
 @pytest.fixture(scope="module", params=["bf16", "fp16"])
@@ -31,165 +67,286 @@ def half_model(request: pytest.FixtureRequest, tiny_folder: Path) -> Model:
     return load_model(spec, device="cpu")
 
 
-def test_a_fresh_adapter_changes_nothing(tiny_model: Model):
-    noise, timesteps = noisy(3)
-    conditioning = tiny_model.condition("wrong")
-    with torch.no_grad(), tiny_model.attach(ADAPTER, 0) as trainable:
-        predicted = trainable.predict(noise, timesteps, conditioning)
-    added = {
-        "text_embeds": conditioning.pooled_1P.expand(3, -1),
-        "time_ids": conditioning.time_ids_16.expand(3, -1),
-    }
-    words = conditioning.prompt_embeds_1TD.expand(3, -1, -1)
-    with torch.no_grad():
-        expected = unet_of(tiny_model)(noise, timesteps, words, added_cond_kwargs=added).sample
-    assert torch.equal(predicted, expected) and predicted.dtype == torch.float32
+def plain_prediction(model: Model, rows: int) -> torch.Tensor:
+    """What the pipeline's own parts predict, one row at a time."""
+    base, predicted = base_of(model), []
+    noise, timesteps, captions, time_ids = inputs(rows)
+    for row, caption in enumerate(captions):
+        words = model._words.negative(caption)  # type: ignore[attr-defined]
+        added = {"text_embeds": words.pooled_1P, "time_ids": time_ids[row : row + 1]}
+        with torch.no_grad():
+            predicted.append(
+                base.unet(
+                    noise[row : row + 1], timesteps[row], words.embeds_1TD, added_cond_kwargs=added
+                ).sample
+            )
+    return torch.cat(predicted)
 
 
-def test_leaving_gives_the_unet_back_exactly(tiny_model: Model):
-    unet = unet_of(tiny_model)
+@pytest.mark.parametrize("kind", ["attention", *WHOLE])
+def test_a_fresh_adapter_changes_nothing(tiny_model: Model, kind: str):
+    with torch.no_grad(), tiny_model.attach(KINDS[kind], 0) as trainable:
+        predicted = trainable.predict(*inputs(3))
+    with torch.no_grad(), tiny_model.attach(TextualInversion(word="ugly"), 0) as nothing:
+        expected = nothing.predict(*inputs(3))
+    assert predicted.dtype == torch.float32
+    if kind == "dora":  # which divides each norm by itself
+        torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(predicted, expected)
+    torch.testing.assert_close(predicted, plain_prediction(tiny_model, 3), rtol=1e-4, atol=1e-5)
 
-    def everything() -> tuple[
-        list[tuple[str, int, type, bool]], dict[str, torch.Tensor], list[bool], set[str]
-    ]:
-        modules = [(name, id(m), type(m), m.training) for name, m in unet.named_modules()]
-        values = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-        return modules, values, [p.requires_grad for p in unet.parameters()], set(vars(unet))
 
-    before = everything()
-    with tiny_model.attach(ADAPTER, 0) as trainable:
-        assert not unet.conv_in.weight.requires_grad
-        for parameter in trainable.parameters():
-            parameter.data.normal_()
-    with pytest.raises(KeyboardInterrupt), tiny_model.attach(ADAPTER, 0):
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_gives_the_model_back_exactly(tiny_model: Model, kind: str):
+    base = base_of(tiny_model)
+    parts = [base.unet, base.text_encoder, base.text_encoder_2]
+
+    def modules() -> list[object]:
+        return [
+            (
+                name,
+                id(m),
+                type(m),
+                m.training,
+                sorted(vars(m)),
+                len(m._forward_hooks),
+                vars(m).get("gradient_checkpointing"),
+            )
+            for part in parts
+            for name, m in part.named_modules()
+        ]
+
+    def values() -> dict[str, torch.Tensor]:
+        return {f"{i}.{n}": t.clone() for i, part in enumerate(parts) for n, t in part.state_dict().items()}
+
+    before, numbers, random = modules(), values(), torch.get_rng_state()
+    with tiny_model.attach(KINDS[kind], 0, checkpointing=True) as trainable:
+        trainable.predict(*inputs(3))
+        randomise(trainable)
+    torch.set_rng_state(random)
+    with pytest.raises(KeyboardInterrupt), tiny_model.attach(KINDS[kind], 0):
         raise KeyboardInterrupt
-    after = everything()
-    assert after[0] == before[0] and after[2:] == before[2:]
-    assert all(torch.equal(after[1][name], tensor) for name, tensor in before[1].items())
-    with tiny_model.attach(ADAPTER, 0):
-        pass  # and it can be attached again
+    assert torch.equal(random, torch.get_rng_state())
+    assert modules() == before
+    assert not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    after = values()
+    assert after.keys() == numbers.keys() and all(torch.equal(after[n], t) for n, t in numbers.items())
 
 
 def test_the_start_depends_on_the_seed_alone(tiny_model: Model, half_model: Model):
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
     starts = []
     for model, seed in [(tiny_model, 1), (tiny_model, 1), (half_model, 1), (tiny_model, 2)]:
-        with model.attach(ADAPTER, seed) as trainable:
+        with model.attach(WHOLE["lora"], seed) as trainable:
             starts.append(trainable.state_dict())
-    assert torch.equal(state, torch.get_rng_state())
     for same in starts[1:3]:
         assert all(torch.equal(same[key], tensor) for key, tensor in starts[0].items())
-    first = next(key for key in starts[0] if "lora_A" in key)
-    assert not torch.equal(starts[0][first], starts[3][first])
+    downs = [key for key in starts[0] if "lora_A" in key]
+    assert all(not torch.equal(starts[0][key], starts[3][key]) for key in downs)
     assert all((tensor == 0).all() == ("lora_B" in key) for key, tensor in starts[0].items())
 
 
-def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Model):
-    conditioning = half_model.condition("wrong")
-    noise, timesteps = noisy(2)
-    with half_model.attach(ADAPTER, 0) as trainable:
-        parameters = list(trainable.parameters())
-        assert unet_of(half_model).conv_in.weight.dtype != torch.float32
+@pytest.mark.parametrize("kind", ["attention", "dora", "word"])
+def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Model, kind: str):
+    with half_model.attach(KINDS[kind], 0) as trainable:
+        parameters = parameters_of(trainable)
+        assert base_of(half_model).unet.conv_in.weight.dtype != torch.float32
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
         optimizer = torch.optim.AdamW(parameters, lr=1e-6)
         before = trainable.state_dict()
-        predicted = trainable.predict(noise, timesteps, conditioning)
+        predicted = trainable.predict(*inputs(2))
         assert predicted.dtype == torch.float32
         predicted.square().sum().backward()  # a mean's gradients would vanish in fp16
         optimizer.step()
         after = trainable.state_dict()
-        moments = [state["exp_avg"].dtype for state in optimizer.state.values()]
-    moved = [(after[key] - before[key]).abs().max().item() for key in after if "lora_B" in key]
-    assert set(moments) == {torch.float32}
+        moments = {state["exp_avg"].dtype for state in optimizer.state.values()}
+    moved = [
+        (after[key] - before[key]).abs().max().item() for key in after if "lora_B" in key or key == "clip_l"
+    ]
+    assert moments == {torch.float32}
     assert min(moved) > 0 and max(moved) < 2e-6  # in half precision a step of 1e-6 would often vanish
 
 
-def test_only_the_attentions_projections_are_trained(tiny_model: Model):
-    with tiny_model.attach(ADAPTER, 0) as trainable:
+@pytest.mark.parametrize(
+    ("targets", "endings"),
+    [
+        (("attention",), {"to_q", "to_k", "to_v", "to_out.0"}),
+        (("feed_forward",), {"net.0.proj", "net.2"}),
+        (("convolutions",), {"conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"}),
+    ],
+)
+def test_each_target_is_its_layers(tiny_model: Model, targets: Any, endings: set[str]):
+    unet = base_of(tiny_model).unet
+    names = unet_targets(unet, LowRankAdapter(targets=targets))
+    assert {next(e for e in endings if name.endswith(f".{e}")) for name in names} == endings
+    every = [name for name, _ in unet.named_modules() if name.endswith(tuple(f".{e}" for e in endings))]
+    assert names == sorted(every) and "conv_in" not in names
+    with tiny_model.attach(LowRankAdapter(rank=2, targets=targets), 0) as trainable:
+        assert {key.split(".lora_")[0] for key in trainable.state_dict()} == {
+            f"unet.{name}" for name in names
+        }
+
+
+def test_blocks_choose_where(tiny_model: Model):
+    blocks = ("mid_block", "up_blocks.0.attentions.1")
+    with tiny_model.attach(LowRankAdapter(rank=2, blocks=blocks), 0) as trainable:
+        modules = {key.removeprefix("unet.") for key in trainable.state_dict()}
+    assert all(name.startswith(tuple(f"{block}." for block in blocks)) for name in modules)
+    assert all(any(name.startswith(f"{block}.") for name in modules) for block in blocks)
+    for block in ("down_blocks.0", "up_blocks.0.attentions.10", "mid_block.resnets.0"):
+        allowed = (
+            "there is down_blocks.1, down_blocks.1.attentions.0, mid_block, mid_block.attentions.0, up_blocks"
+        )
+        with pytest.raises(ModelError, match=f"{block}, where the UNet has nothing of attention; {allowed}"):
+            tiny_model.attach(LowRankAdapter(blocks=("mid_block", block)), 0).__enter__()
+    assert not hasattr(base_of(tiny_model).unet, "peft_config")
+
+
+def test_groups_are_by_part_and_side(tiny_model: Model):
+    def sizes(adapter: AdapterSpec) -> dict[tuple[str, str], int]:
+        with tiny_model.attach(adapter, 0) as trainable:
+            groups = trainable.groups()
+            assert len({id(p) for p in parameters_of(trainable)}) == sum(len(g.parameters) for g in groups)
+            return {(group.part, group.side): len(group.parameters) for group in groups}
+
+    plain = sizes(ADAPTER)
+    assert plain.keys() == {("unet", "down"), ("unet", "up")} and len(set(plain.values())) == 1
+    dora = sizes(LowRankAdapter(kind="dora", text_encoders=True))
+    for part in ("unet", "text_encoders"):
+        assert dora[part, "up"] == 2 * dora[part, "down"]  # B matrices and magnitudes
+    # 3 layers each, of which SDXL does not use the first encoder's last.
+    assert dora["text_encoders", "down"] == (2 + 3) * 4
+    assert sizes(TextualInversion()) == {("text_encoders", "down"): 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained_with_and_without_checkpointing(tiny_model: Model, kind: str):
+    found = []
+    for checkpointing in (False, True):
+        with tiny_model.attach(KINDS[kind], 0, checkpointing=checkpointing) as trainable:
+            randomise(trainable)
+            torch.manual_seed(3)  # of dropout
+            found.append(gradients(trainable))
+    assert all(gradient.abs().max() > 0 for gradient in found[0])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_computes_activations_again(tiny_model: Model):
+    resnet = base_of(tiny_model).unet.up_blocks[-1].resnets[0]
+    calls: list[int] = []
+    # Before, not after: computing again stops as soon as it has what the backward pass needs.
+    handle = resnet.register_forward_pre_hook(lambda *_: calls.append(1))
+    for checkpointing in (False, True):
+        with tiny_model.attach(ADAPTER, 0, checkpointing=checkpointing) as trainable:
+            gradients(trainable)
+    handle.remove()
+    assert len(calls) == 1 + 2
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_dropout_acts_in_training_alone(tiny_model: Model, kind: str):
+    with tiny_model.attach(WHOLE[kind], 0) as trainable:
+        randomise(trainable)
+        drawn = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            drawn.append(trainable.predict(*inputs(3)).detach())
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+        with torch.no_grad():
+            fixed = [trainable.predict(*inputs(3)) for _ in range(2)]
         state = trainable.state_dict()
-        parameters = list(trainable.parameters())
-        trained = [name for name, p in unet_of(tiny_model).named_parameters() if p.requires_grad]
-    assert len(state) == len(parameters) == len(trained)
-    for key in state:
-        module, matrix, weight = key.rsplit(".", 2)
-        assert module.startswith("unet.") and matrix in ("lora_A", "lora_B") and weight == "weight"
-        assert module.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
-    transformer_layers = 1 * 2 + 2 * 2 + 1 * 2  # in the down, up and middle blocks
-    attentions = sum(key.endswith(".to_q.lora_A.weight") for key in state)
-    assert attentions == len([n for n, _ in unet_of(tiny_model).named_modules() if n.endswith(".to_q")])
-    assert attentions >= transformer_layers
+    assert torch.equal(fixed[0], fixed[1]) and not torch.equal(fixed[0], drawn[0])
+    without = LowRankAdapter(kind=kind, rank=2, targets=EVERYWHERE, text_encoders=True)
+    with torch.no_grad(), tiny_model.attach(without, 0) as trainable:
+        trainable.load_state_dict(state)
+        torch.testing.assert_close(trainable.predict(*inputs(3)), fixed[0], rtol=1e-4, atol=1e-5)
 
 
-def test_state_goes_round(tiny_model: Model):
-    noise, timesteps = noisy(1)
-    conditioning = tiny_model.condition("wrong")
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_goes_round(tiny_model: Model, kind: str):
     with torch.no_grad():
-        with tiny_model.attach(ADAPTER, 0) as trainable:
-            for parameter in trainable.parameters():
-                parameter.data.normal_(std=0.1, generator=seeded(1))
+        with tiny_model.attach(KINDS[kind], 0) as trainable:
+            fresh = trainable.predict(*inputs(3))
+            randomise(trainable)
             state = trainable.state_dict()
-            expected = trainable.predict(noise, timesteps, conditioning)
-        with tiny_model.attach(ADAPTER, 7) as trainable:
+            expected = trainable.predict(*inputs(3))
+            assert not torch.equal(fresh, expected)
+        with tiny_model.attach(KINDS[kind], 7) as trainable:
             trainable.load_state_dict(state)
-            assert torch.equal(trainable.predict(noise, timesteps, conditioning), expected)
+            assert torch.equal(trainable.predict(*inputs(3)), expected)
+            for parameter in parameters_of(trainable):
+                parameter.zero_()
+            assert not any((tensor == 0).all() for tensor in state.values())  # a copy
             state["unet.nothing"] = torch.zeros(1)
             with pytest.raises(AssertionError, match="other modules"):
                 trainable.load_state_dict(state)
 
 
-def test_state_dict_is_a_copy(tiny_model: Model):
-    with tiny_model.attach(ADAPTER, 0) as trainable:
-        state = trainable.state_dict()
-        for parameter in trainable.parameters():
-            parameter.data.fill_(1.0)
-        assert not any((tensor == 1).all() for tensor in state.values())
+def test_captions_are_encoded_once_where_the_encoders_are_frozen(tiny_model: Model):
+    calls: list[int] = []
+    handle = base_of(tiny_model).text_encoder_2.register_forward_hook(lambda *_: calls.append(1))
+    noise, timesteps, _, time_ids = inputs(2)
+    for adapter, expected in ((ADAPTER, 2), (LowRankAdapter(text_encoders=True), 4), (TextualInversion(), 4)):
+        calls.clear()
+        with tiny_model.attach(adapter, 0) as trainable:
+            for captions in (["a fox", "a fox"], ["a cat", "a fox"], ["a cat", "a cat"]):
+                trainable.predict(noise, timesteps, captions, time_ids)
+        assert len(calls) == expected
+    handle.remove()
 
 
-def test_conditioning_can_be_trained_on_after_drawing(tiny_model: Model):
+def test_each_row_has_its_own_caption_and_size(tiny_model: Model):
+    noise, timesteps, captions, time_ids = inputs(3)
+    with torch.no_grad(), tiny_model.attach(ADAPTER, 0) as trainable:
+        together = trainable.predict(noise, timesteps, captions, time_ids)
+        for row in range(3):
+            one = slice(row, row + 1)
+            alone = trainable.predict(noise[one], timesteps[one], captions[one], time_ids[one])
+            torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
+        swapped = trainable.predict(noise, timesteps, captions[::-1], time_ids)
+        assert not torch.allclose(swapped[0], together[0], atol=1e-4)
+        moved = trainable.predict(noise, timesteps, captions, time_ids.flip(0))
+        assert not torch.allclose(moved[0], together[0], atol=1e-4)
+
+
+def test_compiled_runs_what_torch_compile_gives(monkeypatch: pytest.MonkeyPatch, tiny_model: Model):
+    unet, calls = base_of(tiny_model).unet, []
+
+    def compiled(module: torch.nn.Module) -> Any:  # the real one takes minutes
+        def run(*args: Any, **options: Any) -> Any:
+            calls.append(module)
+            return module(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = []
+    for flag in (False, True):
+        with tiny_model.attach(ADAPTER, 0, compiled=flag) as trainable:
+            randomise(trainable)
+            found.append(gradients(trainable))
+            assert calls == [unet] * flag
+    for plain, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attention", "word"])
+def test_it_can_be_trained_after_drawing(tiny_model: Model, kind: str):
     """Drawing runs in inference mode, and what it caches must not poison autograd."""
     row = Row(prompt="(wrong)++", negative="wrong", seed=0, guidance=5.0)
     tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
-    noise, timesteps = noisy(1)
-    for prompt in ("wrong", "(wrong)++", "(wrong)1.5"):
-        with tiny_model.attach(ADAPTER, 0) as trainable:
-            trainable.predict(noise, timesteps, tiny_model.condition(prompt)).sum().backward()
+    noise, timesteps, _, time_ids = inputs(1)
+    for caption in ("wrong", "(wrong)++", "(wrong)1.5"):
+        with tiny_model.attach(KINDS[kind], 0) as trainable:
+            trainable.predict(noise, timesteps, [caption], time_ids).sum().backward()
 
 
-def test_drawing_inside_attach_is_a_mistake(tiny_model: Model):
+@pytest.mark.parametrize("kind", ["attention", "word"])
+def test_drawing_inside_attach_is_a_mistake(tiny_model: Model, kind: str):
     row = Row(prompt="a fox", negative="", seed=0, guidance=5.0)
-    with tiny_model.attach(ADAPTER, 0), pytest.raises(AssertionError, match="outside attach"):
-        tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
-
-
-@pytest.mark.parametrize("alpha", ["rank", "sqrt_rank", 1.0])
-def test_a_stock_pipeline_with_the_file_draws_the_harness_picture(
-    tiny_model: Model, tiny_folder: Path, tmp_path: Path, alpha
-):
-    adapter = LoraAdapter(rank=4, alpha=alpha)
-    random_adapter(tiny_model, tmp_path, seed=1, rank=4, alpha=adapter.alpha_value)
-    pipeline = stock(tiny_folder)
-    pipeline.load_lora_weights(tmp_path)
-    scales = {m.scaling["default_0"] for m in pipeline.unet.modules() if hasattr(m, "scaling")}
-    assert scales == {adapter.alpha_value / 4}
-    expected = pipeline(
-        "a red fox", negative_prompt="wrong", num_inference_steps=6, guidance_scale=5.0, generator=seeded(3)
-    ).images[0]
-    acts = RowAdapter(path=tmp_path, scale=1.0, branch="both")
-    row = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0, adapters=(acts,))
-    [picture] = tiny_model.draw([row], DrawSettings(steps=6, refiner_start=None))
-    assert difference(picture.image, expected) <= 2
-
-
-def test_the_file_says_what_it_is(tiny_model: Model, tmp_path: Path):
-    random_adapter(tiny_model, tmp_path / "one", seed=1)
-    random_adapter(tiny_model, tmp_path / "two", seed=1)
-    data = (tmp_path / "one" / LORA_FILE).read_bytes()
-    assert data == (tmp_path / "two" / LORA_FILE).read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    with safe_open(tmp_path / "one" / LORA_FILE, framework="pt") as file:
-        assert file.metadata() == header
-    assert header["made_by"] == "test" and header["format"] == "pt"
-    assert list(header) == sorted(header)  # the library's own order changes from process to process
-    config = json.loads(header["lora_adapter_metadata"])
-    assert config["unet.lora_alpha"] == 8.0 and config["unet.r"] == 4
+    with tiny_model.attach(KINDS[kind], 0):
+        with pytest.raises(AssertionError, match="outside attach"):
+            tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
+        with pytest.raises(AssertionError, match="one adapter is trained at a time"):
+            tiny_model.attach(ADAPTER, 0).__enter__()
