@@ -46,6 +46,8 @@ MODULES = {  # some that emoji's UNet and text encoders have: name, inputs, outp
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (112, 112),
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (224, 112),
     "unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0": (112, 112),
+    "text_encoder.text_model.encoder.layers.0.self_attn.out_proj": (96, 96),
+    "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj": (128, 128),
 }
 
 
@@ -103,7 +105,9 @@ def _train(workspace: Workspace, trial: Trial) -> None:
                 state[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
                 state[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.02
                 if adapter.kind == "dora":
-                    state[f"{name}.lora_magnitude_vector"] = torch.rand(outputs, generator=generator) + 1
+                    # as PEFT names them: in the UNet by diffusers' hand, in the encoders by transformers'
+                    end = "" if name.startswith("unet") else ".weight"
+                    state[f"{name}.lora_magnitude_vector{end}"] = torch.rand(outputs, generator=generator) + 1
         case TextualInversion(vectors=vectors):
             for name, width in (("clip_l", 96), ("clip_g", 128)):
                 state[name] = torch.randn(vectors, width, generator=generator)

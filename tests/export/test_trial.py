@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from harness.errors import ExportError, SpecError, StageError
 from harness.export import export_trial
-from harness.models.layouts import from_kohya
+from harness.models.adapter_file import read_adapter
 from harness.results.sweep_results import Results
 from harness.spec.adapter import LowRankAdapter
 from tests.export.example import finished
@@ -144,10 +144,18 @@ def test_kohyas_alpha_makes_the_same_scale(tmp_path: Path, kind: str, alpha: flo
     alphas = {float(tensor) for key, tensor in kohya.items() if key.endswith(".alpha")}
     assert alphas == {alpha}
     assert alpha / 4 == pytest.approx(LowRankAdapter.model_validate(adapter).scale)
-    ours = load_file(out / "pytorch_lora_weights.safetensors")
-    back = {key: tensor for key, tensor in from_kohya(kohya).items() if not key.endswith(".alpha")}
-    assert back.keys() == ours.keys()
-    assert all(torch.equal(tensor, ours[key]) for key, tensor in back.items())
+    ours, theirs = (
+        read_adapter(out / name, device=torch.device("cpu"), dtype=torch.float32)
+        for name in ("pytorch_lora_weights.safetensors", "small_1.safetensors")
+    )
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        layers, others = getattr(ours, part), getattr(theirs, part)
+        assert layers.keys() == others.keys() and layers
+        for name, layer in layers.items():
+            assert layer.scale == pytest.approx(alpha / 4) == pytest.approx(others[name].scale)
+            assert torch.equal(layer.down, others[name].down) and torch.equal(layer.up, others[name].up)
+            if kind == "dora":
+                assert torch.equal(layer.magnitude_O, others[name].magnitude_O)
     assert ("dora_scale" in (out / "README.md").read_text()) == (kind == "dora")
 
 
