@@ -75,8 +75,8 @@ class Sdxl:
                 drawn = self._draw_batch([rows[place] for place in places], settings)
             except torch.OutOfMemoryError as error:
                 raise ModelError(
-                    f"{len(places)} pictures at once do not fit in the memory of {self.device}; draw fewer, "
-                    "set sampler.size smaller, or model.precision to fp16 or bf16"
+                    f"{len(places)} pictures at once do not fit in the memory of {self.device}; "
+                    "set compute.batch_size or sampler.size smaller, or model.precision to fp16 or bf16"
                 ) from error
             pictures.update(zip(places, drawn, strict=True))
         return [pictures[place] for place in range(len(rows))]

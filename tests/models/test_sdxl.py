@@ -236,7 +236,7 @@ def test_out_of_memory_says_what_to_do(tiny_model: Any, monkeypatch: pytest.Monk
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tiny_model._unet, "forward", forward)
-    with pytest.raises(ModelError, match=r"2 pictures at once do not fit .* draw fewer, set sampler\.size"):
+    with pytest.raises(ModelError, match=r"2 pictures at once do not fit .* set compute\.batch_size"):
         tiny_model.draw([FOX, replace(FOX, seed=4)], BASE_ALONE)
 
 
