@@ -1,4 +1,8 @@
-"""What to do when an accelerator's memory runs out."""
+"""What to do when an accelerator's memory runs out.
+
+The figures are of full-size SDXL at 1024 px in bf16, counted by `python -m benchmarks.memory` on the meta
+device: 6.5 GiB of base, and for each picture of a batch 7.3 GiB of activations, 0.5 with checkpointing.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +28,18 @@ def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:
     """The message: only what this run does not do yet."""
     training, ways = run.training, []
     if not checkpointing:
-        ways.append("compute.gradient_checkpointing: true")
+        ways.append(
+            "compute.gradient_checkpointing: true (SDXL at 1024 px: 0.5 GiB instead of 7.3 for each picture "
+            "of a batch)"
+        )
     if training.batch_size > 1:
         passes = training.batch_size * training.gradient_accumulation
         ways.append(
             f"training.batch_size: 1 with training.gradient_accumulation: {passes} instead of "
-            f"{training.batch_size} with {training.gradient_accumulation} (the same rows in each step)"
+            f"{training.batch_size} with {training.gradient_accumulation} (the same step)"
         )
     if _is_fp32(run.dataset.model):
-        ways.append("model.precision: bf16")
+        ways.append("model.precision: bf16 (half of the base's 12.9 GiB)")
     if isinstance(run.adapter, LowRankAdapter) and run.adapter.rank > 1:
         ways.append(f"a lower adapter.rank than {run.adapter.rank}")
     if training.optimizer.kind != "adamw_8bit":
