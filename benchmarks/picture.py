@@ -13,7 +13,7 @@ import torch
 from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.plain import plain_lora, plain_picture
-from benchmarks.timing import Way, as_rows, now, side_by_side
+from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.models.loading import Pipelines
 from harness.models.model import DrawSettings, Row, RowAdapter
 from harness.models.sdxl import Sdxl
@@ -53,22 +53,22 @@ def write_adapter(model: Sdxl, folder: Path) -> Path:
     return folder
 
 
-def plain_round(pipelines: Pipelines, drawn: list[Row], settings: DrawSettings) -> float:
-    """Seconds per picture, one at a time; the LoRA is loaded once."""
+def plain_round(pipelines: Pipelines, drawn: list[Row], settings: DrawSettings) -> Spent:
+    """What a picture takes, one at a time; the LoRA is loaded once."""
     with plain_lora(pipelines, drawn[0].adapters[0].path):
         start = now(pipelines.base.device)
         for row in drawn:
             plain_picture(pipelines, row, settings)
-        return (now(pipelines.base.device) - start) / len(drawn)
+        return now(pipelines.base.device).since(start, items=len(drawn))
 
 
-def harness_round(model: Sdxl, drawn: list[Row], settings: DrawSettings) -> float:
-    """Seconds per picture, as many at once as the model says."""
+def harness_round(model: Sdxl, drawn: list[Row], settings: DrawSettings) -> Spent:
+    """What a picture takes, as many at once as the model says."""
     at_once = model.pictures_at_once(settings)
     start = now(model.device)
     for first in range(0, len(drawn), at_once):
         model.draw(drawn[first : first + at_once], settings)
-    return (now(model.device) - start) / len(drawn)
+    return now(model.device).since(start, items=len(drawn))
 
 
 def main() -> None:

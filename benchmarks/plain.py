@@ -103,11 +103,11 @@ def plain_training(
     unet, vae = pipelines.base.unet, pipelines.base.vae
     dtype = vae.dtype
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION), "plain")
-    vae.to(torch.float32)
+    torch.nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns of parts kept in fp32: it has none
     try:
         yield PlainTraining(pipelines, images, training)
     finally:
-        vae.to(dtype)
+        torch.nn.Module.to(vae, dtype)
         unet.unload_lora()
         unet._hf_peft_config_loaded = False  # unload_lora leaves None here
         if hasattr(unet, "peft_config"):

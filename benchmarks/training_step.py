@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.plain import plain_training
-from benchmarks.timing import Way, as_rows, now, side_by_side
+from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.models.loading import Pipelines
 from harness.models.sdxl import Sdxl
 from harness.training import train
@@ -25,12 +25,12 @@ def warm_up(model: Sdxl) -> int:
     return LOOK_EVERY if model.device.type == "cuda" else 4
 
 
-def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool) -> float:
-    """Seconds per step of `harness.training.train`, its first steps and its setting up left out."""
+def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool) -> Spent:
+    """What a step of `harness.training.train` takes, its first steps and its setting up left out."""
     first = warm_up(model)
     last = first + steps
     run = subject.training_run(model, steps=last, batch_size=batch_size, rank=RANK)
-    times: dict[int, float] = {}
+    times: dict[int, Spent] = {}
 
     def note(step: int, _loss: float) -> None:
         if step in (first, last):
@@ -47,11 +47,11 @@ def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, co
         report=note,
         compiled=compiled,
     )
-    return (times[last] - times[first]) / steps
+    return times[last].since(times[first], items=steps)
 
 
-def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> float:
-    """Seconds per step of the plain loop, its first steps and its setting up left out."""
+def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> Spent:
+    """What a step of the plain loop takes, its first steps and its setting up left out."""
     run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
     images = subject.pictures(PICTURES, model.resolution)
     with plain_training(pipelines, images, run.training, rank=RANK) as loop:
@@ -60,7 +60,7 @@ def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: in
         start = now(model.device)
         for _ in range(steps):
             loop.step()
-        return (now(model.device) - start) / steps
+        return now(model.device).since(start, items=steps)
 
 
 def main() -> None:
