@@ -63,26 +63,24 @@ def check(
     sweep: SweepFile,
     workspace: Where = Path("workspace"),
     override: Overrides = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Also how long it takes, from this store's past timings.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan for machines.")] = False,
 ) -> None:
     """Read a sweep and print what it would cost; nothing is made."""
-    from harness.inventory import confirmation_pictures, inventory
+    from harness.estimate import estimated
+    from harness.inventory import confirmation_pictures, described, inventory
 
     bench = _bench(sweep, workspace, override)
-    plan = bench.plan
-    counts = inventory(bench)
+    plan, counts = bench.plan, inventory(bench)
+    times = estimated(bench, counts) if estimate else None
     if as_json:
-        described = {
-            "trials": [{"index": t.index, "trial_id": t.trial_id, **t.params} for t in plan.trials],
-            "training_runs": len(plan.runs),
-            "datasets": len(plan.datasets),
-            "confirmation_pictures": confirmation_pictures(plan),
-            **{name: asdict(count) for name, count in counts.items()},
-        }
-        out.print_json(json.dumps(described))
+        timed = {"estimate": asdict(times)} if times else {}
+        out.print_json(json.dumps({**described(plan, counts), **timed}))
         return
     terminal.print_plan(plan)
-    terminal.print_inventory(counts, confirmation_pictures(plan))
+    terminal.print_inventory(counts, confirmation_pictures(plan), times)
 
 
 @app.command()

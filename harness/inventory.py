@@ -4,8 +4,9 @@ Cost is counted in passes: one row going once through the UNet. A picture is two
 denoising step; a training step is its batch, three times (forward, and twice that for backward).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from harness.generation.plan import Chunk
 from harness.recipes import picture_count
@@ -36,12 +37,22 @@ class Count:
 NOTHING = Count(asked=0, missing=0)
 
 
+def picture_passes(steps: int) -> int:
+    """What one picture costs."""
+    return steps * GUIDANCE_ROWS
+
+
+def step_passes(batch_size: int, accumulated: int, *, prior: bool) -> int:
+    """What one optimizer step costs; prior preservation trains on as many rows again."""
+    return batch_size * accumulated * (2 if prior else 1) * FORWARD_AND_BACKWARD
+
+
 def dataset_pictures(bench: Bench, dataset: Dataset) -> Count:
     """Training pictures of one recipe. Pictures from a folder cost no passes."""
     asked = picture_count(dataset.recipe)
     missing = 0 if bench.workspace.dataset(dataset.dataset_id).done else asked
     steps = 0 if isinstance(dataset.recipe, FolderRecipe) else dataset.recipe.steps
-    return Count(asked=asked, missing=missing, passes=missing * steps * GUIDANCE_ROWS)
+    return Count(asked=asked, missing=missing, passes=missing * picture_passes(steps))
 
 
 def training_steps(bench: Bench, run: TrainingRun) -> Count:
@@ -51,8 +62,9 @@ def training_steps(bench: Bench, run: TrainingRun) -> Count:
     for target in (steps for steps in run.snapshots if steps not in finished):
         missing += target - max((steps for steps in finished if steps < target), default=0)
         finished.add(target)
-    rows = run.training.batch_size * run.training.gradient_accumulation
-    return Count(asked=run.snapshots[-1], missing=missing, passes=missing * rows * FORWARD_AND_BACKWARD)
+    training = run.training
+    passes = step_passes(training.batch_size, training.gradient_accumulation, prior=run.prior is not None)
+    return Count(asked=run.snapshots[-1], missing=missing, passes=missing * passes)
 
 
 def pictures(bench: Bench, draw: Draw, split: str) -> Count:
@@ -60,7 +72,7 @@ def pictures(bench: Bench, draw: Draw, split: str) -> Count:
     cells = bench.plan.cells(draw, split)
     chunks: list[Chunk] = missing_pictures(bench, draw, cells)
     missing = sum(len(chunk.cells) for chunk in chunks)
-    return Count(asked=len(cells), missing=missing, passes=missing * draw.steps * GUIDANCE_ROWS)
+    return Count(asked=len(cells), missing=missing, passes=missing * picture_passes(draw.steps))
 
 
 def total(counts: Iterable[Count]) -> Count:
@@ -87,6 +99,30 @@ def inventory(bench: Bench) -> dict[str, Count]:
         "adapter pictures": total(
             pictures(bench, draw, "dev") for draw in plan.draws.values() if draw.draw_id not in controls
         ),
+    }
+
+
+def runs_of_one_length(plan: Plan) -> list[TrainingRun]:
+    """Runs that are not the beginning of a longer one, though the sweep varies the steps."""
+    if "training.steps" not in plan.sweep.axes:
+        return []
+    return [run for run in plan.runs.values() if run.training.schedule.depends_on_length]
+
+
+def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
+    """The plan and its cost as JSON: all that `harness check` prints."""
+    return {
+        "name": plan.sweep.name,
+        "question": plan.sweep.question,
+        "trials": [
+            {"index": trial.index, "trial_id": trial.trial_id, **trial.params} for trial in plan.trials
+        ],
+        "training_runs": len(plan.runs),
+        "runs_of_one_length": {run.run_id: run.training.schedule.kind for run in runs_of_one_length(plan)},
+        "datasets": len(plan.datasets),
+        "arms": [{"name": arm.name, "is_control": arm.is_control} for arm in plan.sweep.arms],
+        "confirmation_pictures": confirmation_pictures(plan),
+        **{name: asdict(count) for name, count in counts.items()},
     }
 
 

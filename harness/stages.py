@@ -20,6 +20,7 @@ from harness.metrics.spec import MetricSpec
 from harness.models.model import DrawSettings
 from harness.models.spec import ModelSpec
 from harness.recipes.spec import FolderRecipe
+from harness.spec.base import Frozen
 from harness.spec.expand import Cell, Draw, DrawAdapter, Plan, TrainingRun
 from harness.workspace import Stage, Workspace
 
@@ -95,7 +96,8 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
                 if isinstance(recipe, FolderRecipe)
                 else DrawSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
             )
-            with stage.build(recipe=recipe.model_dump(mode="json")) as folder:
+            about = {"model": _json(dataset.model), "recipe": _json(recipe)}
+            with stage.build(**about) as folder:
                 build_dataset(
                     recipe,
                     model,
@@ -188,11 +190,26 @@ def _run_json(run: TrainingRun) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "dataset_id": run.dataset.dataset_id,
-        "model": run.dataset.model.model_dump(mode="json"),
-        "recipe": run.dataset.recipe.model_dump(mode="json"),
-        "adapter": run.adapter.model_dump(mode="json"),
+        "model": _json(run.dataset.model),
+        "recipe": _json(run.dataset.recipe),
+        "adapter": _json(run.adapter),
         "training": run.training.model_dump(mode="json", exclude={"steps"}),
     }
+
+
+def draw_facts(draw: Draw) -> dict[str, Any]:
+    """What decides how long a picture takes; what decides the picture stands in its file."""
+    return {
+        "steps": draw.steps,
+        "refiner_start": draw.refiner_start,
+        "scheduler": draw.scheduler,
+        "size": draw.size,
+        "adapters": len(draw.adapters),
+    }
+
+
+def _json(spec: Frozen) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
 
 
 def _adapter_metadata(run: TrainingRun, step: int) -> dict[str, str]:
@@ -214,7 +231,7 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
         at_once = _pictures_at_once(bench, model, draw_settings(draw))
         for chunk in missing_pictures(bench, draw, cells, at_once):
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
-            with stage.build() as folder:
+            with stage.build(model=_json(draw.model), draw=draw_facts(draw)) as folder:
                 draw_cells(draw, chunk.cells, model, lambda a: adapter_path(bench.workspace, a), folder)
             bench.report("pictures", len(chunk.cells))
 

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import SpecError
-from harness.inventory import Count
+from harness.estimate import CONFIRMATION, Estimate, Share
+from harness.inventory import Count, runs_of_one_length
 from harness.spec.expand import Plan
 
 if TYPE_CHECKING:
@@ -31,26 +32,53 @@ def print_plan(plan: Plan) -> None:
     out.print(table)
     if len(shown) < len(plan.trials):
         out.print(f"… and {len(plan.trials) - len(shown)} more")
-    if "training.steps" in sweep.axes:
-        by_length = [run for run in plan.runs.values() if run.training.schedule.depends_on_length]
-        if by_length:
-            out.print(
-                f"{len(by_length)} training runs are of one length each: under a "
-                f"{by_length[0].training.schedule.kind} schedule no run is the beginning of a longer one"
-            )
+    if by_length := runs_of_one_length(plan):
+        out.print(
+            f"{len(by_length)} training runs are of one length each: under a "
+            f"{by_length[0].training.schedule.kind} schedule no run is the beginning of a longer one"
+        )
     out.print(
         f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
 
 
-def print_inventory(counts: Mapping[str, Count], confirmation: int) -> None:
-    """What is asked for, what the store has, what is left to make."""
-    table = Table("", "asked", "in store", "to make", box=None, pad_edge=False)
+def print_inventory(
+    counts: Mapping[str, Count], confirmation: int, estimated: Estimate | None = None
+) -> None:
+    """What is asked for, what the store has, what is left to make, and how long that takes."""
+    headings = ["asked", "in store", "to make", *(["time", "from timings"] if estimated else [])]
+    table = Table("", *headings, box=None, pad_edge=False)
     for name, count in counts.items():
-        table.add_row(name, f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}")
-    table.add_row("confirmation pictures", f"{confirmation}", "", "once a trial is selected")
+        cells = [f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}"]
+        table.add_row(name, *cells, *(_time(estimated.shares[name]) if estimated else []))
+    last = _time(estimated.shares[CONFIRMATION]) if estimated else []
+    table.add_row(CONFIRMATION, f"{confirmation}", "", "once selected", *last)
     out.print(table)
+    if estimated:
+        out.print(_said(estimated), highlight=False)
+
+
+def _time(share: Share) -> list[str]:
+    """The time of one row, and what it is reckoned from. Where nothing is known, nothing is said."""
+    if share.seconds is None:
+        return ["–", "no past timings"]
+    if not share.timings:
+        return ["–", ""]
+    some = "≥ " if share.untimed else ""
+    how = ", scaled" if share.scaled else ""
+    return [some + duration(share.seconds), f"{share.timings}{how}"]
+
+
+def _said(estimated: Estimate) -> str:
+    if estimated.seconds is None:
+        return "How long it takes is not known: this workspace has no past timings of such work."
+    some = "about" if estimated.complete else "at least"
+    return (
+        f"{some} {duration(estimated.seconds)} on {estimated.workers} workers at once · "
+        f"{estimated.cpu_hours:.2g} CPU-hours · {estimated.gpu_hours:.2g} GPU-hours "
+        "(loading models and scoring not counted)"
+    )
 
 
 def trial_number(text: str) -> int | Literal["best"]:
