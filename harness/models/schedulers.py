@@ -7,20 +7,7 @@ import diffusers
 import torch
 
 from harness.errors import ModelError
-from harness.spec.evaluation import Scheduler
-
-# The refiner's pipeline starts in the middle of a schedule, with a scheduler that has no past. These do not
-# bear it: those of second order are cut between the two halves of a step, and PNDM and LMS count on steps
-# that were not taken. Each would start the refiner on another noise level than that of the latents.
-NO_HAND_OVER = frozenset(
-    {
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-    }
-)
+from harness.spec.evaluation import NO_HAND_OVER, Scheduler
 
 # From the noise of a zero terminal SNR, the first step of these, of second order, loses the picture or blows
 # its rounding up: they keep to the levels before rescaling, the last of which has a little signal.

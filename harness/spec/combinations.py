@@ -1,14 +1,15 @@
 """What shows only once trials, arms and files are known: a part that would do nothing is an error."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic import ValidationError
 
 from harness.errors import SpecError
-from harness.models.spec import SdxlModel
-from harness.recipes.spec import FolderRecipe
+from harness.models.spec import EmojiModel, SdxlModel
+from harness.recipes.spec import Drawn, FolderRecipe
 from harness.spec.adapter import TextualInversion
-from harness.spec.evaluation import ArmSpec
+from harness.spec.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
 from harness.spec.expand import adapter_trial, trial_points
 from harness.spec.messages import faults
 from harness.spec.sweep import SweepSpec
@@ -31,6 +32,11 @@ def check_combinations(sweep: SweepSpec) -> None:
 def _sampler(sweep: SweepSpec) -> Iterator[str]:
     if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
         yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
+    if sweep.sampler.scheduler in NO_HAND_OVER and sweep.sampler.refiner_start is not None:
+        yield (
+            f"sampler.scheduler: {sweep.sampler.scheduler} cannot hand over to a refiner; set refiner_start: "
+            f"null, or one of {', '.join(sorted(set(get_args(Scheduler)) - NO_HAND_OVER))}"
+        )
 
 
 def _compute(sweep: SweepSpec) -> Iterator[str]:
@@ -60,6 +66,19 @@ def _model(sweep: SweepSpec, spec: TrialSpec) -> Iterator[str]:
         and sweep.sampler.refiner_start is not None
     ):
         yield "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner"
+    if isinstance(spec.model, EmojiModel):
+        yield from _steps_of_the_refiner("sampler", sweep.sampler)
+        if isinstance(spec.recipe, Drawn):
+            yield from _steps_of_the_refiner("recipe", spec.recipe)
+
+
+def _steps_of_the_refiner(where: str, drawn: SamplerSpec | Drawn) -> Iterator[str]:
+    """The embedded model walks equal steps from the noisiest on; other models' spacing is theirs to say."""
+    if drawn.refiner_start is not None and drawn.steps * (1 - drawn.refiner_start) < 1 - 1e-9:
+        yield (
+            f"{where}.steps: {drawn.steps} with refiner_start: {drawn.refiner_start:g} leaves no step to the "
+            "refiner; take more steps, or set refiner_start: null"
+        )
 
 
 def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:

@@ -130,6 +130,20 @@ Scheduler = Literal[
 ]
 
 
+# The refiner's pipeline starts in the middle of a schedule, with a scheduler that has no past. These do not
+# bear it: those of second order are cut between the two halves of a step, and PNDM and LMS count on steps
+# that were not taken. Each would start the refiner on another noise level than that of the latents.
+NO_HAND_OVER: frozenset[Scheduler] = frozenset(
+    {
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+    }
+)
+
+
 class SamplerSpec(Frozen):
     """How one picture is drawn."""
 

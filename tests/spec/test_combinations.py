@@ -67,6 +67,14 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
             "is not a file; give a .safetensors file",
         ),
         (
+            {"sampler": {"scheduler": "HeunDiscreteScheduler"}},
+            "sampler.scheduler: HeunDiscreteScheduler cannot hand over to a refiner; set refiner_start: null",
+        ),
+        (
+            {"model": {"kind": "emoji"}, "sampler": {"steps": 4}},
+            "sampler.steps: 4 with refiner_start: 0.8 leaves no step to the refiner",
+        ),
+        (
             {"model": {"kind": "sdxl", "refiner": None}},
             "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner",
         ),
