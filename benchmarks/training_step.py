@@ -22,7 +22,7 @@ RANK = 8
 
 def warm_up(model: Sdxl) -> int:
     """Steps before the clock starts. On an accelerator the loop looks at its losses every 16 steps."""
-    return LOOK_EVERY if model.device.type == "cuda" else 4
+    return LOOK_EVERY if model.device.type == "cuda" else 2
 
 
 def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool) -> Spent:
