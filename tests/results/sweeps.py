@@ -47,6 +47,7 @@ def make_tables(
                 "config": "{}",
                 "adapter_path": None if broken else f"adapters/r{index}/steps-000100",
                 "final_loss": None if broken else 0.1,
+                "validation_loss": None,
                 "train_seconds": None if broken else 2.0,
                 "selected": False,
             }
