@@ -48,6 +48,41 @@ def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str
     assert [trial["training.steps"] for trial in plan["trials"]] == [2, 4]
     assert plan["training steps"] == {"asked": 8, "missing": 8, "passes": 8 * 2 * 3}
     assert plan["adapter pictures"]["asked"] == 2 * 2 * 4
+    assert plan["name"] == "small" and plan["question"]
+    assert {arm["name"]: arm["is_control"] for arm in plan["arms"]} == {
+        "baseline": True,
+        "placebo": True,
+        "sham": True,
+        "wrong_lora": False,
+    }
+    assert plan["runs_of_one_length"] == {} and "estimate" not in plan
+
+
+def test_check_says_which_runs_share_no_steps(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("check", sweep, "--json", "--set", "training.schedule={'kind': 'cosine'}") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert set(plan["runs_of_one_length"].values()) == {"cosine"}
+    assert len(plan["runs_of_one_length"]) == plan["training_runs"] == 4
+
+
+def test_check_estimates_from_past_timings_alone(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", tmp_path / "w")
+    assert harness("check", sweep, *where, "--estimate") == 0
+    printed = capsys.readouterr().out
+    assert "no past timings" in printed and "How long it takes is not known" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert harness("run", sweep, *where, "--executor", "local") == 0
+    longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
+    capsys.readouterr()
+    assert harness(*longer) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no past timings" not in printed and "CPU-hours" in printed and " workers at once" in printed
+    assert harness(*longer, "--json") == 0
+    estimate = json.loads(capsys.readouterr().out)["estimate"]
+    assert estimate["complete"] and estimate["seconds"] > 0
+    assert estimate["shares"]["training steps"]["timings"] == 2
 
 
 def test_run_then_again_then_extended(
