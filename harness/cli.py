@@ -226,8 +226,12 @@ def redraw(
 
     target = output or picture.with_name(f"{picture.stem}-again.png")
     result = draw_again(picture, workspace=workspace, output=target)
-    same = "the same pixels" if result.equal else "OTHER pixels"
-    out.print(f"{target}: {same} as {picture}", highlight=False)
+    if result.equal:
+        out.print(f"{target}: the same pixels as {picture}", highlight=False)
+    else:
+        others = [f"{name} {then} then, {now} now" for name, (then, now) in result.versions.items()]
+        out.print(f"{target}: differs from {picture} by up to {result.difference} of 255", highlight=False)
+        out.print(f"  {', '.join(others) or 'with the same versions'}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -22,7 +22,7 @@ from harness.models.spec import ModelSpec
 from harness.recipes.spec import FolderRecipe
 from harness.spec.base import Frozen
 from harness.spec.expand import Cell, Draw, DrawAdapter, Plan, TrainingRun
-from harness.workspace import Stage, Workspace
+from harness.workspace import EMA, Stage, Workspace
 
 if TYPE_CHECKING:
     from harness.metrics.score import Scorer
@@ -32,7 +32,6 @@ Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
 Report = Callable[[Kind, int], None]
 
 PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
-EMA = "ema"  # the averaged export's folder in a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

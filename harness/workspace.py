@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 from harness.errors import StageError, WorkspaceError
 
 MANIFEST = "manifest.json"
+EMA = "ema"  # in a snapshot, the folder of the averaged export
 PLAN = "plan.json"
 RECORDED = (
     "lora-sweep-harness",

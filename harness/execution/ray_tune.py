@@ -30,6 +30,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
 import ray
 from ray import tune
 
+from harness.execution.data_parallel import train_on_workers
+
 REPORT_EVERY_SECONDS = 2.0
 
 
@@ -61,14 +63,12 @@ class RayTuneExecutor:
 
 def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any:
     several = _takes_several_processes(tasks, compute)
+    trainer = train_on_workers if several else None
 
     def perform_task(config: dict[str, Any], tasks: Sequence[Task], bench: Bench) -> None:
         _use_threads(compute)
 
         progress = _Batched()
-        trainer = None
-        if several:
-            from harness.execution.data_parallel import train_on_workers as trainer
         outcome = attempt(tasks[config["task"]], replace(bench, report=progress.add, trainer=trainer))
         tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save
 
 from harness.export.portable import portable
 from harness.export.subject import Subject
-from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE
+from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE, with_sorted_metadata
 from harness.models.layouts import to_kohya
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter
+from harness.workspace import EMA
 
 Layout = Literal["diffusers", "kohya", "both"]
-EMA = "ema"  # the averaged export's folder in a snapshot
 SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL
 SAI = "https://github.com/Stability-AI/generative-models"
 OWN = "harness."  # before the names of our own entries
@@ -71,22 +71,13 @@ def _write(target: Path, state: dict[str, Any], header: dict[str, str]) -> Path:
     numbers = _numbers(save(state))
     digest = hashlib.sha256(numbers).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    target.write_bytes(_with_sorted_header(save(state, {**header, **hashes})))
+    target.write_bytes(with_sorted_metadata(save(state, {**header, **hashes})))
     return target
 
 
 def _numbers(data: bytes) -> bytes:
     """A safetensors file without its header, which kohya's hash is of."""
     return data[8 + int.from_bytes(data[:8], "little") :]
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    """The same file, its entries in order: the library's own order changes from process to process."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def describe(subject: Subject, label: str) -> dict[str, str]:

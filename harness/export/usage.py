@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.export.evidence import Evidence, is_own
-from harness.export.files import EMA
 from harness.export.subject import Subject
 from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter, TextualInversion
+from harness.workspace import EMA
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "

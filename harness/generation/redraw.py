@@ -17,9 +17,7 @@ from harness.models.prompts import model_digest
 from harness.models.spec import EmojiModel, ModelSpec, SdxlModel
 from harness.spec.evaluation import MergeSpec
 from harness.spec.expand import Cell, Draw, DrawAdapter
-from harness.workspace import Workspace
-
-EMA = "ema"  # the averaged export's folder in a snapshot
+from harness.workspace import EMA, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ def save_adapter(
     assert not own.keys() & metadata.keys(), f"these names are the file's own: {', '.join(own)}"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_key_in_file(key): tensor.contiguous() for key, tensor in sorted(state.items())}
-    (folder / name).write_bytes(_with_sorted_metadata(save(tensors, {**metadata, **own})))
+    (folder / name).write_bytes(with_sorted_metadata(save(tensors, {**metadata, **own})))
 
 
 def _key_in_file(key: str) -> str:
@@ -197,8 +197,8 @@ def _config(state: dict[str, torch.Tensor], adapter: LowRankAdapter) -> dict[str
     return prefixed
 
 
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """The same file, its metadata in order: the library's own order changes from process to process."""
+def with_sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library's own changes from process to process."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -18,7 +18,7 @@ from pyparsing import ParseBaseException
 from harness.errors import ModelError
 from harness.models.adapter_file import Adapter
 from harness.models.rowwise import LowRank, acting_on_all
-from harness.models.textual_inversion import Embedding, standing_in, written_out
+from harness.models.textual_inversion import Embedding, stand_in, standing_in, written_out
 
 CACHED_PROMPTS = 1024  # 0.3 GB of SDXL's embeddings in half precision
 
@@ -79,7 +79,8 @@ class PromptEncoder:
     def _encode_with(self, text: str, adapters: Adapters) -> Encoded:
         with self._acting(adapters):
             for embedding, _ in _embeddings(adapters):
-                text = written_out(text, embedding.word, embedding.vectors)
+                written = stand_in(self._pipeline, embedding.word)
+                text = written_out(text, embedding.word, embedding.vectors, written=written)
             return self._encode(text)
 
     @contextmanager
@@ -90,7 +91,8 @@ class PromptEncoder:
                 if any(part for part, _ in parts):
                     stack.enter_context(acting_on_all(text_body(getattr(self._pipeline, name)), parts))
             for embedding, scale in _embeddings(adapters):
-                stack.enter_context(standing_in(self._pipeline, embedding.word, embedding.at(scale)))
+                written = stand_in(self._pipeline, embedding.word)
+                stack.enter_context(standing_in(self._pipeline, written, embedding.at(scale)))
             yield
 
     def _encode(self, text: str) -> Encoded:

@@ -43,6 +43,7 @@ def load_sdxl(spec: SdxlModel) -> Pipelines:
     if spec.source == "random":
         from harness.models.random import random_pipelines
 
+        _be_quiet()
         return _predicting(random_pipelines(spec), spec)
     options: dict[str, Any] = {"torch_dtype": DTYPES[spec.precision]}
     parts = {}

@@ -3,7 +3,7 @@
 Shape legend: B rows, N pictures, C latent channels, h w latent size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class Posterior:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParameterGroup:
-    """Parameters that are trained at one rate. `side` is LoRA's matrix: `up` (B) has a rate of its own in LoRA+."""
+    """Parameters that are trained at one rate. `side` is LoRA's matrix: `up` (B) has its own in LoRA+."""
 
     part: Literal["unet", "text_encoders"]
     side: Literal["down", "up"]
@@ -145,5 +145,5 @@ class Model(Protocol):
     def save_adapter(
         self, state: dict[str, "torch.Tensor"], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
     ) -> None:
-        """Write the adapter's file for stock `load_lora_weights` or `load_textual_inversion`, scale included."""
+        """Write the file that stock `load_lora_weights` or `load_textual_inversion` reads, scale included."""
         ...

@@ -1,12 +1,14 @@
 """Textual inversion (Gal et al. 2022): learnt vectors that stand for a word, in both text encoders.
 
 The word is written out as often as there are vectors, and a hook on each encoder's table of token embeddings
-puts vector k mod n in place of the word's k-th occurrence. Neither the tokenizers nor the tables change, and
-weighting by compel works as for any other words.
+puts vector k mod n in place of the word's k-th occurrence. A word of several tokens is written as a lone
+letter, which is one token to every CLIP tokenizer. Neither the tokenizers nor the tables change, and compel
+weighs the words as any others.
 
 Shape legend: N vectors, D width of an encoder, B rows, T tokens.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from harness.errors import ModelError
 
 ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 _LETTER = r"[^\W\d_]"
+STAND_INS = "qxzjkv"  # letters that prompts seldom have as a word
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,43 +56,58 @@ class Embedding:
         return first, second
 
 
-def written_out(text: str, word: str, vectors: int) -> str:
-    """The text with each `word` written `vectors` times; compel's weight of a word then weighs them all."""
+def stand_in(pipeline: Any, word: str) -> str:
+    """What is written for a word: itself where it is one token in both encoders, else a letter, which is."""
+    if all(len(_tokens(getattr(pipeline, tokenizer), word)) == 1 for tokenizer, _ in ENCODERS):
+        return word
+    return STAND_INS[hashlib.sha256(word.encode()).digest()[0] % len(STAND_INS)]
+
+
+def written_out(text: str, word: str, vectors: int, *, written: str) -> str:
+    """The text with each `word` as `vectors` times `written`; compel's weight of a word then weighs them all.
+
+    Raises ModelError where the text has the stand-in of the word as a word of its own.
+    """
+    if written != word and re.search(rf"(?<!{_LETTER}){written}(?!{_LETTER})", text, flags=re.IGNORECASE):
+        raise ModelError(
+            f"prompt {text!r} has the word {written!r}, which is written for {word!r} where a textual "
+            "inversion acts; write it in another way"
+        )
     pattern = rf"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})(?P<weight>\++|-+(?=[\s,.;:)]|$))?"
 
     def several(found: re.Match[str]) -> str:
         weight = found["weight"] or ""
-        words = " ".join([found[0].removesuffix(weight)] * vectors)
+        words = " ".join([written] * vectors)
         return f"({words}){weight}" if weight and vectors > 1 else words + weight
 
     return re.sub(pattern, several, text, flags=re.IGNORECASE)
 
 
 def start_vectors(pipeline: Any, word: str, vectors: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A word's own embedding, once per vector: [N, D], fp32, on the encoders' device.
+    """A word's own embedding (the mean of its tokens'), once per vector: [N, D], fp32, on their device.
 
-    Raises ModelError where the word is not one token.
+    Raises ModelError where the tokenizers do not know the word.
     """
     first, second = (
         table(getattr(pipeline, encoder))
-        .weight[token_of(getattr(pipeline, tokenizer), word)]
+        .weight[_tokens(getattr(pipeline, tokenizer), word)]
         .detach()
         .float()
+        .mean(dim=0)
         .repeat(vectors, 1)
         for tokenizer, encoder in ENCODERS
     )
     return first, second
 
 
-def token_of(tokenizer: Any, word: str) -> int:
-    """The one token that is the word. Raises ModelError where there is none."""
-    tokens = tokenizer(word, add_special_tokens=False).input_ids
-    if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+def _tokens(tokenizer: Any, word: str) -> list[int]:
+    tokens: list[int] = tokenizer(word, add_special_tokens=False).input_ids
+    if not tokens or tokenizer.unk_token_id in tokens:
         raise ModelError(
-            f"{word!r} is {len(tokens)} tokens to the model's tokenizer, and textual inversion needs a word "
-            "that is one token in both; choose a shorter, common word"
+            f"{word!r} is not a word to the model's tokenizer, so textual inversion cannot stand for it; "
+            "choose a common word"
         )
-    return tokens[0]
+    return tokens
 
 
 def table(encoder: torch.nn.Module) -> torch.nn.Embedding:
@@ -101,10 +119,10 @@ def table(encoder: torch.nn.Module) -> torch.nn.Embedding:
 
 @contextmanager
 def standing_in(pipeline: Any, word: str, vectors_ND: Sequence[torch.Tensor]) -> Iterator[None]:
-    """While the block runs, the vectors stand for the word in both encoders; its text must be `written_out`.
+    """While the block runs, the vectors stand for `word`, one token, in both encoders.
 
-    Autograd reaches the vectors. Raises ModelError where the word is not one token, or the vectors are of
-    another model.
+    What the word of an adapter is written as says `stand_in`; the text must be `written_out`. Autograd
+    reaches the vectors. Raises ModelError where they are of another model.
     """
     hooks = []
     try:
@@ -115,7 +133,8 @@ def standing_in(pipeline: Any, word: str, vectors_ND: Sequence[torch.Tensor]) ->
                     f"the embedding of {word!r} has vectors of width {vectors.shape[1]}, and the model's "
                     f"{encoder} takes {embeddings.embedding_dim}; it was trained on another model"
                 )
-            hook = _Hook(token_of(getattr(pipeline, tokenizer), word), vectors)
+            (token,) = _tokens(getattr(pipeline, tokenizer), word)
+            hook = _Hook(token, vectors)
             hooks.append(embeddings.register_forward_hook(hook))
         yield
     finally:

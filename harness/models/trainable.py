@@ -16,7 +16,14 @@ from harness.models.adapter_file import CLIP_KEYS, TEXT_BODY
 from harness.models.encoding import Encoded, PromptEncoder, text_body
 from harness.models.model import ParameterGroup
 from harness.models.targets import text_targets, unet_targets
-from harness.models.textual_inversion import ENCODERS, standing_in, start_vectors, table, written_out
+from harness.models.textual_inversion import (
+    ENCODERS,
+    stand_in,
+    standing_in,
+    start_vectors,
+    table,
+    written_out,
+)
 from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
 
 NAME = "trained"
@@ -109,7 +116,8 @@ def attach(
 
     Captions are encoded once each where the text encoders are frozen, else anew in each step, with gradients.
     `checkpointing` computes the UNet's activations again in the backward pass; `compiled` runs the UNet
-    through torch.compile. Raises ModelError where `adapter.blocks` name nothing, or a word is not one token.
+    through torch.compile. Raises ModelError where `adapter.blocks` name nothing, or the tokenizers do not
+    know a word.
     """
     assert not is_attached(pipeline), "one adapter is trained at a time"
     unet, dtype = pipeline.unet, pipeline.unet.dtype
@@ -126,7 +134,8 @@ def attach(
                     encode = words.negative
             case TextualInversion():
                 parameters, fixed = stack.enter_context(_embedding(pipeline, adapter))
-                encode = partial(_written_out, words, adapter)
+                written = stand_in(pipeline, adapter.word)
+                encode = partial(_written_out, words, adapter, written)
         if checkpointing:
             stack.enter_context(_checkpointed(unet))
         yield TrainableAdapter(
@@ -144,8 +153,8 @@ def is_attached(pipeline: Any) -> bool:
     return hasattr(pipeline.unet, "peft_config") or bool(table(pipeline.text_encoder)._forward_hooks)
 
 
-def _written_out(words: PromptEncoder, adapter: TextualInversion, caption: str) -> Encoded:
-    return words.differentiable(written_out(caption, adapter.word, adapter.vectors))
+def _written_out(words: PromptEncoder, adapter: TextualInversion, written: str, caption: str) -> Encoded:
+    return words.differentiable(written_out(caption, adapter.word, adapter.vectors, written=written))
 
 
 @contextmanager
@@ -155,7 +164,7 @@ def _embedding(
     """The vectors, trainable, by the keys of their file; and where they started."""
     starts = start_vectors(pipeline, adapter.initial or adapter.word, adapter.vectors)
     learnt = [torch.nn.Parameter(start.clone()) for start in starts]
-    with standing_in(pipeline, adapter.word, learnt):
+    with standing_in(pipeline, stand_in(pipeline, adapter.word), learnt):
         yield (
             dict(zip(CLIP_KEYS, learnt, strict=True)),
             {f"{key}_start": start for key, start in zip(CLIP_KEYS, starts, strict=True)},

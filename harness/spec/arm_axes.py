@@ -57,7 +57,7 @@ def _point(arm: Content, params: Content, where: str) -> Content:
     except ValidationError as error:
         lines = [fault.line(fault.name) for fault in faults(error, ArmSpec)]
         raise SpecError("\n".join(f"{where}: {show(params)}: {line}" for line in lines)) from None
-    return point
+    return dict(point)
 
 
 def _words(labels: Content) -> list[str]:

@@ -41,12 +41,13 @@ def _sampler(sweep: SweepSpec) -> Iterator[str]:
 
 def _compute(sweep: SweepSpec) -> Iterator[str]:
     workers = sweep.compute.training_workers
-    sections = [sweep.training, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
-    sizes = {section.batch_size for section in sections} | set(sweep.axes.get("training.batch_size", ()))
-    if any(size % workers for size in sizes):
+    trials = [spec.training for _, spec in trial_points(sweep)]
+    sections = [*trials, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
+    rows = min(section.batch_size * section.gradient_accumulation for section in sections)
+    if rows < workers:
         yield (
-            f"training.batch_size {sorted(sizes)} must be a multiple of the {workers} processes that train "
-            "one trial (compute.workers_per_trial, or gpus_per_trial)"
+            f"compute: {workers} processes train one trial, and a step has {rows} rows for them "
+            "(training.batch_size × gradient_accumulation); give it more, or lower workers_per_trial"
         )
 
 

@@ -19,8 +19,7 @@ from diffusers import (
 from harness.errors import ModelError
 from harness.models import load_model, schedulers
 from harness.models.model import DrawSettings, Model, Row
-from harness.models.schedulers import NO_HAND_OVER
-from harness.spec.evaluation import Scheduler
+from harness.spec.evaluation import NO_HAND_OVER, Scheduler
 from tests.models.test_sdxl import difference, seeded, stock
 from tests.models.tiny import tiny_sdxl, tiny_spec
 

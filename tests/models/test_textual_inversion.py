@@ -1,5 +1,6 @@
 """Textual inversion against stock diffusers, which puts new tokens into tokenizers and tables."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from harness.errors import ModelError
 from harness.models.adapter_file import EMBEDDING_FILE, read_adapter
 from harness.models.encoding import PromptEncoder
 from harness.models.model import DrawSettings, Model, Row, RowAdapter
-from harness.models.textual_inversion import Embedding, standing_in, table, token_of, written_out
+from harness.models.textual_inversion import (
+    Embedding,
+    stand_in,
+    standing_in,
+    start_vectors,
+    table,
+    written_out,
+)
 from harness.spec.adapter import TextualInversion
 from tests.models.adapters import random_adapter
 from tests.models.test_sdxl import difference, seeded, stock
@@ -38,7 +46,7 @@ def embedding(learnt: Path) -> Embedding:
     ("text", "expected"),
     [
         ("a wrong fox", "a wrong wrong wrong fox"),
-        ("Wrong, wrong", "Wrong Wrong Wrong, wrong wrong wrong"),
+        ("Wrong, wrong", "wrong wrong wrong, wrong wrong wrong"),
         ("wronged, wrongs, unwrong", "wronged, wrongs, unwrong"),
         (
             "wrong2 wrong_fox",
@@ -53,11 +61,15 @@ def embedding(learnt: Path) -> Embedding:
     ],
 )
 def test_the_word_is_written_out(text: str, expected: str):
-    assert written_out(text, "wrong", VECTORS) == expected
+    assert written_out(text, "wrong", VECTORS, written="wrong") == expected
+    assert written_out(text, "wrong", VECTORS, written="q") == re.sub(
+        r"(?<![a-z])wrong(?![a-z])", "q", expected
+    )
 
 
 def test_one_vector_changes_no_text():
-    assert written_out("wrong++ Wrong (wrong)1.2", "wrong", 1) == "wrong++ Wrong (wrong)1.2"
+    text = "wrong++ wrong (wrong)1.2"
+    assert written_out(text, "wrong", 1, written="wrong") == text
 
 
 def test_stock_textual_inversion_draws_the_same_picture(tiny_model: Model, tiny_folder: Path, learnt: Path):
@@ -95,7 +107,7 @@ def test_it_acts_on_its_own_branch_alone(tiny_model: Model, learnt: Path):
 def test_each_occurrence_has_its_vector(tiny_folder: Path, embedding: Embedding):
     pipeline = stock(tiny_folder)
     words = table(pipeline.text_encoder)
-    token = token_of(pipeline.tokenizer, "wrong")
+    (token,) = pipeline.tokenizer("wrong", add_special_tokens=False).input_ids
     ids = torch.tensor([[5, token, token, token, token, 7], [token, 5, 5, 5, 5, token]])
     before = words.weight.clone()
     with torch.no_grad():
@@ -133,12 +145,36 @@ def test_at_its_start_it_is_the_word_written_out(tiny_folder: Path, embedding: E
     torch.testing.assert_close(drawn.embeds_1TD, expected.embeds_1TD)
 
 
+@pytest.mark.parametrize("word", ["wronged", "xyz"])
+def test_a_word_of_several_tokens_is_learnt_and_drawn(
+    tiny_model: Model, tiny_folder: Path, tmp_path: Path, word: str
+):
+    pipeline = stock(tiny_folder)
+    assert len(pipeline.tokenizer(word, add_special_tokens=False).input_ids) > 1
+    assert stand_in(pipeline, word) in "qxzjkv"
+    folder = random_adapter(tiny_model, tmp_path, seed=1, adapter=TextualInversion(word=word, vectors=2))
+    row = replace(ROW, negative=f"a {word} picture", adapters=())
+    adapters = (RowAdapter(path=folder, scale=1.0, branch="negative"),)
+    drawn, plain = (p.image for p in tiny_model.draw([replace(row, adapters=adapters), row], BASE_ALONE))
+    assert difference(drawn, plain) > 10
+
+
+def test_a_word_of_several_tokens_starts_from_their_mean(tiny_folder: Path):
+    pipeline = stock(tiny_folder)
+    tokens = pipeline.tokenizer("xyz", add_special_tokens=False).input_ids
+    expected = table(pipeline.text_encoder).weight[tokens].mean(dim=0)
+    torch.testing.assert_close(start_vectors(pipeline, "xyz", 2)[0], expected.expand(2, -1))
+
+
 class TestWhatCannotAct:
-    @pytest.mark.parametrize("word", ["wronged", "xyz", "ж"])
-    def test_a_word_of_several_tokens(self, tiny_model: Model, word: str):
-        for adapter in (TextualInversion(word=word), TextualInversion(initial=word)):
-            with pytest.raises(ModelError, match=f"{word}.*one token"):
-                tiny_model.attach(adapter, 0).__enter__()
+    def test_a_word_that_the_tokenizer_does_not_know(self, tiny_model: Model):
+        with pytest.raises(ModelError, match="'ж' is not a word to the model's tokenizer"):
+            tiny_model.attach(TextualInversion(word="ж"), 0).__enter__()
+
+    def test_a_prompt_with_the_stand_in_of_a_word(self):
+        with pytest.raises(ModelError, match="has the word 'q', which is written for 'wronged'"):
+            written_out("a wronged fox, q", "wronged", 2, written="q")
+        assert written_out("a wronged squid", "wronged", 2, written="q") == "a q q squid"
 
     def test_vectors_of_another_model(self, tiny_folder: Path):
         vectors = (torch.ones(1, 16), torch.ones(1, 1280))

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from harness.spec.adapter import AdapterSpec, LowRankAdapter
 from harness.spec.expand import Draw, Plan, expand
 from tests.spec.example import load
 
@@ -15,6 +16,11 @@ def draws_of(plan: Plan, arm: str) -> list[Draw]:
     return [draw for draw in plan.draws.values() if draw.arm == arm]
 
 
+def rank_of(adapter: AdapterSpec) -> int:
+    assert isinstance(adapter, LowRankAdapter)
+    return adapter.rank
+
+
 def test_trials_are_the_product_the_last_axis_fastest(tmp_path: Path) -> None:
     trials = plan(tmp_path).trials
     assert [(t.params["adapter.rank"], t.params["training.steps"]) for t in trials] == [
@@ -24,7 +30,7 @@ def test_trials_are_the_product_the_last_axis_fastest(tmp_path: Path) -> None:
         (8, 200),
     ]
     assert [t.index for t in trials] == [0, 1, 2, 3]
-    assert [t.spec.adapter.rank for t in trials] == [2, 2, 8, 8]
+    assert [rank_of(t.spec.adapter) for t in trials] == [2, 2, 8, 8]
     assert len({t.trial_id for t in trials}) == 4
 
 
@@ -52,7 +58,7 @@ def test_new_rank_adds_runs_and_keeps_the_others(tmp_path: Path) -> None:
     before, after = plan(tmp_path), plan(tmp_path, "axes.adapter.rank=[2, 8, 16]")
     assert set(before.runs) < set(after.runs)
     assert set(before.draws) < set(after.draws)
-    assert {after.runs[run].adapter.rank for run in set(after.runs) - set(before.runs)} == {16}
+    assert {rank_of(after.runs[run].adapter) for run in set(after.runs) - set(before.runs)} == {16}
 
 
 def test_controls_without_adapters_are_drawn_once(tmp_path: Path) -> None:
@@ -72,6 +78,7 @@ def test_sham_is_drawn_once_per_matching_rank_and_steps(tmp_path: Path) -> None:
     assert len(draws_of(found, "wrong_lora")) == 8
     for trial in found.trials:
         (adapter,) = found.draws[trial.draws["sham"]].adapters
+        assert adapter.run_id is not None
         run = found.runs[adapter.run_id]
         assert (run.adapter, adapter.steps) == (trial.spec.adapter, trial.spec.training.steps)
         assert run.dataset.recipe.kind == "plain"
