@@ -1,9 +1,13 @@
 """What several rooms' tests share: a tiny SDXL with random weights, made once and loaded by the real code."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Tests run side by side, one per core, and their models are too small for a second thread to help.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from harness.models.spec import SdxlModel
 

@@ -56,7 +56,6 @@ DOORS = {
     "ray": {"execution"},
     "wandb": {"tracking"},
     "scipy": {"results"},
-    "statsmodels": {"results"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "pydantic": {"spec"},

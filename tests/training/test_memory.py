@@ -5,12 +5,18 @@ import torch
 
 from harness.errors import TrainingError
 from harness.models.model import Model
+from harness.spec.adapter import LowRankAdapter
 from harness.training.memory import explaining_memory, out_of_memory
 from tests.training.runs import make_run
 
 
 def test_out_of_memory_says_what_to_change(tiny_model: Model) -> None:
-    run = make_run(tiny_model, batch_size=4, gradient_accumulation=2, rank=64)
+    run = make_run(
+        tiny_model,
+        batch_size=4,
+        gradient_accumulation=2,
+        adapter=LowRankAdapter(rank=64, kind="dora", targets=("attention", "convolutions")),
+    )
     with pytest.raises(TrainingError) as caught, explaining_memory(run, checkpointing=False):
         raise torch.OutOfMemoryError("CUDA out of memory")
     message = str(caught.value)
@@ -18,6 +24,8 @@ def test_out_of_memory_says_what_to_change(tiny_model: Model) -> None:
         "compute.gradient_checkpointing: true",
         "training.batch_size: 1 with training.gradient_accumulation: 8",
         "model.precision: bf16",
+        "adapter.kind: lora",
+        "adapter.targets: [attention]",
         "adapter.rank than 64",
         "adamw_8bit",
     ]
@@ -32,6 +40,8 @@ def test_out_of_memory_says_what_to_change(tiny_model: Model) -> None:
         ({"batch_size": 4}, True, "gradient_checkpointing"),
         ({"batch_size": 1}, False, "batch_size"),
         ({"rank": 1}, False, "adapter.rank"),
+        ({"adapter": LowRankAdapter(kind="rslora")}, False, "adapter.kind"),
+        ({"adapter": LowRankAdapter(targets=("attention",))}, False, "adapter.targets"),
         ({"optimizer": {"kind": "adamw_8bit"}}, False, "optimizer"),
     ],
 )
