@@ -102,7 +102,9 @@ exec sleep JOIN
 class Job:
     """A run of the batch script as SLURM would start it on its first node."""
 
-    def __init__(self, folder: Path, node_tmp: Path, commands: dict[str, str], *, nodes: int) -> None:
+    def __init__(
+        self, folder: Path, node_tmp: Path, commands: dict[str, str], *, nodes: int, head_ip: str
+    ) -> None:
         self.folder = folder
         self.node_tmp = node_tmp
         (folder / "bin").mkdir()
@@ -120,7 +122,7 @@ class Job:
                 **clean,
                 "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
                 "HARNESS_BIN": str(folder / "bin"),
-                "HEAD_IP": "127.0.1.1",
+                "HEAD_IP": head_ip,
                 "NODE_TMP": str(node_tmp),
                 "CALLS": str(folder / "calls"),
                 "SLURM_JOB_ID": "4242",
@@ -159,8 +161,8 @@ def start_job(tmp_path: Path) -> Iterator[StartJob]:
     started: list[Job] = []
     node_tmp = Path(tempfile.mkdtemp(prefix="n"))  # short: Ray's sockets lie below it
 
-    def start(commands: dict[str, str], *, nodes: int) -> Job:
-        started.append(Job(tmp_path, node_tmp, commands, nodes=nodes))
+    def start(commands: dict[str, str], *, nodes: int, head_ip: str = "127.0.1.1") -> Job:
+        started.append(Job(tmp_path, node_tmp, commands, nodes=nodes, head_ip=head_ip))
         return started[-1]
 
     yield start
@@ -230,6 +232,14 @@ def test_a_slurm_job_ends_as_the_sweep_ends(start_job: StartJob, status: int) ->
     (head,) = job.calls()  # one node has no workers, and what ended by itself is not queued again
     assert "ray start --head" in head
     assert not job.processes()
+
+
+def test_the_heads_address_is_its_first_that_others_can_reach(start_job: StartJob) -> None:
+    hostname = "#!/bin/bash\n[[ $1 == --ip-address ]] && echo 127.0.1.1 || echo fe80::1 0.0.0.0 127.0.1.2\n"
+    job = start_job({**stand_ins("exit 0"), "hostname": hostname}, nodes=1, head_ip="")
+    status, output = job.ends()
+    assert status == 0, output
+    assert "--node-ip-address=0.0.0.0 --port=24242" in job.calls()[0]
 
 
 def test_a_slurm_job_whose_workers_do_not_start_says_so_and_ends(start_job: StartJob) -> None:
