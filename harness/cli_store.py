@@ -109,6 +109,9 @@ def gc(
     if as_json:
         _print_json({"deleted": delete, "unneeded": [_found(finding) for finding in findings]})
         return
+    if not findings:
+        out.print("Some sweep needs every stage there is: nothing to remove.")
+        return
     _print_sums([finding.entry for finding in findings], "no sweep")
     busy = sum(finding.state == "in use" for finding in findings)
     size = decimal(sum(finding.entry.size for finding in findings if finding.state != "in use"))

@@ -73,6 +73,8 @@ def _time(share: Share) -> list[str]:
 def _said(estimated: Estimate) -> str:
     if estimated.seconds is None:
         return "How long it takes is not known: this workspace has no past timings of such work."
+    if estimated.complete and not estimated.seconds:
+        return "Nothing is left to train or draw."
     some = "about" if estimated.complete else "at least"
     return (
         f"{some} {duration(estimated.seconds)} on {estimated.workers} workers at once · "

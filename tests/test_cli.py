@@ -74,8 +74,10 @@ def test_check_estimates_from_past_timings_alone(
     assert "no past timings" in printed and "How long it takes is not known" in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert harness("run", sweep, *where, "--executor", "local") == 0
-    longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
     capsys.readouterr()
+    assert harness("check", sweep, *where, "--estimate") == 0
+    assert "Nothing is left to train or draw" in capsys.readouterr().out
+    longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
     assert harness(*longer) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "no past timings" not in printed and "CPU-hours" in printed and " workers at once" in printed

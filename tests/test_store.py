@@ -333,6 +333,7 @@ def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.Captu
     make(workspace.dataset("x1"))
     code, said = harness(capsys, "store", "gc", "--delete", *where)
     assert code == 0 and "removed" in said and not workspace.dataset("x1").done
+    assert "nothing to remove" in harness(capsys, "store", "gc", *where)[1]
     code, said = harness(capsys, "store", "ls", "--workspace", workspace.root / "nowhere")
     assert code == 2 and "there is no such folder" in said
 
