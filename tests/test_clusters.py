@@ -4,10 +4,13 @@ SLURM's script really starts Ray: a head and workers as processes of their own, 
 network. Only `srun`, `scontrol` and `harness` are stand-ins.
 """
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,8 +29,8 @@ ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "sweeps" / "clusters"
 SLURM = CLUSTERS / "slurm.sh"
 
-# Notes what it was asked for and runs the command once for each node: the first at HEAD_IP, 127.0.1.1, the
-# others after it. What real nodes have of their own is told apart: address, ports, temporary folder.
+# Notes what it was asked for and runs the command once for each node: the first at HEAD_IP, the others after.
+# What real nodes have of their own is told apart: address, port of the agent, temporary folder.
 SRUN = r"""#!/bin/bash
 echo "srun $*" >> "$CALLS"
 first=2
@@ -40,9 +43,8 @@ while [[ $1 == --* ]]; do
 done
 trap 'kill $(jobs -p); wait' TERM
 for ((node = first; node < first + nodes; node++)); do
-  own=(--temp-dir="$NODE_TMP/$node" --dashboard-agent-listen-port=$((31000 + node)))
-  own+=(--worker-port-list="$(seq -s , $((30000 + 100 * node)) $((30050 + 100 * node)))")
-  ((node == 1)) || own+=(--node-ip-address="127.0.1.$node")
+  own=(--temp-dir="$NODE_TMP/$node" --dashboard-agent-listen-port=0)
+  ((node == 1)) || own+=(--node-ip-address="${HEAD_IP%.*}.$node")
   "$@" "${own[@]}" &
 done
 wait
@@ -99,14 +101,25 @@ exec sleep JOIN
 """
 
 
+def free_port() -> int:
+    """One that the script could choose; random, so that two runs of the tests do not meet."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+
+
 class Job:
     """A run of the batch script as SLURM would start it on its first node."""
 
     def __init__(
-        self, folder: Path, node_tmp: Path, commands: dict[str, str], *, nodes: int, head_ip: str
+        self, folder: Path, node_tmp: Path, commands: dict[str, str], *, nodes: int, head_ip: str | None
     ) -> None:
         self.folder = folder
         self.node_tmp = node_tmp
+        self.port = free_port()
+        self.number = self.port - 20000  # as the script makes the port of the job's number
+        self.network = f"127.{1 + self.number // 100}.{self.number % 100}"
         (folder / "bin").mkdir()
         for name, text in {"srun": SRUN, "scontrol": SCONTROL, **commands}.items():
             (folder / "bin" / name).write_text(text)
@@ -122,10 +135,10 @@ class Job:
                 **clean,
                 "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
                 "HARNESS_BIN": str(folder / "bin"),
-                "HEAD_IP": head_ip,
+                "HEAD_IP": f"{self.network}.1" if head_ip is None else head_ip,
                 "NODE_TMP": str(node_tmp),
                 "CALLS": str(folder / "calls"),
-                "SLURM_JOB_ID": "4242",
+                "SLURM_JOB_ID": str(self.number),
                 "SLURM_JOB_NUM_NODES": str(nodes),
                 "SLURMD_NODENAME": "node1",
                 "SLURM_CPUS_PER_TASK": "3",
@@ -161,7 +174,7 @@ def start_job(tmp_path: Path) -> Iterator[StartJob]:
     started: list[Job] = []
     node_tmp = Path(tempfile.mkdtemp(prefix="n"))  # short: Ray's sockets lie below it
 
-    def start(commands: dict[str, str], *, nodes: int, head_ip: str = "127.0.1.1") -> Job:
+    def start(commands: dict[str, str], *, nodes: int, head_ip: str | None = None) -> Job:
         started.append(Job(tmp_path, node_tmp, commands, nodes=nodes, head_ip=head_ip))
         return started[-1]
 
@@ -169,15 +182,24 @@ def start_job(tmp_path: Path) -> Iterator[StartJob]:
     for job in started:
         for process in job.processes():
             process.kill()
-        job.process.wait()
+        output, _ = job.process.communicate()
+        print(output)  # shown where the test failed
     shutil.rmtree(node_tmp, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
         time.sleep(0.2)
-    assert condition()
+
+
+def began(job: Job, file: str) -> Path:
+    """What the sweep wrote when it had begun; a job that ended before fails with what it said."""
+    written = job.folder / file
+    wait_for(lambda: written.exists() or job.process.poll() is not None, seconds=120)
+    assert written.exists(), job.ends()
+    return written
 
 
 def test_the_slurm_script_is_sound_shell() -> None:
@@ -194,13 +216,10 @@ def test_a_slurm_job_gathers_its_nodes_and_queues_itself_again(start_job: StartJ
     for name in ("python", "ray"):  # not links: an interpreter finds its environment by its own path
         commands[name] = f'#!/bin/bash\nexec "{Path(sys.executable).with_name(name)}" "$@"\n'
     job = start_job(commands, nodes=3)
-    written = job.folder / "found.json"
-    wait_for(lambda: written.exists() or job.process.poll() is not None, seconds=90)
-    assert job.process.poll() is None, job.ends()
-    found = json.loads(written.read_text())
+    found = json.loads(began(job, "found.json").read_text())
     assert found["arguments"] == ["run", "sweep.yaml", "--workspace", "/shared/runs", "--set", "seeds=[0, 1]"]
-    assert found["address"] == "127.0.1.1:24242"
-    assert set(found["nodes"]) == {"127.0.1.1", "127.0.1.2", "127.0.1.3"}
+    assert found["address"] == f"{job.network}.1:{job.port}"
+    assert set(found["nodes"]) == {f"{job.network}.{node}" for node in (1, 2, 3)}
     assert all((has["CPU"], has["GPU"]) == (3, 2) for has in found["nodes"].values())
     assert all(has["object_store_memory"] == 2e9 for has in found["nodes"].values())
     assert found["all_worked"]
@@ -212,7 +231,7 @@ def test_a_slurm_job_gathers_its_nodes_and_queues_itself_again(start_job: StartJ
     head, workers, requeued = job.calls()
     assert "--nodes=1 --ntasks=1 --nodelist=node1 --cpus-per-task=3" in head
     assert "--nodes=2 --ntasks=2 --exclude=node1 --cpus-per-task=3" in workers
-    assert requeued == "scontrol requeue 4242"
+    assert requeued == f"scontrol requeue {job.number}"
     wait_for(lambda: not job.processes(), seconds=10)
 
 
@@ -239,7 +258,14 @@ def test_the_heads_address_is_its_first_that_others_can_reach(start_job: StartJo
     job = start_job({**stand_ins("exit 0"), "hostname": hostname}, nodes=1, head_ip="")
     status, output = job.ends()
     assert status == 0, output
-    assert "--node-ip-address=0.0.0.0 --port=24242" in job.calls()[0]
+    assert f"--node-ip-address=0.0.0.0 --port={job.port}" in job.calls()[0]
+
+
+def test_a_given_address_asks_no_name_server(start_job: StartJob) -> None:
+    """`hostname --ip-address` may wait half a minute for one that does not answer."""
+    job = start_job({**stand_ins("exit 0"), "hostname": "#!/bin/bash\nsleep 60\n"}, nodes=1)
+    assert job.ends()[0] == 0
+    assert f"--node-ip-address={job.network}.1 --port={job.port}" in job.calls()[0]
 
 
 def test_a_slurm_job_whose_workers_do_not_start_says_so_and_ends(start_job: StartJob) -> None:
@@ -253,7 +279,7 @@ def test_a_slurm_job_whose_workers_do_not_start_says_so_and_ends(start_job: Star
 
 def test_a_slurm_job_that_loses_its_head_says_so_and_ends(start_job: StartJob) -> None:
     job = start_job(stand_ins("touch began; exec sleep 60"), nodes=2)
-    wait_for((job.folder / "began").exists, seconds=30)
+    began(job, "began")
     (head,) = (one for one in job.processes() if "--head" in one.cmdline() and "srun" not in one.cmdline()[1])
     head.kill()
     status, output = job.ends()
@@ -266,7 +292,7 @@ def test_a_slurm_job_that_loses_its_head_says_so_and_ends(start_job: StartJob) -
 def test_a_cancelled_slurm_job_stops_the_sweep_and_is_not_queued_again(start_job: StartJob) -> None:
     stopping = "trap 'touch stopped; exit 130' INT; touch began; while true; do sleep 0.1; done"
     job = start_job(stand_ins(stopping), nodes=2)
-    wait_for((job.folder / "began").exists, seconds=30)
+    began(job, "began")
     job.process.send_signal(signal.SIGTERM)
     status, output = job.ends()
     assert status == 130, output

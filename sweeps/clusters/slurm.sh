@@ -45,9 +45,11 @@ STOP_SECONDS=200 # less than --signal gives
 
 # The head's address as the other nodes see it. HEAD_IP chooses one where nodes have several networks.
 head_ip=${HEAD_IP:-}
-for ip in $(hostname --ip-address) $(hostname --all-ip-addresses); do
-  [[ -n $head_ip || $ip == 127.* || $ip == *:* ]] || head_ip=$ip
-done
+if [[ -z $head_ip ]]; then
+  for ip in $(hostname --ip-address) $(hostname --all-ip-addresses); do
+    [[ $ip == 127.* || $ip == *:* ]] || { head_ip=$ip && break; }
+  done
+fi
 : "${head_ip:?no address found for $SLURMD_NODENAME; set HEAD_IP}"
 port=$((20000 + SLURM_JOB_ID % 10000))
 
