@@ -41,7 +41,9 @@ class RayTuneExecutor:
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
         compute = bench.plan.sweep.compute
-        with _connected(), _storage(bench) as storage:
+        with _connected() as alone, _storage(bench) as storage:
+            if alone:
+                _check_it_fits(compute)
             tuner = tune.Tuner(
                 _trainable(tasks, bench, compute),
                 param_space={"task": tune.grid_search(list(range(len(tasks))))},
@@ -89,18 +91,25 @@ def _at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
     """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
     if not _takes_several_processes(tasks, compute):
         return compute.max_concurrent
-    has = ray.cluster_resources()
-    processes = has["CPU"] // compute.cpus_per_trial
-    if compute.gpus_per_trial:
-        processes = has.get("GPU", 0) * compute.training_workers // compute.gpus_per_trial
-    fitting = int(processes) // compute.training_workers
-    if fitting == 0:
+    has, asked = ray.cluster_resources(), _of_one_process(compute)
+    fitting = min(int(has.get(name, 0) // amount) for name, amount in asked.items() if amount)
+    together = max(1, fitting // compute.training_workers)  # a cluster that grows may have room for it later
+    return min(together, compute.max_concurrent or together)
+
+
+def _of_one_process(compute: ComputeSpec) -> dict[str, float]:
+    return {"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial / compute.training_workers}
+
+
+def _check_it_fits(compute: ComputeSpec) -> None:
+    """Raise HarnessError where this machine will never have what a trial asks for; Tune would wait for it."""
+    has, one = ray.cluster_resources(), _of_one_process(compute)
+    if any(amount * compute.training_workers > has.get(name, 0) for name, amount in one.items()):
         raise HarnessError(
-            f"compute: {compute.training_workers} processes of {compute.cpus_per_trial:g} CPU and "
-            f"{compute.gpus_per_trial / compute.training_workers:g} GPU do not fit into the cluster "
-            f"({has['CPU']:g} CPU, {has.get('GPU', 0):g} GPU)"
+            f"compute: {compute.training_workers} processes of {one['CPU']:g} CPU and {one['GPU']:g} GPU do "
+            f"not fit into this machine ({has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU); lower "
+            "cpus_per_trial, gpus_per_trial or workers_per_trial, or name a cluster by RAY_ADDRESS"
         )
-    return min(fitting, compute.max_concurrent or fitting)
 
 
 class _Batched:
@@ -176,10 +185,13 @@ def _storage(bench: Bench) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[None]:
-    """A Ray to work with: the one connected already, the one named by RAY_ADDRESS, or a fresh local one."""
+def _connected() -> Iterator[bool]:
+    """A Ray to work with: the one connected already, the one named by RAY_ADDRESS, or a fresh local one.
+
+    Yields whether it is a fresh one of this machine alone.
+    """
     if ray.is_initialized():
-        yield
+        yield False
         return
     # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
     try:
@@ -189,6 +201,6 @@ def _connected() -> Iterator[None]:
             f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
         ) from None
     try:
-        yield
+        yield "RAY_ADDRESS" not in os.environ
     finally:
         ray.shutdown()
