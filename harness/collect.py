@@ -11,7 +11,7 @@ import pandas as pd
 from harness import results
 from harness.results import stats, tables
 from harness.spec.expand import Draw, Plan, Trial, param_label
-from harness.stages import drawn_images, metric_name
+from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, read_parquet
 from harness.workspace import Stage, Workspace, versions
 
 
@@ -19,7 +19,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
     """Write the tables of a sweep and read them back.
 
     `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
-    and without a reason is `missing`.
+    and without a reason is `missing`. Raises StageError where something it reads is damaged.
     """
     sweep = plan.sweep
     images = _images(plan, workspace)
@@ -98,7 +98,7 @@ def _scores(plan: Plan, workspace: Workspace) -> pd.DataFrame:
             for metric in plan.sweep.metrics:
                 stage = workspace.scores(metric_name(metric), chunk)
                 if stage.done:
-                    frame = pd.read_parquet(stage.path / "scores.parquet")
+                    frame = read_parquet(stage, SCORES)
                     frames.append(frame[frame["image_id"].isin(wanted)])
     return pd.concat(frames, ignore_index=True) if frames else tables.empty("scores")
 
@@ -116,7 +116,7 @@ def _trial_row(
     snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
     own = [plan.draws[d] for arm, d in trial.draws.items() if not _is_control(plan, arm)]
     complete = snapshot.done and all(drawn.get(d.draw_id, 0) == len(plan.cells(d, "dev")) for d in own)
-    reason = None if complete else _reason(trial, own, reasons)
+    reason = _of_one_colour(plan, workspace, own) if complete else _reason(trial, own, reasons)
     return {
         "trial_id": trial.trial_id,
         "index": trial.index,
@@ -146,6 +146,14 @@ def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str 
     return None
 
 
+def _of_one_colour(plan: Plan, workspace: Workspace, draws: list[Draw]) -> str | None:
+    """A remark where dev pictures are of one colour: they are scored, but hardly what was asked for."""
+    cells = {cell.image_id for draw in draws for cell in plan.cells(draw, "dev")}
+    chunks = [chunk for draw in draws for chunk in workspace.image_chunks(draw.draw_id)]
+    blank = cells & {name for chunk in chunks for name in chunk.manifest()["facts"].get("one_colour", ())}
+    return f"{len(blank)} of {len(cells)} dev pictures are of one colour" if blank else None
+
+
 def _final_loss(snapshot: Stage) -> float:
     """Mean of the last tenth of the steps: one step's loss depends mostly on the timestep it drew."""
     losses: list[float] = _record(snapshot)["losses"]
@@ -160,7 +168,7 @@ def _validation_loss(snapshot: Stage, steps: int) -> float | None:
 
 
 def _record(snapshot: Stage) -> Any:
-    return json.loads((snapshot.path / "training_state.json").read_text())
+    return json.loads(snapshot.read(TRAINING_RECORD))
 
 
 def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | None:

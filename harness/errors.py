@@ -19,7 +19,10 @@ class WorkspaceError(HarnessError):
 
 
 class StageError(HarnessError):
-    """A finished stage is damaged: a file is missing or does not match its manifest."""
+    """A finished stage is damaged: a file is missing or does not match its manifest.
+
+    Where that is found in a sweep, the stage is made again; this is raised where it cannot be.
+    """
 
 
 class ModelError(HarnessError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness.collect import collect
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StageError
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
@@ -22,8 +22,9 @@ from harness.stages import (
     missing_metrics,
     missing_pictures,
     missing_snapshots,
+    take_away_damaged,
 )
-from harness.workspace import PLAN, Workspace, write_json
+from harness.workspace import PLAN, Workspace, explaining_lack_of_room, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +68,18 @@ class SweepRun:
 
 def perform(task: Task, bench: Bench) -> None:
     """Make sure of everything a task names."""
-    for dataset_id in task.datasets:
-        ensure_dataset(bench, dataset_id)
-    for run_id in task.runs:
-        ensure_snapshots(bench, run_id)
-    for draw_id, split in task.draws:
-        draw = bench.plan.draws[draw_id]
-        ensure_pictures(bench, draw, bench.plan.cells(draw, split))
-        ensure_scores(bench, draw)
-        if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
-            bench.report("trials", ended)
+    with explaining_lack_of_room(bench.workspace.root):
+        for dataset_id in task.datasets:
+            ensure_dataset(bench, dataset_id)
+        for run_id in task.runs:
+            ensure_snapshots(bench, run_id)
+        for draw_id, split in task.draws:
+            draw = bench.plan.draws[draw_id]
+            ensure_pictures(bench, draw, bench.plan.cells(draw, split))
+            while not ensure_scores(bench, draw):
+                ensure_pictures(bench, draw, bench.plan.cells(draw, split))
+            if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
+                bench.report("trials", ended)
 
 
 def attempt(task: Task, bench: Bench) -> Outcome:
@@ -119,11 +122,19 @@ def run_sweep(
             announce(stage, open_tasks)
             outcomes.extend(executor.run(open_tasks, bench))
 
-    with workspace.drive(plan.sweep.name):
-        _write_plan(plan, workspace)
+    def carry_out_trials() -> Results:
         for stage, tasks in trial_stages(plan):
             carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
-        results = collect(plan, workspace, failures(outcomes))
+        try:
+            return collect(plan, workspace, failures(outcomes))
+        except StageError:
+            if not take_away_damaged(bench):
+                raise
+        return carry_out_trials()
+
+    with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
+        _write_plan(plan, workspace)
+        results = carry_out_trials()
         publish(results)
         confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
         if not all(satisfied(task, bench) for task in confirmation):
@@ -137,8 +148,9 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
     """One trial in this process, with the controls it is compared with, then the tables of what there is."""
     plan, workspace = bench.plan, bench.workspace
     task = trial_task(plan, trial)
-    with workspace.drive(plan.sweep.name):
+    with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
         _write_plan(plan, workspace)
+        take_away_damaged(bench)
         announce([task])
         perform(task, bench)
         return collect(plan, workspace, {})

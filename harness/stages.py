@@ -4,9 +4,11 @@ Every function here is safe to call twice, from two processes at once, and after
 looks again, and makes only what is missing.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 
+from harness.errors import StageError
 from harness.generation.plan import Chunk, missing_chunks
 from harness.metrics import metric_fingerprint
 from harness.metrics.spec import MetricSpec
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
 Report = Callable[[Kind, int], None]
 
+TRAINING_RECORD = "training_state.json"  # in a snapshot
+TABLES = IMAGES, SCORES = "images.parquet", "scores.parquet"  # of a chunk's pictures, and of its scores
 PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
 
 
@@ -107,16 +112,53 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
     return stage.path
 
 
+def _ensure_whole_dataset(bench: Bench, dataset_id: str) -> None:
+    """The folder, its pictures as they were drawn: training is not to learn from damaged ones."""
+    stage = bench.workspace.dataset(dataset_id)
+    ensure_dataset(bench, dataset_id)
+    if _taken_away(bench.workspace, stage, ("dataset", dataset_id), _any_file):
+        ensure_dataset(bench, dataset_id)
+
+
+def _taken_away(
+    workspace: Workspace, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool]
+) -> bool:
+    """True where the files concerned were damaged: the stage is gone then, and can be made again."""
+    if stage.whole(concerned):
+        return False
+    with workspace.claim(*claim):
+        if stage.done and not stage.whole(concerned):
+            stage.remove()
+    return True
+
+
+def _any_file(name: str) -> bool:
+    return True
+
+
+def _is_training_state(name: str) -> bool:
+    return name.startswith("training_state.")
+
+
+def _is_adapter(name: str) -> bool:
+    return not _is_training_state(name)
+
+
 def ensure_snapshots(bench: Bench, run_id: str) -> None:
     """All snapshots that the plan asks of a run, continuing from the nearest one that exists."""
     run = bench.plan.runs[run_id]
     if not missing_snapshots(bench.workspace, run):
         return
     for dataset in run.datasets:
-        ensure_dataset(bench, dataset.dataset_id)
+        _ensure_whole_dataset(bench, dataset.dataset_id)
     with bench.workspace.claim("run", run_id):
         while missing := missing_snapshots(bench.workspace, run):
-            (bench.trainer or train_segment)(bench, _segment(bench.workspace, run, missing))
+            segment = _segment(bench.workspace, run, missing)
+            before = bench.workspace.snapshot(run_id, segment.start)
+            if segment.start and not before.whole(_is_training_state):
+                before.remove()
+                continue
+            (bench.trainer or train_segment)(bench, segment)
 
 
 def missing_snapshots(workspace: Workspace, run: TrainingRun) -> list[int]:
@@ -221,18 +263,35 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
     if not missing_pictures(bench, draw, cells):
         return
     for adapter in draw.adapters:
-        if adapter.run_id is not None:
-            ensure_snapshots(bench, adapter.run_id)
+        _ensure_whole_adapter(bench, adapter)
     with bench.workspace.claim("draw", draw.draw_id):
         from harness.generation.generate import draw_cells, draw_settings
 
+        for stage in bench.workspace.image_chunks(draw.draw_id):
+            if not stage.whole(lambda name: name == IMAGES):
+                stage.remove()
         model = bench.model(draw.model)
         at_once = _pictures_at_once(bench, model, draw_settings(draw))
         for chunk in missing_pictures(bench, draw, cells, at_once):
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
-            with stage.build(model=_json(draw.model), draw=draw_facts(draw)) as folder:
-                draw_cells(draw, chunk.cells, model, lambda a: adapter_path(bench.workspace, a), folder)
+            one_colour: list[str] = []
+            with stage.build(
+                model=_json(draw.model), draw=draw_facts(draw), one_colour=one_colour
+            ) as folder:
+                one_colour += draw_cells(
+                    draw, chunk.cells, model, lambda a: adapter_path(bench.workspace, a), folder
+                )
             bench.report("pictures", len(chunk.cells))
+
+
+def _ensure_whole_adapter(bench: Bench, adapter: DrawAdapter) -> None:
+    """What the adapter's training saved, as it was saved. A file that was given is checked in the plan."""
+    if adapter.run_id is None or adapter.steps is None:
+        return
+    stage = bench.workspace.snapshot(adapter.run_id, adapter.steps)
+    ensure_snapshots(bench, adapter.run_id)
+    if _taken_away(bench.workspace, stage, ("run", adapter.run_id), _is_adapter):
+        ensure_snapshots(bench, adapter.run_id)
 
 
 def adapter_path(workspace: Workspace, adapter: DrawAdapter) -> Path:
@@ -254,31 +313,67 @@ def _pictures_at_once(bench: Bench, model: "Model", settings: DrawSettings | Non
 def missing_pictures(
     bench: Bench, draw: Draw, cells: tuple[Cell, ...], at_once: int = PICTURES_AT_ONCE
 ) -> list[Chunk]:
-    """The cells that have no picture yet, in the chunks they will be drawn in."""
-    drawn = drawn_images(bench.workspace, draw.draw_id)
-    have = set(drawn["image_id"]) if len(drawn) else set()
+    """The cells that have no picture yet, in the chunks they will be drawn in.
+
+    Pictures whose table is damaged are missing.
+    """
+    have: set[str] = set()
+    for stage in bench.workspace.image_chunks(draw.draw_id):
+        with suppress(StageError):
+            have.update(read_parquet(stage, IMAGES)["image_id"])
     return missing_chunks(cells, have, at_once)
 
 
 def drawn_images(workspace: Workspace, draw_id: str) -> pd.DataFrame:
-    """Rows of all pictures of a draw, `path` relative to the workspace; empty when there are none."""
+    """Rows of all pictures of a draw, `path` relative to the workspace; empty when there are none.
+
+    Raises StageError where a table is damaged.
+    """
     frames = []
     for stage in workspace.image_chunks(draw_id):
-        frame = pd.read_parquet(stage.path / "images.parquet")
+        frame = read_parquet(stage, IMAGES)
         folder = workspace.relative(stage.path)
         frames.append(frame.assign(path=[f"{folder}/{name}" for name in frame["path"]]))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def ensure_scores(bench: Bench, draw: Draw) -> None:
-    """Every metric's scores of every picture of a draw; what a chunk lacks is computed in one pass."""
+def read_parquet(stage: Stage, name: str) -> pd.DataFrame:
+    """A table of a stage. Raises StageError where it is not as it was written."""
+    return pd.read_parquet(io.BytesIO(stage.read(name)))
+
+
+def ensure_scores(bench: Bench, draw: Draw) -> bool:
+    """Every metric's scores of every picture of a draw; what a chunk lacks is computed in one pass.
+
+    False where pictures to be scored were damaged: they are gone, and to be drawn again first.
+    """
     for chunk in bench.workspace.image_chunks(draw.draw_id):
         if not missing_metrics(bench, chunk):
             continue
+        if _taken_away(bench.workspace, chunk, ("draw", draw.draw_id), _any_file):
+            return False
         with bench.workspace.claim("draw", draw.draw_id):
             missing = missing_metrics(bench, chunk)
             if missing:
                 _score(bench, chunk, missing)
+    return True
+
+
+def take_away_damaged(bench: Bench) -> int:
+    """Remove what the sweep's tables are read from and is damaged; how many stages were.
+
+    That is tables and training records. Pictures and adapters are looked at when they are used.
+    """
+    workspace, damaged = bench.workspace, 0
+    for run_id in bench.plan.runs:
+        for snapshot in workspace.snapshots(run_id).values():
+            damaged += _taken_away(workspace, snapshot, ("run", run_id), lambda name: name == TRAINING_RECORD)
+    for draw_id in bench.plan.draws:
+        for chunk in workspace.image_chunks(draw_id):
+            scores = [workspace.scores(metric_name(m), chunk) for m in bench.plan.sweep.metrics]
+            for stage in (chunk, *(stage for stage in scores if stage.done)):
+                damaged += _taken_away(workspace, stage, ("draw", draw_id), lambda name: name in TABLES)
+    return damaged
 
 
 def missing_metrics(bench: Bench, chunk: Stage) -> tuple[MetricSpec, ...]:
@@ -295,8 +390,8 @@ def metric_name(metric: MetricSpec) -> str:
 
 
 def _score(bench: Bench, chunk: Stage, metrics: tuple[MetricSpec, ...]) -> None:
-    images = pd.read_parquet(chunk.path / "images.parquet")
+    images = read_parquet(chunk, IMAGES)
     table = _resident_scorer(metrics).score(images, chunk.path)
     for metric in metrics:
         with bench.workspace.scores(metric_name(metric), chunk).build() as folder:
-            table[table["metric"] == metric.kind].to_parquet(folder / "scores.parquet", index=False)
+            table[table["metric"] == metric.kind].to_parquet(folder / SCORES, index=False)

@@ -16,12 +16,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -45,6 +46,9 @@ RECORDED = (
     "open_clip_torch",
     "ray",
 )
+
+# File too large: a limit on single files, as some shared file systems have.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
@@ -77,23 +81,45 @@ class Stage:
         """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
         try:
             loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
-            if not isinstance(loaded["files"], dict):
-                raise ValueError("its files are no mapping")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not isinstance(loaded["facts"], dict):
+                raise ValueError("its facts are no mapping")
+            if not all(isinstance(facts["sha256"], str) for facts in loaded["files"].values()):
+                raise ValueError("its files have no hashes")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(
                 f"{self.path / MANIFEST} cannot be read ({error}); delete the folder and run again"
             ) from None
         return loaded
+
+    def read(self, name: str) -> bytes:
+        """A file as it was when the stage was finished. Raises StageError where it is another."""
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise StageError(f"{self.path / name} cannot be read: {error.strerror}") from None
+        facts = self.manifest()["files"].get(name)
+        if facts is None or hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise StageError(f"{self.path / name} does not match its manifest")
+        return content
 
     def verify(self) -> None:
         """Raise StageError for the first file that is missing or does not match its hash."""
         for fault in self.faults():
             raise StageError(f"{fault}; delete {self.path} and run again")
 
-    def faults(self) -> Iterator[str]:
+    def whole(self, concerned: Callable[[str], bool] = lambda _: True) -> bool:
+        """True where the manifest can be read and the files with names that are `concerned` match it."""
+        try:
+            return not any(True for _ in self.faults(concerned))
+        except StageError:
+            return False
+
+    def faults(self, concerned: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
         """What is wrong, file by file. Raises StageError where the manifest cannot be read."""
         for name, facts in self.manifest()["files"].items():
             file = self.path / name
+            if not concerned(name):
+                continue
             if not file.is_file():
                 yield f"{file} is missing"
             elif sha256(file) != facts["sha256"]:
@@ -113,18 +139,14 @@ class Stage:
         started = time.monotonic()
         temporary = self.path.parent / f".tmp-{self.path.name}-{uuid.uuid4().hex[:8]}"
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=time.monotonic() - started))
-            if not self.done:
-                shutil.rmtree(self.path, ignore_errors=True)  # a folder without manifest is nobody's result
-                temporary.rename(self.path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise WorkspaceError(
-                    f"{self.path}: {error.strerror}; make room or choose another --workspace"
-                ) from error
-            raise
+            with explaining_lack_of_room(self.path):
+                temporary.mkdir(parents=True)
+                yield temporary
+                seconds = time.monotonic() - started
+                write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=seconds))
+                if not self.done:
+                    shutil.rmtree(self.path, ignore_errors=True)  # without manifest it is nobody's result
+                    temporary.rename(self.path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -141,9 +163,12 @@ class Place:
 class Workspace:
     """All paths of a workspace; nobody else joins them."""
 
-    def __init__(self, root: Path | str) -> None:
-        """Nothing is created before something is built."""
+    def __init__(
+        self, root: Path | str, *, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Nothing is created before something is built. `waiting` is entered while another holds a claim."""
         self.root = Path(root).expanduser().resolve()
+        self.waiting = waiting
 
     def dataset(self, dataset_id: str) -> Stage:
         """The training pictures of one recipe."""
@@ -210,7 +235,9 @@ class Workspace:
         """
         lock = self._lock(kind, identity)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with self.waiting():
+            held = FileLock(lock).acquire()
+        with held:
             for pattern in LEFT_OVERS[kind]:
                 for left_over in self.root.glob(pattern.format(identity)):
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -274,6 +301,22 @@ def _claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
             return "draw", path.parent.name
         case "scores":
             return "draw", name.partition("-")[0]
+
+
+@contextmanager
+def explaining_lack_of_room(path: Path) -> Iterator[None]:
+    """Say in one line that what the block writes has no room. Other errors pass through."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors tells the system's error in its message alone.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in NO_ROOM or isinstance(error, WorkspaceError):
+            raise
+        raise WorkspaceError(
+            f"{path}: {os.strerror(number)}; make room or choose another --workspace"
+        ) from error
 
 
 def sha256(file: Path) -> str:

@@ -1,10 +1,13 @@
 """A loop in this process: for a debugger, for one GPU, and to compare Ray with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.errors import SpecError
+from harness.execution.deadline import exception_after
 from harness.pipeline import Outcome, Task, attempt
 from harness.stages import Bench
+from harness.workspace import Workspace
 
 
 class LocalExecutor:
@@ -20,9 +23,19 @@ class LocalExecutor:
         outcomes = []
         for task in tasks:
             try:
-                outcomes.append(attempt(task, bench))
+                outcomes.append(_attempt(task, bench))
             except (
                 Exception
             ) as error:  # the trial's boundary: recorded here, and shown as a row with its reason
                 outcomes.append(Outcome(task=task, reason=f"{type(error).__name__}: {error}"))
         return outcomes
+
+
+def _attempt(task: Task, bench: Bench) -> Outcome:
+    minutes = bench.plan.sweep.compute.timeout_minutes
+    if minutes is None:
+        return attempt(task, bench)
+    deadline = exception_after(minutes)
+    with deadline.running():
+        workspace = Workspace(bench.workspace.root, waiting=deadline.paused)
+        return attempt(task, replace(bench, workspace=workspace))

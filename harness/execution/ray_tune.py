@@ -11,14 +11,17 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
 from harness.pipeline import Outcome, Task, attempt
 from harness.stages import Bench, Kind
+from harness.workspace import Workspace
 
 # Read by Ray when it is imported, so they must stand before the import.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
@@ -31,8 +34,10 @@ import ray
 from ray import tune
 
 from harness.execution.data_parallel import train_on_workers
+from harness.execution.deadline import end_of_process_after, too_long
 
 REPORT_EVERY_SECONDS = 2.0
+OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over
 
 
 class RayTuneExecutor:
@@ -45,7 +50,7 @@ class RayTuneExecutor:
             if alone:
                 _check_it_fits(compute)
             tuner = tune.Tuner(
-                _trainable(tasks, bench, compute),
+                _trainable(tasks, bench, compute, notes=Path(storage) / OVERTIME),
                 param_space={"task": tune.grid_search(list(range(len(tasks))))},
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=_at_once(tasks, compute),
@@ -60,10 +65,11 @@ class RayTuneExecutor:
                     callbacks=[_Progress(bench)],
                 ),
             )
-            return _outcomes(tasks, tuner.fit())
+            overtime = partial(_overtime, compute, Path(storage) / OVERTIME)
+            return _outcomes(tasks, tuner.fit(), overtime=overtime)
 
 
-def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any:
+def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path) -> Any:
     several = _takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
@@ -71,7 +77,8 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any
         _use_threads(compute)
 
         progress = _Batched()
-        outcome = attempt(tasks[config["task"]], replace(bench, report=progress.add, trainer=trainer))
+        equipped = replace(bench, report=progress.add, trainer=trainer)
+        outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]))
         tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
 
     # A plan is megabytes for a large sweep: sent once through the object store, not once per trial.
@@ -83,6 +90,24 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec) -> Any
     return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": gpus})
 
 
+def _attempt(task: Task, bench: Bench, note: Path) -> Outcome:
+    """Within its time, if there is a limit: else this process ends, and Tune starts another."""
+    minutes = bench.plan.sweep.compute.timeout_minutes
+    if minutes is None:
+        return attempt(task, bench)
+    with end_of_process_after(minutes, note) as deadline, deadline.running():
+        workspace = Workspace(bench.workspace.root, waiting=deadline.paused)
+        return attempt(task, replace(bench, workspace=workspace))
+
+
+def _overtime(compute: ComputeSpec, notes: Path, task: int) -> str | None:
+    """Why a worker ended itself, null where it did not."""
+    note = notes / str(task)
+    if compute.timeout_minutes is None or not note.is_file() or not (stacks := note.read_text()):
+        return None
+    return too_long(compute.timeout_minutes, stacks)
+
+
 def _takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:
     return compute.training_workers > 1 and any(task.runs for task in tasks)
 
@@ -91,10 +116,18 @@ def _at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
     """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
     if not _takes_several_processes(tasks, compute):
         return compute.max_concurrent
-    has, asked = ray.cluster_resources(), _of_one_process(compute)
+    has, asked = _resources(), _of_one_process(compute)
     fitting = min(int(has.get(name, 0) // amount) for name, amount in asked.items() if amount)
     together = max(1, fitting // compute.training_workers)  # a cluster that grows may have room for it later
     return min(together, compute.max_concurrent or together)
+
+
+def _resources() -> Counter[str]:
+    """What all nodes have. Not `ray.cluster_resources()`, which knows nothing in its first moments."""
+    found: Counter[str] = Counter()
+    for node in ray.nodes():
+        found.update(node["Resources"] if node["Alive"] else {})
+    return found
 
 
 def _of_one_process(compute: ComputeSpec) -> dict[str, float]:
@@ -103,7 +136,7 @@ def _of_one_process(compute: ComputeSpec) -> dict[str, float]:
 
 def _check_it_fits(compute: ComputeSpec) -> None:
     """Raise HarnessError where this machine will never have what a trial asks for; Tune would wait for it."""
-    has, one = ray.cluster_resources(), _of_one_process(compute)
+    has, one = _resources(), _of_one_process(compute)
     if any(amount * compute.training_workers > has.get(name, 0) for name, amount in one.items()):
         raise HarnessError(
             f"compute: {compute.training_workers} processes of {one['CPU']:g} CPU and {one['GPU']:g} GPU do "
@@ -154,13 +187,15 @@ class _Progress(tune.Callback):
             self.bench.report(kind, count)
 
 
-def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid) -> list[Outcome]:
+def _outcomes(
+    tasks: Sequence[Task], grid: tune.ResultGrid, *, overtime: Callable[[int], str | None]
+) -> list[Outcome]:
     """One outcome per task, in the order of the tasks, whatever became of its trial."""
     found: dict[int, Outcome] = {}
     for result in grid:
         number = result.config["task"]
         if result.error is not None:
-            found[number] = Outcome(task=tasks[number], reason=_one_line(result.error))
+            found[number] = Outcome(task=tasks[number], reason=overtime(number) or _one_line(result.error))
         elif result.metrics and result.metrics.get("ended"):
             found[number] = Outcome(task=tasks[number], reason=result.metrics["reason"])
     lost = "the worker ended without saying how"
@@ -195,7 +230,13 @@ def _connected() -> Iterator[bool]:
         return
     # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(
+            # Without an address Ray would join whatever cluster was last started on this machine.
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
     except ConnectionError as error:
         raise HarnessError(
             f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"

@@ -19,6 +19,9 @@ class ComputeSpec(Frozen):
     ] = None
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
     max_failures: Annotated[int, Field(ge=0, description="times a lost or failed task is tried again")] = 1
+    timeout_minutes: Annotated[
+        float | None, Field(gt=0, description="a task that takes longer is ended; null: no limit")
+    ] = None
     batch_size: Annotated[
         int | None, Field(ge=1, description="pictures drawn in one batch; null: as many as memory allows")
     ] = 8

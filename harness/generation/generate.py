@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from harness.generation import png
@@ -23,13 +24,14 @@ def draw_cells(
     model: "Model",
     adapter_path: Callable[[DrawAdapter], Path],
     folder: Path,
-) -> None:
+) -> list[str]:
     """Draw the cells in one batch; write `<image_id>.png` and `images.parquet` into `folder`, in order.
 
     `adapter_path` gives an adapter's file, or the folder it was saved in. In the table `path` is the bare
     file name, `sha256` that of the file, `draw_seconds` a picture's share of the batch, and `trial_id` null:
     which trials a picture belongs to is the plan's to say. Nothing in a picture's file depends on the time,
-    so the same cells give the same bytes. Raises ModelError for what cannot be drawn.
+    so the same cells give the same bytes. Returns the image_ids of pictures that are of one colour: pictures
+    like any other, but something is likely to be wrong. Raises ModelError for what cannot be drawn.
     """
     started = time.perf_counter()
     paths = [adapter_path(adapter) for adapter in draw.adapters]
@@ -51,6 +53,14 @@ def draw_cells(
         png.save(picture.image, file, chunks)
         rows.append(_image_row(draw, cell, picture, file=file, seconds=seconds))
     tables.write_table(folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
+    return [
+        cell.image_id for cell, picture in zip(cells, pictures, strict=True) if _is_of_one_colour(picture)
+    ]
+
+
+def _is_of_one_colour(picture: Picture) -> bool:
+    pixels_HW3 = np.asarray(picture.image)
+    return bool((pixels_HW3 == pixels_HW3[0, 0]).all())
 
 
 def draw_settings(draw: Draw) -> DrawSettings:
