@@ -25,6 +25,7 @@ EXAMPLES = """
 Examples:\n
   harness check sweeps/quickstart.yaml\n
   harness run sweeps/quickstart.yaml --workspace runs\n
+  harness run sweeps/sdxl_wrong.yaml --workspace /shared/runs --address auto\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
   harness report runs/sweeps/quickstart\n
@@ -92,12 +93,22 @@ def run(
         Literal["ray", "local"],
         typer.Option(help="ray: workers through Ray Tune; local: a loop in this process."),
     ] = "ray",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: auto (started on this machine) or HOST:PORT; default RAY_ADDRESS, else none."
+        ),
+    ] = None,
 ) -> None:
     """Carry a sweep to its end. Run it again after any interruption: what is finished is never made twice."""
     from harness.execution import make_executor
     from harness.pipeline import run_sweep
     from harness.progress import Display
 
+    if executor == "local" and address is not None:
+        raise SpecError(
+            "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
+        )
     display = Display(err)
     bench = _bench(sweep, workspace, override, display)
     bench.workspace.check_writable()
@@ -108,7 +119,9 @@ def run(
 
     try:
         with display.live():
-            finished = run_sweep(bench, make_executor(executor), announce=announce, publish=publisher)
+            finished = run_sweep(
+                bench, make_executor(executor, address=address), announce=announce, publish=publisher
+            )
     except KeyboardInterrupt:
         err.print("\nStopped. What is finished is kept; run the same command to go on.")
         raise typer.Exit(130) from None

@@ -191,3 +191,8 @@ def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[str]) -> No
     while len(list(workspace.glob("adapters/*/steps-*/manifest.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.005)
+
+
+def test_an_address_is_of_a_cluster(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("run", sweep, "-w", tmp_path, "--executor", "local", "--address", "auto") == 2
+    assert "--address is of a Ray cluster" in capsys.readouterr().err

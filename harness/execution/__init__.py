@@ -8,8 +8,12 @@ if TYPE_CHECKING:
 ExecutorName = Literal["ray", "local"]
 
 
-def make_executor(name: ExecutorName) -> "Executor":
-    """The executor of that name. Ray is imported only when it is asked for."""
+def make_executor(name: ExecutorName, *, address: str | None = None) -> "Executor":
+    """The executor of that name. Ray is imported only when it is asked for.
+
+    `address` is of a Ray cluster: `auto` (the one started on this machine) or HOST:PORT; null: what
+    RAY_ADDRESS says, else a Ray of this process alone.
+    """
     match name:
         case "local":
             from harness.execution.local import LocalExecutor
@@ -18,4 +22,4 @@ def make_executor(name: ExecutorName) -> "Executor":
         case "ray":
             from harness.execution.ray_tune import RayTuneExecutor
 
-            return RayTuneExecutor()
+            return RayTuneExecutor(address)

@@ -41,12 +41,18 @@ OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word
 
 
 class RayTuneExecutor:
-    """Fans tasks out through `tune.Tuner`; starts Ray in this process unless it is connected already."""
+    """Fans tasks out through `tune.Tuner`: on the cluster at `address`, else at RAY_ADDRESS, else here.
+
+    Uses the Ray that this process is connected to already, if it is.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS")
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
         compute = bench.plan.sweep.compute
-        with _connected() as alone, _storage(bench) as storage:
+        with _connected(self.address) as alone, _storage(bench) as storage:
             if alone:
                 _check_it_fits(compute)
             tuner = tune.Tuner(
@@ -141,7 +147,7 @@ def _check_it_fits(compute: ComputeSpec) -> None:
         raise HarnessError(
             f"compute: {compute.training_workers} processes of {one['CPU']:g} CPU and {one['GPU']:g} GPU do "
             f"not fit into this machine ({has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU); lower "
-            "cpus_per_trial, gpus_per_trial or workers_per_trial, or name a cluster by RAY_ADDRESS"
+            "cpus_per_trial, gpus_per_trial or workers_per_trial, or name a cluster by --address"
         )
 
 
@@ -220,8 +226,8 @@ def _storage(bench: Bench) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[bool]:
-    """A Ray to work with: the one connected already, the one named by RAY_ADDRESS, or a fresh local one.
+def _connected(address: str | None) -> Iterator[bool]:
+    """A Ray to work with: the one connected already, the one at the address, or a fresh local one.
 
     Yields whether it is a fresh one of this machine alone.
     """
@@ -232,16 +238,14 @@ def _connected() -> Iterator[bool]:
     try:
         ray.init(
             # Without an address Ray would join whatever cluster was last started on this machine.
-            address=os.environ.get("RAY_ADDRESS", "local"),
+            address=address or "local",
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
     except ConnectionError as error:
-        raise HarnessError(
-            f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
-        ) from None
+        raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
     try:
-        yield "RAY_ADDRESS" not in os.environ
+        yield address is None
     finally:
         ray.shutdown()
