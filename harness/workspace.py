@@ -328,11 +328,14 @@ def sha256(file: Path) -> str:
 def write_json(file: Path, content: Any) -> None:
     """Write JSON to a file that is whole or not there, even after a power cut."""
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w") as handle:
-        json.dump(content, handle, indent=1, sort_keys=True)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("w") as handle:
+            json.dump(content, handle, indent=1, sort_keys=True)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -35,10 +35,13 @@ def write(results: "Results", workspace: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(name, 0o644)  # mkstemp gives 0600; the page is there to be shared
-        os.replace(name, target)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(page)
+            os.chmod(name, 0o644)  # mkstemp gives 0600; the page is there to be shared
+            os.replace(name, target)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
 

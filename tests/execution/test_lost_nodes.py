@@ -26,7 +26,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
     training = {"learning_rate": 0.01, "batch_size": 2, "steps": 60}
-    changes = {"training": training, "axes": {}, "compute": {"checkpoint_every": 5, "batch_size": 2}}
+    arms = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
+    compute = {"checkpoint_every": 5, "batch_size": 2}
+    changes = {"training": training, "axes": {}, "arms": arms, "compute": compute}
     return small_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip, **changes)
 
 

@@ -1,0 +1,162 @@
+"""Trials that raise, hang, die, lack memory or learn nothing: rows with a reason, and the others go on."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.errors import HarnessError
+from harness.execution import ExecutorName, make_executor
+from harness.execution.deadline import exception_after
+from harness.models.model import Model
+from harness.models.spec import ModelSpec, SdxlModel
+from harness.pipeline import SweepRun, run_sweep
+from harness.spec.expand import Plan
+from harness.stages import Bench
+from harness.workspace import Workspace
+from tests.execution.carrying import Display
+from tests.models.tiny import tiny_spec as spec_of
+from tests.sweeps import small_plan
+
+ARMS = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
+GOOD, NAN = 0.01, 1e30
+FAULTS = {0.02: "raise", 0.03: "die", 0.04: "memory"}
+HANG = {0.05: "hang"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Bench):
+    """A worker's bench that has a fault when some runs are trained; each try leaves a file in `tries`."""
+
+    faults: dict[str, str] = field(default_factory=dict)  # by run
+    tries: Path
+
+    def model(self, spec: ModelSpec) -> Model:
+        """The model, unless one of the runs with a fault is being trained."""
+        for run_id, fault in self.faults.items():
+            if self.workspace.claimed("run", run_id):
+                self.tries.mkdir(exist_ok=True)
+                (self.tries / f"{fault}-{os.getpid()}-{time.monotonic_ns()}").touch()
+                have(fault)
+        return super().model(spec)
+
+
+def have(fault: str) -> None:
+    match fault:
+        case "raise":
+            raise RuntimeError("something\nunforeseen")
+        case "die":  # as the system does to what takes too much memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "memory":
+            torch.empty(10**15)
+        case "hang":
+            time.sleep(3600)
+
+
+def carry_out(plan: Plan, root: Path, name: ExecutorName, faults: dict[float, str]) -> SweepRun:
+    runs = {run.training.learning_rate: run_id for run_id, run in plan.runs.items()}
+    bench = Faulty(
+        plan=plan,
+        workspace=Workspace(root),
+        report=Display().report,
+        faults={runs[rate]: fault for rate, fault in faults.items()},
+        tries=root / "tries",
+    )
+    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)
+
+
+def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
+    """The trials by their learning rate. What failed has no score and no picture of its own."""
+    trials = {row["training.learning_rate"]: row for row in run.results.trials.to_dict("records")}
+    for row in trials.values():
+        differences = run.results.summary.query(f"trial_id == '{row['trial_id']}'")["mean_difference"]
+        assert differences.notna().all() if row["status"] == "completed" else differences.isna().all()
+    return trials
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_fault_is_tried_again_then_a_row_with_the_reason(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    compute = {"max_failures": 1, "max_concurrent": 2, "batch_size": 4}
+    axes = {"training.learning_rate": [*FAULTS, NAN, GOOD]}
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, arms=ARMS, compute=compute)
+    run = carry_out(plan, tmp_path / "w", "ray", FAULTS)
+    trials = rows(run)
+    assert trials[GOOD]["status"] == "completed" and pd.isna(trials[GOOD]["reason"])
+    print({rate: row["reason"] for rate, row in trials.items()})
+    for rate, said in {0.02: "RuntimeError", 0.03: "worker", 0.04: "memory", NAN: "learning rate"}.items():
+        assert trials[rate]["status"] == "failed"
+        assert said in trials[rate]["reason"] and "\n" not in trials[rate]["reason"]
+    tries = [file.name.partition("-")[0] for file in (tmp_path / "w" / "tries").iterdir()]
+    assert sorted(tries) == sorted(2 * list(FAULTS.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["ray", "local"])
+def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
+    name: ExecutorName, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    # The one worker that there is hangs first; all the rest must come after it.
+    compute = {"max_failures": 0, "max_concurrent": 1, "batch_size": 4, "timeout_minutes": 0.3}
+    axes = {"training.learning_rate": [*HANG, GOOD]}
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, arms=ARMS, compute=compute)
+    run = carry_out(plan, tmp_path / "w", name, HANG)
+    trials = rows(run)
+    assert trials[GOOD]["status"] == "completed"
+    assert trials[0.05]["status"] == "failed"
+    assert "took longer than compute.timeout_minutes: 0.3" in trials[0.05]["reason"]
+    assert "harness/stages.py" in trials[0.05]["reason"], "it says where it was"
+    assert len(list((tmp_path / "w" / "tries").iterdir())) == 1
+
+
+def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
+    deadline = exception_after(0.5 / 60)
+    workspace = Workspace(tmp_path, waiting=deadline.paused)
+    held = threading.Event()
+
+    def hold() -> None:
+        with Workspace(tmp_path).claim("run", "r"):
+            held.set()
+            time.sleep(1.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with deadline.running(), workspace.claim("run", "r"):
+        pass
+    holder.join()
+    with pytest.raises(HarnessError, match="took longer"), deadline.running():
+        time.sleep(60)
+
+
+@pytest.mark.slow
+def test_pictures_of_one_colour_are_scored_and_said(
+    tmp_path: Path, tiny_folder: Path, tiny_clip: str
+) -> None:
+    base = tmp_path / "sdxl"
+    shutil.copytree(tiny_folder, base)
+    (file,) = base.glob("vae/*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_out.weight"].zero_()  # whatever is drawn, the decoder makes it black
+    weights["decoder.conv_out.bias"].fill_(-1.0)
+    save_file(weights, file, metadata={"format": "pt"})
+    changes = {"axes": {}, "arms": ARMS, "sampler": {"steps": 2, "guidance": 4.0, "refiner_start": None}}
+    plan = small_plan(tmp_path, spec_of(base, refiner=False), tiny_clip, **changes)
+    run = carry_out(plan, tmp_path / "w", "local", {})
+    (trial,) = run.results.trials.to_dict("records")
+    assert trial["status"] == "completed"
+    assert trial["reason"] == "4 of 4 dev pictures are of one colour"
+    assert run.results.scores["value"].notna().all()
