@@ -208,7 +208,20 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
 
 def _spec(study: Study) -> str:
     spec = {key: value for key, value in study.sweep.items() if key not in FACTS}
-    return json.dumps(spec, indent=2, ensure_ascii=False)
+    return json.dumps(_from_here(spec), indent=2, ensure_ascii=False)
+
+
+def _from_here(value: Any) -> Any:
+    """The same with folders below this one as one would type them, not as they lie on one machine."""
+    match value:
+        case dict():
+            return {key: _from_here(inner) for key, inner in value.items()}
+        case list():
+            return [_from_here(inner) for inner in value]
+        case str() if Path(value).is_absolute() and Path(value).is_relative_to(Path.cwd()):
+            return str(Path(value).relative_to(Path.cwd()))
+        case _:
+            return value
 
 
 def _spec_uri(study: Study) -> str:

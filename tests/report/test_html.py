@@ -126,3 +126,13 @@ def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path) -> None:
     assert "There is no pair of pictures to show." in text
     assert text.count("loss became NaN") >= 8
     assert not Page(text).open
+
+
+def test_folders_are_written_as_one_would_type_them(
+    results: Results, workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {"kind": "folder", "path": str(tmp_path / "pictures" / "fox")}
+    page = render(replace(results, sweep={**results.sweep, "recipe": recipe}), workspace)
+    assert "pictures/fox" in page
+    assert str(tmp_path) not in page
