@@ -275,9 +275,7 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
         for chunk in missing_pictures(bench, draw, cells, at_once):
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
             one_colour: list[str] = []
-            with stage.build(
-                model=_json(draw.model), draw=draw_facts(draw), one_colour=one_colour
-            ) as folder:
+            with stage.build(model=_json(draw.model), draw=draw_facts(draw), one_colour=one_colour) as folder:
                 one_colour += draw_cells(
                     draw, chunk.cells, model, lambda a: adapter_path(bench.workspace, a), folder
                 )

@@ -211,7 +211,11 @@ def _outcomes(
 def _one_line(error: Exception) -> str:
     """The cause behind Ray's wrapping, without the traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    told = lines[-1] if lines else "no message"
+    if isinstance(error, ray.exceptions.RayActorError):
+        detail = told.partition(" Some common causes")[0]  # Ray's advice on Ray follows
+        return f"its worker died or was killed, perhaps for want of memory: {detail}"
+    return f"{type(error).__name__}: {told}"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Trials that raise, hang, die, lack memory or learn nothing: rows with a reason, and the others go on."""
 
+import inspect
 import os
 import shutil
 import signal
@@ -43,8 +44,9 @@ class Faulty(Bench):
 
     def model(self, spec: ModelSpec) -> Model:
         """The model, unless one of the runs with a fault is being trained."""
-        for run_id, fault in self.faults.items():
-            if self.workspace.claimed("run", run_id):
+        callers = (frame.frame for frame in inspect.stack() if frame.function == "ensure_snapshots")
+        for run_id in [frame.f_locals["run_id"] for frame in callers]:
+            if fault := self.faults.get(run_id):
                 self.tries.mkdir(exist_ok=True)
                 (self.tries / f"{fault}-{os.getpid()}-{time.monotonic_ns()}").touch()
                 have(fault)
@@ -85,7 +87,7 @@ def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_a_fault_is_tried_again_then_a_row_with_the_reason(
     tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
 ) -> None:
@@ -95,8 +97,12 @@ def test_a_fault_is_tried_again_then_a_row_with_the_reason(
     run = carry_out(plan, tmp_path / "w", "ray", FAULTS)
     trials = rows(run)
     assert trials[GOOD]["status"] == "completed" and pd.isna(trials[GOOD]["reason"])
-    print({rate: row["reason"] for rate, row in trials.items()})
-    for rate, said in {0.02: "RuntimeError", 0.03: "worker", 0.04: "memory", NAN: "learning rate"}.items():
+    for rate, said in {
+        0.02: "RuntimeError",
+        0.03: "worker died or was killed",
+        0.04: "memory",
+        NAN: "learning rate",
+    }.items():
         assert trials[rate]["status"] == "failed"
         assert said in trials[rate]["reason"] and "\n" not in trials[rate]["reason"]
     tries = [file.name.partition("-")[0] for file in (tmp_path / "w" / "tries").iterdir()]
@@ -104,7 +110,7 @@ def test_a_fault_is_tried_again_then_a_row_with_the_reason(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["ray", "local"])
 def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
     name: ExecutorName, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str

@@ -150,7 +150,8 @@ def assert_told(run: "subprocess.CompletedProcess[str]", why: str, store: Path) 
     """In one clear line; and nothing is left that takes up the room that there is none of."""
     assert run.returncode in (1, 2) and "Traceback" not in run.stderr
     assert why in " ".join(run.stderr.split())
-    assert not [path for path in store.rglob(".*") if path.parent.name != ".locks" and path.stat().st_size]
+    begun = [path for path in store.rglob(".*") if path.is_file() and path.stat().st_size]
+    assert not begun + list(store.rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])
