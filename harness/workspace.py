@@ -48,7 +48,8 @@ RECORDED = (
 )
 
 # File too large: a limit on single files, as some shared file systems have.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EROFS)
 
 LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
@@ -312,7 +313,9 @@ def explaining_lack_of_room(path: Path) -> Iterator[None]:
         # safetensors tells the system's error in its message alone.
         told = re.search(r"\(os error (\d+)\)", str(error))
         number = int(told[1]) if told else getattr(error, "errno", None)
-        if number not in NO_ROOM or isinstance(error, WorkspaceError):
+        # A file elsewhere, as of a model, may not be allowed to be read: that has nothing to do with room.
+        here = str(getattr(error, "filename", "")).startswith(str(path.parent))
+        if number not in NO_ROOM and not (number in NOT_WRITABLE and here):
             raise
         raise WorkspaceError(
             f"{path}: {os.strerror(number)}; make room or choose another --workspace"
