@@ -17,9 +17,9 @@ from harness.spec.load import load_sweep
 from harness.terminal import err, out
 
 if TYPE_CHECKING:
+    from harness.bench import Bench
     from harness.pipeline import Task
     from harness.results import Results
-    from harness.stages import Bench
 
 EXAMPLES = """
 Examples:\n
@@ -276,7 +276,7 @@ class _Publisher:
 
 
 def _bench(sweep: Path, workspace: Path, override: Sequence[str] | None, display: Any = None) -> "Bench":
-    from harness.stages import Bench
+    from harness.bench import Bench
     from harness.workspace import Workspace
 
     report = display.report if display is not None else _ignore

@@ -11,8 +11,9 @@ import pandas as pd
 from harness import results
 from harness.results import stats, tables
 from harness.spec.expand import Draw, Plan, Trial, param_label
+from harness.stage import Stage, versions
 from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, read_parquet
-from harness.workspace import Stage, Workspace, versions
+from harness.workspace import Workspace
 
 
 def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> results.Results:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import inventory
+from harness.bench import Bench
 from harness.errors import StageError
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count, picture_passes, step_passes
 from harness.pipeline import Task, confirm_tasks, trial_stages
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
-from harness.stages import Bench, draw_facts
+from harness.stages import draw_facts
 from harness.workspace import Place, Workspace
 
 CONFIRMATION = "confirmation pictures"

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.bench import Bench, Kind
 from harness.generation.plan import Chunk
 from harness.recipes import picture_count
 from harness.recipes.spec import FolderRecipe
 from harness.spec.expand import Dataset, Draw, Plan, TrainingRun
-from harness.stages import Bench, Kind, missing_pictures
+from harness.stages import missing_pictures
 
 GUIDANCE_ROWS = 2
 FORWARD_AND_BACKWARD = 3

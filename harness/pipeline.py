@@ -8,23 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from harness.bench import Bench
 from harness.collect import collect
 from harness.errors import HarnessError, StageError
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
+from harness.stage import explaining_lack_of_room, write_json
 from harness.stages import (
-    Bench,
-    ensure_dataset,
     ensure_pictures,
     ensure_scores,
-    ensure_snapshots,
     missing_metrics,
     missing_pictures,
-    missing_snapshots,
-    take_away_damaged,
+    take_away_damaged_tables,
 )
-from harness.workspace import PLAN, Workspace, explaining_lack_of_room, write_json
+from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
+from harness.workspace import PLAN, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ def run_sweep(
         try:
             return collect(plan, workspace, failures(outcomes))
         except StageError:
-            if not take_away_damaged(bench):
+            if not take_away_damaged_tables(bench):
                 raise
         return carry_out_trials()
 
@@ -150,7 +149,7 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
     task = trial_task(plan, trial)
     with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
         _write_plan(plan, workspace)
-        take_away_damaged(bench)
+        take_away_damaged_tables(bench)
         announce([task])
         perform(task, bench)
         return collect(plan, workspace, {})

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from harness import inventory, pipeline
-from harness.stages import Bench, Kind
+from harness.bench import Bench, Kind
 
 LABELS: dict[Kind, str] = {
     "dataset_pictures": "training pictures",

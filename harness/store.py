@@ -19,8 +19,9 @@ from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
 from harness.spec.expand import Plan, TrainingRun, expand
 from harness.spec.sweep import SweepSpec
+from harness.stage import MANIFEST, Stage
 from harness.stages import metric_name
-from harness.workspace import MANIFEST, PLAN, Place, Stage, Workspace
+from harness.workspace import PLAN, Place, Workspace
 
 ABOUT = {"versions", "host", "finished_at", "failures"}  # in sweep.json beside the sweep itself
 

@@ -24,11 +24,14 @@ LAYERS = (
     {"cli"},
 )
 CHAPTERS = {  # files of their own that belong to a room without a folder
+    "bench": "pipeline",
+    "training_stages": "pipeline",
     "stages": "pipeline",
     "collect": "pipeline",
     "inventory": "pipeline",
     "estimate": "pipeline",
     "store": "pipeline",
+    "stage": "workspace",
     "mirror": "tracking",
     "progress": "cli",
     "terminal": "cli",

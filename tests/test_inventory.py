@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from harness.bench import Bench
 from harness.estimate import Estimate, estimated
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count, confirmation_pictures, inventory, training_steps
 from harness.models.spec import SdxlModel
 from harness.spec.base import Frozen
 from harness.spec.expand import Plan, TrainingRun
-from harness.stages import Bench, draw_facts
-from harness.workspace import Stage, Workspace, write_json
+from harness.stage import Stage, write_json
+from harness.stages import draw_facts
+from harness.workspace import Workspace
 from tests.sweeps import small_plan
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from harness import results
+from harness.bench import Bench
 from harness.execution.local import LocalExecutor
 from harness.models.spec import SdxlModel
 from harness.pipeline import Outcome, SweepRun, Task, control_tasks, run_sweep, run_trial, trial_tasks
 from harness.spec.expand import Plan
-from harness.stages import Bench
 from harness.workspace import Workspace
 from tests.sweeps import PLAIN, small_plan
 

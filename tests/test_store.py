@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from harness import cli
+from harness.bench import Bench
 from harness.errors import WorkspaceError
 from harness.estimate import Estimate, estimated
 from harness.execution.local import LocalExecutor
@@ -18,9 +19,10 @@ from harness.inventory import inventory
 from harness.models.spec import SdxlModel
 from harness.pipeline import Outcome, SweepRun, Task, run_sweep
 from harness.spec.expand import Cell, Draw, Plan, TrainingRun
-from harness.stages import Bench, metric_name
+from harness.stage import Stage, write_json
+from harness.stages import metric_name
 from harness.store import collect_garbage, find, holdings, verify
-from harness.workspace import PLAN, Stage, Workspace, write_json
+from harness.workspace import PLAN, Workspace
 from tests.sweeps import small_plan
 
 

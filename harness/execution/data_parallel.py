@@ -12,9 +12,10 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
+from harness.bench import Bench, Kind, Segment
 from harness.errors import HarnessError, TrainingError
 from harness.execution.spec import ComputeSpec
-from harness.stages import Bench, Kind, Segment, train_segment
+from harness.training_stages import train_segment
 
 
 def train_on_workers(bench: Bench, segment: Segment) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.bench import Bench
 from harness.errors import SpecError
 from harness.execution.deadline import exception_after
 from harness.pipeline import Outcome, Task, attempt
-from harness.stages import Bench
 from harness.workspace import Workspace
 
 

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.bench import Bench, Kind
 from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
 from harness.pipeline import Outcome, Task, attempt
-from harness.stages import Bench, Kind
 from harness.workspace import Workspace
 
 # Read by Ray when it is imported, so they must stand before the import.

@@ -18,7 +18,7 @@ from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE, with_sorted_m
 from harness.models.layouts import to_kohya
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter
-from harness.workspace import EMA
+from harness.stage import EMA
 
 Layout = Literal["diffusers", "kohya", "both"]
 SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL

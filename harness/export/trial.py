@@ -13,7 +13,7 @@ from harness.export.files import Layout, write_files
 from harness.export.portable import portable
 from harness.export.sheet import contact_sheet, read_picture
 from harness.export.subject import Subject, find
-from harness.workspace import sha256
+from harness.stage import sha256
 
 if TYPE_CHECKING:
     from harness.results import Results

@@ -9,7 +9,7 @@ from harness.export.subject import Subject
 from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter, TextualInversion
-from harness.workspace import EMA
+from harness.stage import EMA
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "

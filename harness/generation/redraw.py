@@ -17,7 +17,8 @@ from harness.models.prompts import model_digest
 from harness.models.spec import EmojiModel, ModelSpec, SdxlModel
 from harness.spec.evaluation import MergeSpec
 from harness.spec.expand import Cell, Draw, DrawAdapter
-from harness.workspace import EMA, Workspace
+from harness.stage import EMA
+from harness.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.bench import Bench
 from harness.execution import ExecutorName, make_executor
 from harness.pipeline import SweepRun, run_sweep
 from harness.results import Results
 from harness.spec.expand import Plan
-from harness.stages import Bench
 from harness.workspace import Workspace
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.bench import Bench
 from harness.errors import HarnessError
 from harness.execution import ExecutorName, make_executor
 from harness.execution.deadline import exception_after
@@ -23,7 +24,6 @@ from harness.models.model import Model
 from harness.models.spec import ModelSpec, SdxlModel
 from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan
-from harness.stages import Bench
 from harness.workspace import Workspace
 from tests.execution.carrying import Display
 from tests.models.tiny import tiny_spec as spec_of
@@ -124,7 +124,7 @@ def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
     assert trials[GOOD]["status"] == "completed"
     assert trials[0.05]["status"] == "failed"
     assert "took longer than compute.timeout_minutes: 0.3" in trials[0.05]["reason"]
-    assert "harness/stages.py" in trials[0.05]["reason"], "it says where it was"
+    assert "harness/training_stages.py" in trials[0.05]["reason"], "it says where it was"
     assert len(list((tmp_path / "w" / "tries").iterdir())) == 1
 
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from harness import results
+from harness.bench import Bench
 from harness.models.spec import SdxlModel
 from harness.pipeline import run_sweep
 from harness.results import Results
 from harness.spec.expand import Plan
-from harness.stages import Bench
 from harness.workspace import Workspace
 from tests.execution.carrying import Display, assert_same, carry_out
 from tests.sweeps import small_plan, write_sweep

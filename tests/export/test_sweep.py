@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from harness.bench import Bench
 from harness.execution.local import LocalExecutor
 from harness.export import export_trial
 from harness.models.spec import SdxlModel
 from harness.pipeline import run_sweep
-from harness.stages import Bench
 from harness.workspace import Workspace
 from tests.sweeps import small_plan
 

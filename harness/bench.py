@@ -1,0 +1,71 @@
+"""What a worker is handed: the plan, the store, whom to report to; and the models that it keeps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from harness.metrics.spec import MetricSpec
+from harness.models.model import DrawSettings
+from harness.models.spec import ModelSpec
+from harness.spec.expand import Plan
+from harness.workspace import Workspace
+
+if TYPE_CHECKING:
+    from harness.metrics.score import Scorer
+    from harness.models.model import Model
+
+Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
+Report = Callable[[Kind, int], None]
+
+PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last snapshot."""
+
+    run_id: str
+    start: int
+    snapshots: tuple[int, ...]
+
+
+class Trainer(Protocol):
+    """Trains a segment and leaves its snapshots in the store: in this process, or in several at once."""
+
+    def __call__(self, bench: "Bench", segment: Segment) -> None:
+        """Train; the datasets are there, and nobody else trains this run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What a worker needs to make things: the plan, the store, and how fast to go about it."""
+
+    plan: Plan
+    workspace: Workspace
+    report: Report
+    trainer: Trainer | None = None  # null: in this process
+
+    def model(self, spec: ModelSpec) -> "Model":
+        """The model, loaded once per process and kept for the next task."""
+        return _resident_model(spec)
+
+    def pictures_at_once(self, model: "Model", settings: DrawSettings) -> int:
+        """How many pictures are drawn in one batch: as told, or as many as the model has memory for."""
+        return self.plan.sweep.compute.batch_size or model.pictures_at_once(settings)
+
+
+@lru_cache(maxsize=1)
+def _resident_model(spec: ModelSpec) -> "Model":
+    from harness.models import load_model
+
+    return load_model(spec)
+
+
+@lru_cache(maxsize=4)
+def resident_scorer(metrics: tuple[MetricSpec, ...]) -> "Scorer":
+    """The scorer, loaded once per process; it keeps each encoder for all metrics that share it."""
+    from harness.metrics import build_metrics
+
+    return build_metrics(metrics, device=None)
