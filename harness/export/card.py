@@ -95,7 +95,8 @@ def _summary(subject: Subject) -> str:
         what = f"{names[adapter.kind]} of rank {adapter.rank}"
     else:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
-    count = _count(spec.recipe.count, "picture") if spec.recipe.count else "pictures"
+    trained_on = spec.recipe.count - spec.training.holdout if spec.recipe.count else None
+    count = _count(trained_on, "picture") if trained_on else "pictures"
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
         f"{what} for {subject.base_text}, trained for {_count(spec.training.steps, 'step')} on {count} of "
