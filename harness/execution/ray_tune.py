@@ -199,6 +199,8 @@ def _outcomes(
     """One outcome per task, in the order of the tasks, whatever became of its trial."""
     found: dict[int, Outcome] = {}
     for result in grid:
+        if result.config is None:  # its worker ended before the first word; the task is among the lost
+            continue
         number = result.config["task"]
         if result.error is not None:
             found[number] = Outcome(task=tasks[number], reason=overtime(number) or _one_line(result.error))
