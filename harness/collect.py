@@ -28,7 +28,15 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
     trials = _trials(plan, workspace, images, reasons)
     draws = _draws(plan)
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
-    trials["selected"] = trials["trial_id"] == stats.select_best(summary, sweep.analysis)
+    best = stats.select_best(summary, sweep.analysis)
+    trials["selected"] = trials["trial_id"] == best
+    asked = _asked_for(plan, images, best)
+    if not asked.all():  # test pictures that another sweep of the store confirmed another trial with
+        images = images[asked]
+        scores = scores[scores["image_id"].isin(images["image_id"])]
+        summary = stats.summarise(
+            trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics
+        )
     folder = workspace.sweep(sweep.name)
     about = {
         **sweep.model_dump(mode="json"),
@@ -41,6 +49,15 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
     )
     return results.load(folder)
+
+
+def _asked_for(plan: Plan, images: pd.DataFrame, best: str | None) -> pd.Series:
+    """Dev pictures, and test pictures of the controls and of the selected trial: true for each of them."""
+    confirmed = {draw.draw_id for draw in plan.control_draws}
+    confirmed |= {
+        draw_id for trial in plan.trials if trial.trial_id == best for draw_id in trial.draws.values()
+    }
+    return (images["split"] == "dev") | images["draw_id"].isin(confirmed)
 
 
 def _draws(plan: Plan) -> pd.DataFrame:
