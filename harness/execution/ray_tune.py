@@ -6,7 +6,6 @@ the model they have loaded.
 """
 
 import contextlib
-import logging
 import os
 import shutil
 import time
@@ -18,23 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench import Bench, Kind
-from harness.errors import HarnessError
-from harness.execution.spec import ComputeSpec
-from harness.pipeline import Outcome, Task, attempt
-from harness.workspace import Workspace
+from harness.execution.cluster import at_once, check_it_fits, connected, takes_several_processes
 
-# Read by Ray when it is imported, so they must stand before the import.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end as a finished sweep
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
-
+# isort: split
+# Ray reads settings when it is imported; cluster.py makes them.
 import ray
 from ray import tune
 
 from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
+from harness.execution.spec import ComputeSpec
+from harness.pipeline import Outcome, Task, attempt
+from harness.workspace import Workspace
 
 REPORT_EVERY_SECONDS = 2.0
 OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over
@@ -52,14 +46,14 @@ class RayTuneExecutor:
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
         compute = bench.plan.sweep.compute
-        with _connected(self.address) as alone, _storage(bench) as storage:
+        with connected(self.address) as alone, _storage(bench) as storage:
             if alone:
-                _check_it_fits(compute)
+                check_it_fits(compute)
             tuner = tune.Tuner(
                 _trainable(tasks, bench, compute, notes=Path(storage) / OVERTIME),
                 param_space={"task": tune.grid_search(list(range(len(tasks))))},
                 tune_config=tune.TuneConfig(
-                    max_concurrent_trials=_at_once(tasks, compute),
+                    max_concurrent_trials=at_once(tasks, compute),
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
@@ -76,7 +70,7 @@ class RayTuneExecutor:
 
 
 def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path) -> Any:
-    several = _takes_several_processes(tasks, compute)
+    several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
     def perform_task(config: dict[str, Any], tasks: Sequence[Task], bench: Bench) -> None:
@@ -112,43 +106,6 @@ def _overtime(compute: ComputeSpec, notes: Path, task: int) -> str | None:
     if compute.timeout_minutes is None or not note.is_file() or not (stacks := note.read_text()):
         return None
     return too_long(compute.timeout_minutes, stacks)
-
-
-def _takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:
-    return compute.training_workers > 1 and any(task.runs for task in tasks)
-
-
-def _at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
-    """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
-    if not _takes_several_processes(tasks, compute):
-        return compute.max_concurrent
-    has, asked = _resources(), _of_one_process(compute)
-    fitting = min(int(has.get(name, 0) // amount) for name, amount in asked.items() if amount)
-    together = max(1, fitting // compute.training_workers)  # a cluster that grows may have room for it later
-    return min(together, compute.max_concurrent or together)
-
-
-def _resources() -> Counter[str]:
-    """What all nodes have. Not `ray.cluster_resources()`, which knows nothing in its first moments."""
-    found: Counter[str] = Counter()
-    for node in ray.nodes():
-        found.update(node["Resources"] if node["Alive"] else {})
-    return found
-
-
-def _of_one_process(compute: ComputeSpec) -> dict[str, float]:
-    return {"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial / compute.training_workers}
-
-
-def _check_it_fits(compute: ComputeSpec) -> None:
-    """Raise HarnessError where this machine will never have what a trial asks for; Tune would wait for it."""
-    has, one = _resources(), _of_one_process(compute)
-    if any(amount * compute.training_workers > has.get(name, 0) for name, amount in one.items()):
-        raise HarnessError(
-            f"compute: {compute.training_workers} processes of {one['CPU']:g} CPU and {one['GPU']:g} GPU do "
-            f"not fit into this machine ({has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU); lower "
-            "cpus_per_trial, gpus_per_trial or workers_per_trial, or name a cluster by --address"
-        )
 
 
 class _Batched:
@@ -229,29 +186,3 @@ def _storage(bench: Bench) -> Iterator[str]:
         yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[bool]:
-    """A Ray to work with: the one connected already, the one at the address, or a fresh local one.
-
-    Yields whether it is a fresh one of this machine alone.
-    """
-    if ray.is_initialized():
-        yield False
-        return
-    # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
-    try:
-        ray.init(
-            # Without an address Ray would join whatever cluster was last started on this machine.
-            address=address or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-        )
-    except ConnectionError as error:
-        raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
-    try:
-        yield address is None
-    finally:
-        ray.shutdown()
