@@ -125,7 +125,11 @@ def _trials(
     plan: Plan, workspace: Workspace, images: pd.DataFrame, reasons: Mapping[str, str]
 ) -> pd.DataFrame:
     drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
-    return pd.DataFrame([_trial_row(plan, workspace, trial, dict(drawn), reasons) for trial in plan.trials])
+    rows = [_trial_row(plan, workspace, trial, dict(drawn), reasons) for trial in plan.trials]
+    frame = pd.DataFrame(rows)
+    for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
+        frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)
+    return frame
 
 
 def _trial_row(

@@ -28,7 +28,11 @@ def print_plan(plan: Plan) -> None:
     table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
     shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
     for one in shown:
-        table.add_row(str(one.index), one.trial_id, *(str(value) for value in one.params.values()))
+        table.add_row(
+            str(one.index),
+            one.trial_id,
+            *("–" if value is None else str(value) for value in one.params.values()),
+        )
     out.print(table)
     if len(shown) < len(plan.trials):
         out.print(f"… and {len(plan.trials) - len(shown)} more")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from harness.report.layout import STEPS, Layout, Panel, is_numeric, layout
-from harness.report.study import Contrast, Study
+from harness.report.study import Contrast, Study, known
 from harness.report.svg import BLUE, INK, MUTED, ORANGE, PALETTE, RULE, inline, page_style
 from harness.report.wording import axis_name, axis_value, interval, metric_name, signed
 
@@ -186,12 +186,12 @@ def _heat_cell(axes: Axes, x: int, y: int, contrast: Contrast | None, study: Stu
 def dose_response(study: Study) -> Markup | None:
     """Dev contrast against training steps, a line per other setting. Null below three step counts."""
     trials = study.results.trials
-    if STEPS not in study.axes or trials[STEPS].nunique() < 3:
+    if STEPS not in study.axes or trials[STEPS].nunique() < 3 or study.search != "grid":
         return None
     others = [axis for axis in study.axes if axis != STEPS]
     lines = [axis for axis in others if is_numeric(study, axis)][:1] or others[:1]
     panels = [axis for axis in others if axis not in lines]
-    groups = list(trials.groupby(panels, sort=False)) if panels else [((), trials)]
+    groups = list(trials.groupby(panels, sort=False, dropna=False)) if panels else [((), trials)]
     across = min(len(groups), 2)
     down = math.ceil(len(groups) / across)
     with page_style():
@@ -199,7 +199,7 @@ def dose_response(study: Study) -> Markup | None:
         all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, (key, group) in zip(all_axes, groups, strict=False):
             axes.set_title(
-                " · ".join(axis_value(axis, value) for axis, value in zip(panels, key, strict=True))
+                " · ".join(axis_value(axis, known(value)) for axis, value in zip(panels, key, strict=True))
             )
             _dose_panel(axes, study, group, lines)
         for axes in all_axes[len(groups) :]:
@@ -213,7 +213,7 @@ def dose_response(study: Study) -> Markup | None:
 
 
 def _dose_panel(axes: Axes, study: Study, trials: pd.DataFrame, lines: Sequence[str]) -> None:
-    groups = list(trials.groupby(lines[0])) if lines else [(None, trials)]
+    groups = list(trials.groupby(lines[0], dropna=False)) if lines else [(None, trials)]
     steps = np.sort(study.results.trials[STEPS].unique().astype(float))
     nudge = 0.012 * (steps[-1] - steps[0])  # intervals of different lines must not hide each other
     axes.axhline(0, color=MUTED, linewidth=0.9, zorder=0)
@@ -228,7 +228,15 @@ def _dose_panel(axes: Axes, study: Study, trials: pd.DataFrame, lines: Sequence[
         y = np.array([c.difference for _, c in found], dtype=float)
         colour = PALETTE[index % len(PALETTE)]
         marker = "osD^vP"[index % 6]
-        axes.plot(x, y, marker=marker, markersize=4.5, linewidth=1.3, color=colour, label=str(value))
+        axes.plot(
+            x,
+            y,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.3,
+            color=colour,
+            label=axis_value("", known(value)),
+        )
         for at, c in found:
             if c.low is not None and c.high is not None:
                 axes.plot([at, at], [c.low, c.high], color=colour, linewidth=1, alpha=0.6)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.report.study import Study
-from harness.report.wording import axis_name, axis_value
+from harness.report.study import Study, known
+from harness.report.wording import MISSING, axis_name, axis_value
 
 STEPS = "training.steps"
 
@@ -42,12 +42,13 @@ class Layout:
 
 def is_numeric(study: Study, axis: str) -> bool:
     """True where all values of an axis are numbers."""
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in study.sweep["axes"][axis])
+    values = study.results.trials[axis].dropna()
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def layout(study: Study) -> Layout | None:
     """Steps (else the first numeric axis) as columns, the next as rows; null where nothing varies."""
-    if not study.axes:
+    if not study.axes or study.search != "grid":  # other searches leave nearly all of the product empty
         return None
     ordered = sorted(study.axes, key=lambda axis: (axis != STEPS, not is_numeric(study, axis)))
     x, y = ordered[0], ordered[1] if len(ordered) > 1 else None
@@ -67,11 +68,14 @@ def layout(study: Study) -> Layout | None:
 
 
 def _values(study: Study, axis: str) -> list[object]:
-    values = list(study.results.trials[axis].unique())
-    return sorted(values) if is_numeric(study, axis) else values
+    values = study.results.trials[axis]
+    given: list[object] = list(values.dropna().unique())
+    return (sorted(given) if is_numeric(study, axis) else given) + [None] * bool(values.isna().any())  # type: ignore[type-var]
 
 
 def _short(study: Study, axis: str, value: object) -> str:
+    if value is None:
+        return MISSING
     return axis_value("", value) if is_numeric(study, axis) or "." not in axis else str(value)
 
 
@@ -82,12 +86,12 @@ def _groups(study: Study, rest: list[str], grid: list[str | None]) -> Iterator[t
     twin = trials.groupby([*named, *rest], dropna=False).cumcount() + 1
     for key, group in trials.groupby([*rest, twin], sort=False, dropna=False):
         *values, copy = key if isinstance(key, tuple) else (key,)
-        words = [axis_value(axis, value) for axis, value in zip(rest, values, strict=True)]
+        words = [axis_value(axis, known(value)) for axis, value in zip(rest, values, strict=True)]
         yield " · ".join(words + [f"variant {copy}"] * bool((twin > 1).any())), group
 
 
 def _cells(
     trials: pd.DataFrame, x: str, y: str | None, columns: list[object], rows: list[object]
 ) -> tuple[tuple[str | None, ...], ...]:
-    at = {(row[y] if y else None, row[x]): row["trial_id"] for _, row in trials.iterrows()}
+    at = {(known(row[y]) if y else None, known(row[x])): row["trial_id"] for _, row in trials.iterrows()}
     return tuple(tuple(at.get((r, c)) for c in columns) for r in rows)

@@ -135,6 +135,11 @@ class Study:
         configs = trials.loc[trials["trial_id"] == self.selected, "config"]
         return json.loads(configs.iloc[0])["recipe"] if len(configs) else None
 
+    @property
+    def search(self) -> str:
+        """How the trials were chosen: grid or random."""
+        return str(self.sweep.get("search", {}).get("kind", "grid"))
+
     @cached_property
     def axes(self) -> list[str]:
         """Dotted names of the axes that really vary, in the sweep's order."""
@@ -148,7 +153,8 @@ class Study:
         """Trial id → what people call the trial; unique."""
         trials = self.results.trials
         texts = [
-            " · ".join(axis_value(axis, row[axis]) for axis in self.axes) or f"trial {row['index']}"
+            " · ".join(axis_value(axis, row[axis]) for axis in self.axes if known(row[axis]) is not None)
+            or f"trial {row['index']}"
             for _, row in trials.iterrows()
         ]
         return {
@@ -233,14 +239,19 @@ def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
     return adapter["recipe"], adapter["adapter"], adapter["training"], adapter["digest"]
 
 
+def known(value: Any) -> Any:
+    """The value, or null for anything missing, as an axis that is not applied."""
+    return None if value is None or pd.isna(value) else value
+
+
 def number(value: Any) -> float | None:
     """A float, or null for anything missing."""
-    return None if value is None or pd.isna(value) else float(value)
+    return None if known(value) is None else float(value)
 
 
 def text(value: Any) -> str | None:
     """A string, or null for anything missing."""
-    return None if value is None or pd.isna(value) else str(value)
+    return None if known(value) is None else str(value)
 
 
 def _contrast(row: dict[Any, Any]) -> Contrast:

@@ -79,7 +79,7 @@ def axis_name(axis: str) -> str:
 
 def axis_value(axis: str, value: object) -> str:
     """A value of an axis with its unit or name: `rank 8`, `200 steps`, `keywords`."""
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = MISSING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     if axis == "training.steps":
         return f"{shown} steps"
     return f"{axis_name(axis)} {shown}" if "." in axis else shown

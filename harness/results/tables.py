@@ -32,7 +32,7 @@ def _schema(name: str, **columns: pa.DataType) -> pa.Schema:
     return pa.schema([pa.field(column, kind) for column, kind in columns.items()], metadata=metadata)
 
 
-TRIALS = _schema(  # one row per trial; between `dataset_id` and `config` one column per axis
+TRIALS = _schema(  # one row per trial; before `config` one column per axis, null where it is not applied
     "trials",
     trial_id=pa.string(),
     index=pa.int64(),
@@ -227,7 +227,7 @@ def _to_pandas(table: pa.Table, schema: pa.Schema) -> pd.DataFrame:
 
 def _axis_array(values: pd.Series) -> pa.Array:
     """An axis column: of one type where its values have one, else text (`adapter.alpha: [4, sqrt_rank]`)."""
-    kinds = {type(value) for value in values.tolist()}
+    kinds = {type(value) for value in values.tolist() if value is not None}
     if len(kinds) > 1 and not kinds <= {int, float}:
         return pa.array([None if value is None else str(value) for value in values], type=pa.string())
     return pa.array(values.tolist(), from_pandas=True)

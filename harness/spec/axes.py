@@ -7,24 +7,43 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import SpecError
+from harness.models.spec import ModelSpec
+from harness.recipes.spec import RecipeSpec
+from harness.spec.adapter import AdapterSpec
 from harness.spec.base import HOW
-from harness.spec.expand import TRIAL_SECTIONS, apply_axes, base_trial, param_label, trial_points
+from harness.spec.expand import param_label
 from harness.spec.fingerprint import fingerprint
 from harness.spec.messages import Fault, faults, members_of, show, unknown
+from harness.spec.points import (
+    TRIAL_SECTIONS,
+    applied,
+    apply_axes,
+    base_trial,
+    decided_by,
+    look_up,
+    order_of,
+    trial_points,
+)
+from harness.spec.search import Axis, ConditionalValues, GridSearch, ValueRange, conditions, values_of
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
 
-WHOLE_SECTIONS = ("model", "recipe", "adapter")  # those that have kinds to choose between
+WHOLE_SECTIONS: dict[str, TypeAdapter[Any]] = {  # those that have kinds to choose between
+    "model": TypeAdapter(ModelSpec),
+    "recipe": TypeAdapter(RecipeSpec),
+    "adapter": TypeAdapter(AdapterSpec),
+}
 
 
 def axis_names() -> tuple[str, ...]:
     """Every name an axis may have: a section with kinds, or a field that bears identity, however deep."""
-    names = set(WHOLE_SECTIONS)
+    names = set[str](WHOLE_SECTIONS)
     for section in TRIAL_SECTIONS:
         names |= set(_fields_below(section, TrialSpec.model_fields[section].annotation))
     return tuple(sorted(names))
@@ -38,27 +57,54 @@ def _fields_below(prefix: str, annotation: Any) -> Iterator[str]:
                 yield from _fields_below(f"{prefix}.{name}", field.annotation)
 
 
-def checked_axes(sweep: SweepSpec) -> dict[str, list[Any]]:
+def check_axes_as_written(axes: Any) -> None:
+    """Raise SpecError for each key that is not allowed in an axis given as a mapping."""
+    lines = []
+    for name, axis in axes.items() if isinstance(axes, dict) else ():
+        if not isinstance(axis, dict):
+            continue
+        kind = ValueRange if axis.keys() & {"low", "high"} else ConditionalValues
+        try:
+            kind.model_validate(axis)
+        except ValidationError as error:
+            for fault in faults(error, kind):
+                lines.append(
+                    fault.line(f"axes.{name}.{fault.name}") if fault.name else f"axes.{name}: {fault.text}"
+                )
+    _raise_if(iter(lines))
+
+
+def checked_axes(sweep: SweepSpec) -> dict[str, Any]:
     """The axes with each value as its specification holds it (`8.0` for a rank becomes `8`).
 
     Raises:
-        SpecError: one line per axis or value that is not allowed.
+        SpecError: one line per axis, condition or value that is not allowed.
     """
     _raise_if(unknown(name, axis_names(), prefix="axes.") for name in sweep.axes if name not in axis_names())
     _raise_if(_overwritten(sweep.axes))
+    sweep = sweep.model_copy(
+        update={"axes": {name: _filled(name, axis) for name, axis in sweep.axes.items()}}
+    )
+    _raise_if(_bad_conditions(sweep))
+    _raise_if(_ranges_without_end(sweep))
     axes = _validated(sweep)
     _raise_if(_doubled(axes))
     return axes
 
 
-def check_distinct_trials(sweep: SweepSpec) -> None:
-    """No two points of the axes make the same trial, as two names for one recipe would."""
+def check_trials(sweep: SweepSpec) -> None:
+    """Every point makes a trial, and no two the same one, as two names for one recipe would."""
     seen: dict[str, dict[str, Any]] = {}
-    for params, spec in trial_points(sweep):
-        labels = {name: param_label(value) for name, value in params.items()}
-        first = seen.setdefault(fingerprint("trial", spec=spec), labels)
-        if first is not labels:
-            raise SpecError(f"axes: {show(first)} and {show(labels)} are the same trial")
+    try:
+        for point, spec in trial_points(sweep):
+            labels = {name: param_label(value) for name, value in point.items()}
+            first = seen.setdefault(fingerprint("trial", spec=spec), labels)
+            if first is not labels:
+                raise SpecError(f"axes: {show(first)} and {show(labels)} are the same trial")
+    except ValidationError as error:  # of fields that do not go together, where not all points are tried
+        _raise_if(
+            f"axes: a point is not allowed: {fault.line(fault.name)}" for fault in faults(error, TrialSpec)
+        )
 
 
 def _raise_if(found: Iterator[str]) -> None:
@@ -67,43 +113,153 @@ def _raise_if(found: Iterator[str]) -> None:
         raise SpecError("\n".join(lines))
 
 
-def _overwritten(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
+def _overwritten(axes: Mapping[str, Axis]) -> Iterator[str]:
     """Sections given whole must be mappings, and must not set what another axis sets again."""
-    for section, values in axes.items():
+    for section, axis in axes.items():
         inner = {name.removeprefix(f"{section}.") for name in axes if name.startswith(f"{section}.")}
-        for index, value in enumerate(values):
+        for index, value in enumerate(values_of(axis)):
             if not isinstance(value, dict):
                 if section in WHOLE_SECTIONS:
-                    given = f"axes.{section}[{index}]: {show(value)}"
+                    given = f"{_place(section, axis, index)}: {show(value)}"
                     yield f"{given} is not allowed: must be a mapping, as {{key: value}}"
                 continue
             for name in sorted(inner & value.keys()):
-                yield f"axes.{section}[{index}].{name} is overwritten by axes.{section}.{name}"
+                yield f"{_place(section, axis, index)}.{name} is overwritten by axes.{section}.{name}"
 
 
-def _validated(sweep: SweepSpec) -> dict[str, list[Any]]:
-    base = base_trial(sweep)
-    axes = {name: list(values) for name, values in sweep.axes.items()}
+def _place(name: str, axis: Axis, index: int) -> str:
+    """Where one of `values_of(axis)` stands in the file."""
+    match axis:
+        case ValueRange():
+            return f"axes.{name}.{('low', 'high')[index]}"
+        case ConditionalValues():
+            return f"axes.{name}.values[{index}]"
+        case _:
+            return f"axes.{name}[{index}]"
+
+
+def _filled(name: str, axis: Axis) -> Axis:
+    """Sections given whole with all their fields, which a condition may look at."""
+    if name not in WHOLE_SECTIONS:
+        return axis
+    values = []
+    for value in values_of(axis):
+        try:
+            values.append(WHOLE_SECTIONS[name].validate_python(value).model_dump(mode="json"))
+        except ValidationError:  # told of the trial that it makes
+            values.append(value)
+    return _with_values(axis, values)
+
+
+def _with_values(axis: Axis, values: list[Any]) -> Axis:
+    match axis:
+        case ValueRange():
+            return axis.model_copy(update={"low": values[0], "high": values[1]})
+        case ConditionalValues():
+            return axis.model_copy(update={"values": tuple(values)})
+        case _:
+            return tuple(values)
+
+
+def _bad_conditions(sweep: SweepSpec) -> Iterator[str]:
+    """A condition names a field, can hold, and does not wait for itself."""
+    names = {*axis_names(), "recipe.name"} - WHOLE_SECTIONS.keys()
+    for name, axis in sweep.axes.items():
+        for field, allowed in conditions(axis).items():
+            if field not in names:
+                yield unknown(field, names, prefix=f"axes.{name}.when.")
+                continue
+            taken = _values_taken(sweep, field)
+            if not any(value in taken for value in allowed):
+                yield f"axes.{name}.when.{field}: never holds; it takes {', '.join(map(show, taken))}"
+    try:
+        order_of(sweep.axes)
+    except CycleError as error:
+        yield f"axes: conditions wait for each other: {' → '.join(error.args[1])}"
+
+
+def _values_taken(sweep: SweepSpec, field: str) -> list[Any]:
+    """The values that a field may have in this sweep's trials."""
+    taken: list[Any] = []
+    deciding = {name: axis for name, axis in sweep.axes.items() if f"{field}.".startswith(f"{name}.")}
+    if all(conditions(axis) for axis in deciding.values()):  # else one of them always takes its place
+        taken.append(look_up(base_trial(sweep), field))
+    for name, axis in deciding.items():
+        inner = field.removeprefix(name).removeprefix(".")
+        taken += [look_up(value, inner) if inner else value for value in values_of(axis)]
+    return [value for place, value in enumerate(taken) if value not in taken[:place]]
+
+
+def _ranges_without_end(sweep: SweepSpec) -> Iterator[str]:
+    if not isinstance(sweep.search, GridSearch):
+        return
+    for name, axis in sweep.axes.items():
+        if isinstance(axis, ValueRange):
+            yield (
+                f"axes.{name}: a grid takes every value, and a range is not a list; "
+                "give the values, or search: {kind: random, trials: N}"
+            )
+
+
+def _validated(sweep: SweepSpec) -> dict[str, Any]:
+    base, order = base_trial(sweep), order_of(sweep.axes)
+    values = {name: list(values_of(axis)) for name, axis in sweep.axes.items()}
     found: list[str] = []
-    for indices in itertools.product(*(range(len(values)) for values in sweep.axes.values())):
-        chosen = dict(zip(sweep.axes, indices, strict=True))
-        raw = apply_axes(base, {name: sweep.axes[name][index] for name, index in chosen.items()})
+    for indices in _combinations(sweep):
+        chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
+        point = applied(sweep.axes, order, base, chosen)
+        at = {name: _place(name, sweep.axes[name], indices[name]) for name in point}
+        raw = apply_axes(base, point)
         try:
             trial = TrialSpec.model_validate(raw).model_dump(mode="json")
         except ValidationError as error:
-            found += [_line(fault, chosen, raw) for fault in faults(error, TrialSpec)]
+            found += [_line(fault, at, raw) for fault in faults(error, TrialSpec)]
             continue
-        for name, index in chosen.items():
-            if not any(other.startswith(f"{name}.") for other in axes):
-                axes[name][index] = functools.reduce(operator.getitem, name.split("."), trial)
+        for name in point:
+            if not any(other.startswith(f"{name}.") for other in sweep.axes):
+                values[name][indices[name]] = functools.reduce(operator.getitem, name.split("."), trial)
     _raise_if(iter(found))
-    return axes
+    return {name: _with_values(axis, values[name]) for name, axis in sweep.axes.items()}
 
 
-def _line(fault: Fault, chosen: Mapping[str, int], raw: Mapping[str, Any]) -> str:
-    """A fault of one trial, told of the axis value that brought it in."""
+def _combinations(sweep: SweepSpec) -> Iterator[dict[str, int]]:
+    """The numbers of the values that are tried together: all of a grid; else each pair of two axes' values.
+
+    With a pair goes what the two axes' conditions ask for, so that they are applied.
+    """
+    places = {name: range(len(values_of(axis))) for name, axis in sweep.axes.items()}
+    if isinstance(sweep.search, GridSearch):
+        for indices in itertools.product(*places.values()):
+            yield dict(zip(places, indices, strict=True))
+        return
+    for one, other in itertools.combinations_with_replacement(places, 2):
+        for i, j in itertools.product(places[one], places[other]):
+            chosen = {
+                **dict.fromkeys(places, 0),
+                **_enabling(sweep.axes, one),
+                **_enabling(sweep.axes, other),
+            }
+            yield {**chosen, one: i, other: j}
+
+
+def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
+    """For each axis that decides whether this one is applied, the first value under which it is."""
+    chosen: dict[str, int] = {}
+    for field, allowed in conditions(axes[name]).items():
+        for other in decided_by(name, axes):
+            inner = field.removeprefix(other).removeprefix(".")
+            if field != other and not field.startswith(f"{other}."):
+                continue
+            for index, value in enumerate(values_of(axes[other])):
+                if (look_up(value, inner) if inner else value) in allowed:
+                    chosen |= {**_enabling(axes, other), other: index}
+                    break
+    return chosen
+
+
+def _line(fault: Fault, at: Mapping[str, str], raw: Mapping[str, Any]) -> str:
+    """A fault of one trial, told of the axis value that brought it in: `at` says where each stands."""
     section = fault.name.partition(".")[0]
-    at = {name: f"axes.{name}[{index}]" for name, index in chosen.items()}
     if fault.is_unknown and fault.name in at:
         kind = raw[section].get("kind", section)
         return f"axes.{fault.name}: {kind} has no such key; allowed: {', '.join(sorted(fault.fields))}"
@@ -114,9 +270,11 @@ def _line(fault: Fault, chosen: Mapping[str, int], raw: Mapping[str, Any]) -> st
     return f"{' with '.join(below or at.values())}: {fault.line(fault.name)}"
 
 
-def _doubled(axes: Mapping[str, list[Any]]) -> Iterator[str]:
-    for name, values in axes.items():
-        labels = [show(param_label(value) if name in WHOLE_SECTIONS else value) for value in values]
+def _doubled(axes: Mapping[str, Axis]) -> Iterator[str]:
+    for name, axis in axes.items():
+        if isinstance(axis, ValueRange):
+            continue
+        labels = [show(param_label(value) if name in WHOLE_SECTIONS else value) for value in values_of(axis)]
         for label in sorted({label for label in labels if labels.count(label) > 1}):
             if name == "recipe":
                 yield f"axes.recipe: two values are called {label}; give each a name of its own (name: ...)"

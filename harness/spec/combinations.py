@@ -10,8 +10,9 @@ from harness.models.spec import EmojiModel, SdxlModel
 from harness.recipes.spec import Drawn, FolderRecipe
 from harness.spec.adapter import TextualInversion
 from harness.spec.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
-from harness.spec.expand import adapter_trial, trial_points
+from harness.spec.expand import adapter_trial
 from harness.spec.messages import faults
+from harness.spec.points import trial_points
 from harness.spec.sweep import SweepSpec
 from harness.spec.training import CAPTION
 from harness.spec.trial import TrialSpec

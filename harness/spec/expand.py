@@ -13,11 +13,10 @@ from harness.recipes.spec import RecipeSpec
 from harness.spec.adapter import AdapterSpec
 from harness.spec.evaluation import ArmAdapter, ArmSpec, Branch, MergeSpec, Prompt, Scheduler
 from harness.spec.fingerprint import fingerprint
+from harness.spec.points import Point, trial_points
 from harness.spec.sweep import SweepSpec
 from harness.spec.training import TrainingSpec
 from harness.spec.trial import TrialSpec
-
-TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,10 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One point of the sweep. `params` are the axis values by dotted name, for people and for columns."""
+    """One point of the sweep. `params` are the axis values by dotted name, for people and for columns.
+
+    An axis that is not applied is null.
+    """
 
     index: int
     trial_id: str
@@ -171,43 +173,11 @@ def cells(draw: Draw, prompts: tuple[Prompt, ...], seeds: tuple[int, ...], split
         )
 
 
-def apply_axis(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A copy of the raw trial mapping with one dotted name replaced. The name was checked on reading."""
-    head, _, rest = dotted.partition(".")
-    if not rest:
-        return {**raw, head: value}
-    return {**raw, head: apply_axis(raw[head] or {}, rest, value)}  # null: a section that is not used so far
-
-
-def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-    """The raw trial mapping with every axis applied: sections replaced whole, then names inside them."""
-    for dotted in sorted(params, key=lambda dotted: dotted.count(".")):
-        raw = apply_axis(raw, dotted, params[dotted])
-    return raw
-
-
-def base_trial(sweep: SweepSpec) -> dict[str, Any]:
-    """The raw trial mapping that axes are applied to."""
-    return {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}
-
-
-def trial_points(sweep: SweepSpec) -> Iterator[tuple[dict[str, Any], TrialSpec]]:
-    """Axis values and the trial they make, the last axis fastest.
-
-    Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
-    of a finished model. Raises pydantic.ValidationError where a value is not allowed.
-    """
-    base = base_trial(sweep)
-    for values in itertools.product(*sweep.axes.values()):
-        params = dict(zip(sweep.axes, values, strict=True))
-        yield params, TrialSpec.model_validate(apply_axes(base, params))
-
-
 def expand(sweep: SweepSpec) -> Plan:
     """The plan of a sweep. Needs no model, no files and no heavy library."""
     builder = _Builder(sweep)
-    for params, spec in trial_points(sweep):
-        builder.add(params, spec)
+    for point, spec in trial_points(sweep):
+        builder.add(point, spec)
     return builder.plan()
 
 
@@ -232,7 +202,7 @@ class _Builder:
         self.runs: dict[str, TrainingRun] = {}
         self.draws: dict[str, Draw] = {}
 
-    def add(self, params: dict[str, Any], spec: TrialSpec) -> None:
+    def add(self, point: Point, spec: TrialSpec) -> None:
         trial_id = fingerprint("trial", spec=spec)
         if trial_id in self.trials:  # two axis values that mean the same (8 and 8.0) are one trial
             return
@@ -241,7 +211,7 @@ class _Builder:
             index=len(self.trials),
             trial_id=trial_id,
             spec=spec,
-            params={name: param_label(value) for name, value in params.items()},
+            params={name: param_label(point.get(name)) for name in self.sweep.axes},
             run_id=run_id,
             draws={arm.name: self._draw(spec, arm) for arm in self.sweep.arms},
         )

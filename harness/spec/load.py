@@ -8,11 +8,12 @@ from pydantic import ValidationError
 
 from harness.errors import SpecError
 from harness.spec.arm_axes import expanded_arms
-from harness.spec.axes import WHOLE_SECTIONS, check_distinct_trials, checked_axes
+from harness.spec.axes import WHOLE_SECTIONS, check_axes_as_written, check_trials, checked_axes
 from harness.spec.combinations import check_combinations
-from harness.spec.expand import adapter_trial, trial_points
+from harness.spec.expand import adapter_trial
 from harness.spec.local_files import with_local_files
 from harness.spec.messages import faults
+from harness.spec.points import trial_points
 from harness.spec.prompt_files import read_prompts, with_split
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
@@ -43,10 +44,11 @@ def _loaded(raw: dict[str, Any], folder: Path) -> SweepSpec:
     raw = _with_prompts(_with_metric_kinds(raw), folder)
     if isinstance(raw.get("arms"), list):
         raw = {**raw, "arms": expanded_arms(raw["arms"])}
+    check_axes_as_written(raw.get("axes"))
     sweep = _validated(raw)
     sweep = SweepSpec.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
     sweep = with_local_files(sweep, folder)
-    check_distinct_trials(sweep)
+    check_trials(sweep)
     check_combinations(sweep)
     _check_prompt_lengths(sweep)
     return sweep

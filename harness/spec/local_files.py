@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from harness.errors import SpecError
 from harness.models.spec import ModelSpec
-from harness.spec.expand import trial_points
 from harness.spec.messages import show
+from harness.spec.points import trial_points
 from harness.spec.sweep import SweepSpec
 
 Content = dict[str, Any]
@@ -44,7 +44,8 @@ def _places(content: Content, fill: "_Fill") -> Iterator[tuple[str, Any, Any, Ca
     for name, do in {"model": fill.model, "recipe": fill.recipe, "training.prior": fill.prior}.items():
         section, _, key = name.rpartition(".")
         yield name, content[section] if section else content, key, do
-        values = content["axes"].get(name, [])
+        axis = content["axes"].get(name, [])
+        values = axis["values"] if isinstance(axis, dict) else axis  # conditional, or as a list
         for index in range(len(values)):
             yield f"axes.{name}[{index}]", values, index, do
     for arm in content["arms"]:

@@ -1,6 +1,6 @@
 """A sweep: one frozen description of what is varied, drawn, scored and compared."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from harness.recipes.spec import RecipeSpec
 from harness.spec.adapter import AdapterSpec, LowRankAdapter
 from harness.spec.base import HOW, Frozen, Name, Text
 from harness.spec.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
+from harness.spec.search import Axis, GridSearch, SearchSpec
 from harness.spec.training import TrainingSpec
 
 
@@ -31,14 +32,13 @@ class WandbTracking(Frozen):
 
 
 TrackingSpec = Annotated[NoTracking | WandbTracking, Field(discriminator="kind")]
-AxisValues = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class SweepSpec(Frozen):
     """The whole of a sweep's YAML after reading: paths resolved, prompts read, digests filled in.
 
     `axes` maps a dotted name below `model`, `recipe`, `adapter` or `training` (or one of these sections
-    whole) to the values it takes; the trials are their product.
+    whole) to the values it takes; the trials are their product, or what `search` picks of it.
     """
 
     name: Name
@@ -47,7 +47,8 @@ class SweepSpec(Frozen):
     recipe: RecipeSpec
     adapter: AdapterSpec = Field(default_factory=LowRankAdapter)
     training: TrainingSpec = Field(default_factory=TrainingSpec)
-    axes: dict[str, AxisValues] = Field(default_factory=dict)
+    axes: dict[str, Axis] = Field(default_factory=dict)
+    search: SearchSpec = Field(default_factory=GridSearch)
     arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]

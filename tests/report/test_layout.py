@@ -74,3 +74,15 @@ def test_nothing_varies_nothing_is_laid_out() -> None:
     study, grid = laid_out({})
     assert grid is None
     assert list(study.labels.values()) == ["trial 0"]
+
+
+def test_an_axis_that_is_not_applied_has_a_column_of_its_own() -> None:
+    only_lora = {"values": [4, 16], "when": {"adapter.kind": "lora"}}
+    study, grid = laid_out({"adapter.kind": ["lora", "dora"], "adapter.rank": only_lora})
+    assert grid is not None
+    assert (grid.x, grid.x_labels, grid.y_labels) == ("adapter.rank", ("4", "16", "—"), ("lora", "dora"))
+    assert [[cell is None for cell in row] for row in grid.panels[0].cells] == [
+        [False, False, True],
+        [True, True, False],
+    ]
+    assert list(study.labels.values()) == ["kind lora · rank 4", "kind lora · rank 16", "kind dora"]

@@ -70,6 +70,13 @@ def test_a_trial_row_keeps_axis_columns_of_any_type() -> None:
     assert table.column_names.index("adapter.alpha") < table.column_names.index("config")
 
 
+def test_an_axis_that_is_not_applied_is_null_and_the_others_stay_whole() -> None:
+    frame = make_tables(value, trials=2, prompts={})["trials"]
+    frame["adapter.rank"] = pd.Series([8, None], dtype=object)
+    column = tables.to_arrow(frame, tables.TRIALS)["adapter.rank"]
+    assert (str(column.type), column.to_pylist()) == ("int64", [8, None])
+
+
 @pytest.mark.parametrize(("name", "column"), [("scores", "adapter.rank"), ("trials", "loss")])
 def test_a_column_that_no_schema_knows_is_refused(name: str, column: str) -> None:
     frame = make_tables(value, trials=1, prompts={"dev": 1})[name].assign(**{column: 1})

@@ -83,8 +83,15 @@ def test_dump_written_as_yaml_is_a_sweep(tmp_path: Path) -> None:
             "must be text (in quotes where it looks like a number)",
         ),
         ({"sampler": {"refiner_start": 1}}, "x.yaml: sampler.refiner_start: 1 is not allowed: must be < 1"),
-        ({"axes__adapter.rank": []}, "x.yaml: axes.adapter.rank is empty: must be a list of at least 1"),
-        ({"axes__adapter.rank": 8}, "x.yaml: axes.adapter.rank: 8 is not allowed: must be a list, as [a, b]"),
+        (
+            {"axes__adapter.rank": []},
+            "x.yaml: axes.adapter.rank is empty: must be a list of at least 1 or a mapping, as {key: value}",
+        ),
+        (
+            {"axes__adapter.rank": 8},
+            "x.yaml: axes.adapter.rank: 8 is not allowed: "
+            "must be a list, as [a, b] or a mapping, as {key: value}",
+        ),
         ({"seeds": [0, 0]}, "x.yaml: seeds must differ; given twice: 0"),
         ({"seeds": "all"}, 'x.yaml: seeds: "all" is not allowed: must be a list, as [a, b]'),
         (

@@ -16,6 +16,7 @@ from harness.spec.adapter import LowRankAdapter, TextualInversion
 from harness.spec.base import Frozen
 from harness.spec.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
 from harness.spec.messages import kinds_of
+from harness.spec.search import ConditionalValues, RandomSearch, ValueRange
 from harness.spec.sweep import SweepSpec, WandbTracking
 from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
@@ -24,6 +25,9 @@ from tests.spec.example import load
 README = Path(__file__).parents[2] / "sweeps" / "README.md"
 SECTIONS: dict[str, type[Frozen]] = {
     "The whole": SweepSpec,
+    "axes: conditional values": ConditionalValues,
+    "axes: ranges": ValueRange,
+    "search: random": RandomSearch,
     "model: emoji": EmojiModel,
     "model: sdxl": SdxlModel,
     "recipe: keywords": KeywordsRecipe,
