@@ -35,6 +35,8 @@ Examples:\n
   harness store ls --workspace runs
 """
 
+REPORT = "report.html"
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -46,10 +48,16 @@ app.add_typer(cli_store.app, name="store")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
 SweepFolder = Annotated[
-    Path, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME.", metavar="FOLDER")
+    str, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME.", metavar="FOLDER")
 ]
 Where = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder of the store, shared by all its sweeps.")
+    str,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="Folder of the store, shared by all its sweeps.",
+        metavar="FOLDER",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -62,7 +70,7 @@ Overrides = Annotated[
 @app.command()
 def check(
     sweep: SweepFile,
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     override: Overrides = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Also how long it takes, from this store's past timings.")
@@ -72,10 +80,13 @@ def check(
     """Read a sweep and print what it would cost; nothing is made."""
     from harness.estimate import estimated
     from harness.inventory import confirmation_pictures, described, inventory
+    from harness.stages import surveyed
 
     bench = _bench(sweep, workspace, override)
-    plan, counts = bench.plan, inventory(bench)
-    times = estimated(bench, counts) if estimate else None
+    plan = bench.plan
+    with surveyed(plan, bench.workspace):
+        counts = inventory(bench)
+        times = estimated(bench, counts) if estimate else None
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
         out.print_json(json.dumps({**described(plan, counts), **timed}))
@@ -87,7 +98,7 @@ def check(
 @app.command()
 def run(
     sweep: SweepFile,
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     override: Overrides = None,
     executor: Annotated[
         Literal["ray", "local"],
@@ -127,7 +138,7 @@ def run(
         raise typer.Exit(130) from None
     if not finished.outcomes:
         out.print("Nothing to train, draw or score: the store has all of it.")
-    terminal.print_verdict(finished.results, publisher.report)
+    terminal.print_verdict(finished.results, publisher.folder)
     failed = [outcome for outcome in finished.outcomes if outcome.failed]
     if failed:
         lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
@@ -140,7 +151,7 @@ def run(
 def trial(
     sweep: SweepFile,
     index: Annotated[int, typer.Argument(help="The trial's number, as `harness check` lists them.", min=0)],
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     override: Overrides = None,
 ) -> None:
     """Run one trial in this process, without Ray, and print how it compares with its controls."""
@@ -166,10 +177,13 @@ def report(
     """Write the report of a finished sweep again."""
     from harness.report import write_report
     from harness.results import load
+    from harness.workspace import Workspace
 
-    target = output or folder / "report.html"
-    write_report(load(folder), folder.resolve().parent.parent, target)
-    out.print(f"report: {target}")
+    workspace, here = Workspace.of_sweep(folder)
+    write_report(load(here), workspace, output or here / REPORT)
+    if output is None:
+        workspace.upload_sweep(here.name, [REPORT], here=here)
+    out.print(f"report: {output or folder.rstrip('/') + '/' + REPORT}")
 
 
 @app.command()
@@ -185,10 +199,12 @@ def publish(
     from harness.results import load
     from harness.spec.sweep import WandbTracking
     from harness.tracking import make_tracker
+    from harness.workspace import Workspace
 
     spec = WandbTracking(project=project, entity=entity, mode=mode)
-    make_tracker(spec, folder=folder).publish(load(folder), folder.resolve().parent.parent)
-    out.print(f"published to W&B ({mode}): {folder / 'wandb'}")
+    workspace, here = Workspace.of_sweep(folder)
+    make_tracker(spec, folder=here).publish(load(here), workspace)
+    out.print(f"published to W&B ({mode}): {here / 'wandb'}")
 
 
 @app.command()
@@ -212,11 +228,15 @@ def export(
     """Write a trial's adapter with a model card: its scores against the controls, and pictures."""
     from harness.export import export_trial
     from harness.results import load
+    from harness.workspace import Workspace
 
     number = terminal.trial_number(trial)
-    target = output or folder / "export" / trial
-    export_trial(load(folder), folder.resolve().parent.parent, number, folder=target, layout=layout)
-    out.print(f"exported: {target}", highlight=False)
+    workspace, here = Workspace.of_sweep(folder)
+    target = output or here / "export" / trial
+    export_trial(load(here), workspace, number, folder=target, layout=layout)
+    if output is None:
+        workspace.upload_folder(here.name, f"export/{trial}", here=target)
+    out.print(f"exported: {output or folder.rstrip('/') + '/export/' + trial}", highlight=False)
     if push is not None:
         from harness.export.push import push as push_to_hub
 
@@ -225,20 +245,23 @@ def export(
 
 @app.command()
 def redraw(
-    picture: Annotated[Path, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
+    picture: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
     output: Annotated[
-        Path | None, typer.Option(help="Where to write it; default PICTURE-again.png beside it.")
+        Path | None,
+        typer.Option(help="Where to write it; default PICTURE-again.png beside it, or here if it has a URL."),
     ] = None,
     workspace: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--workspace", "-w", help="Where its adapters are; default: the one it lies in."),
     ] = None,
 ) -> None:
     """Draw a picture again from what its file says, and compare the pixels."""
     from harness.generation.redraw import redraw as draw_again
+    from harness.workspace import Workspace
 
-    target = output or picture.with_name(f"{picture.stem}-again.png")
-    result = draw_again(picture, workspace=workspace, output=target)
+    inside, here = Workspace.of_picture(picture)
+    target = output or (Path() if inside else here.parent) / f"{here.stem}-again.png"
+    result = draw_again(here, workspace=workspace or inside, output=target)
     if result.equal:
         out.print(f"{target}: the same pixels as {picture}", highlight=False)
     else:
@@ -261,21 +284,24 @@ class _Publisher:
 
     def __init__(self, bench: "Bench") -> None:
         self.bench = bench
-        self.report = bench.workspace.sweep(bench.plan.sweep.name) / "report.html"
+        self.workspace, self.name = bench.workspace, bench.plan.sweep.name
+        self.folder = f"{self.workspace.address}/sweeps/{self.name}"
 
     def __call__(self, results: "Results") -> None:
         from harness.report import write_report
         from harness.tracking import make_tracker
 
-        write_report(results, self.bench.workspace.root, self.report)
+        here = self.workspace.sweep(self.name)
+        write_report(results, self.workspace, here / REPORT)
+        self.workspace.upload_sweep(self.name, [REPORT])
         try:
-            tracker = make_tracker(self.bench.plan.sweep.tracking, folder=self.report.parent)
-            tracker.publish(results, self.bench.workspace.root)
+            tracker = make_tracker(self.bench.plan.sweep.tracking, folder=here)
+            tracker.publish(results, self.workspace)
         except HarnessError as error:  # a mirror that fails costs no result
             err.print(f"[yellow]tracking:[/] {escape(str(error))}", highlight=False)
 
 
-def _bench(sweep: Path, workspace: Path, override: Sequence[str] | None, display: Any = None) -> "Bench":
+def _bench(sweep: Path, workspace: str, override: Sequence[str] | None, display: Any = None) -> "Bench":
     from harness.bench import Bench
     from harness.workspace import Workspace
 

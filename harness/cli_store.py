@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, help="What the store of a workspace holds, whether it is whole, and making room."
 )
 
-Where = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the store.")]
+Where = Annotated[str, typer.Option("--workspace", "-w", help="Folder of the store.", metavar="FOLDER")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: one object, every stage.")]
 
 
@@ -30,7 +29,7 @@ def ls(
     kind: Annotated[
         Kind | None, typer.Argument(help="List the stages of this kind; without it, their sums.")
     ] = None,
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     as_json: AsJson = False,
 ) -> None:
     """List stages with their size, their age, and the sweeps of this workspace that need them."""
@@ -52,7 +51,7 @@ def ls(
 @app.command()
 def show(
     stage: Annotated[str, typer.Argument(help="A stage's name, as ls prints it, or the beginning of an id.")],
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     as_json: AsJson = False,
 ) -> None:
     """Show one stage: its files, what it was made from, when, where and with which versions."""
@@ -75,7 +74,7 @@ def show(
 
 @app.command()
 def verify(
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     delete: Annotated[
         bool, typer.Option("--delete-damaged", help="Remove what is damaged; the next run makes it again.")
     ] = False,
@@ -100,7 +99,7 @@ def verify(
 
 @app.command()
 def gc(
-    workspace: Where = Path("workspace"),
+    workspace: Where = "workspace",
     delete: Annotated[bool, typer.Option("--delete", help="Do it; without this it is only said.")] = False,
     as_json: AsJson = False,
 ) -> None:

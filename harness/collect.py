@@ -12,7 +12,7 @@ from harness import results
 from harness.results import stats, tables
 from harness.spec.expand import Draw, Plan, Trial, param_label
 from harness.stage import Stage, versions
-from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, read_parquet
+from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, read_parquet, surveyed
 from harness.workspace import Workspace
 
 
@@ -23,9 +23,10 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
     and without a reason is `missing`. Raises StageError where something it reads is damaged.
     """
     sweep = plan.sweep
-    images = _images(plan, workspace)
-    scores = _scores(plan, workspace)
-    trials = _trials(plan, workspace, images, reasons)
+    with surveyed(plan, workspace):
+        images = _images(plan, workspace)
+        scores = _scores(plan, workspace)
+        trials = _trials(plan, workspace, images, reasons)
     draws = _draws(plan)
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = stats.select_best(summary, sweep.analysis)
@@ -48,6 +49,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
     tables.write(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
     )
+    workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
 
 

@@ -21,6 +21,7 @@ from harness.inventory import Count, picture_passes, step_passes
 from harness.pipeline import Task, confirm_tasks, trial_stages
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
+from harness.stage import is_manifest
 from harness.stages import draw_facts
 from harness.workspace import Place, Workspace
 
@@ -122,9 +123,9 @@ def past_timings(workspace: Workspace) -> list[Timing]:
     A training's snapshots count from the start of the same call, so the last of them stands for all.
     """
     found: dict[str, tuple[int, Timing]] = {}
-    for place in workspace.places():
-        if place.kind == "scores" or not place.stage.done:
-            continue
+    places = [place for place in workspace.places() if place.kind != "scores" and place.stage.done]
+    workspace.fetch((place.stage for place in places), is_manifest)
+    for place in places:
         try:
             manifest = place.stage.manifest()
             timing, call = _timing(place, manifest), _call(place, manifest)

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 CONTRAST_COLUMNS = {  # column of the summary → last part of the key in W&B
     "mean_difference": "difference",
@@ -54,7 +54,7 @@ class Run:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def trial_runs(results: "Results", workspace: Path, *, images_per_trial: int) -> Iterator[Run]:
+def trial_runs(results: "Results", workspace: "Workspace", *, images_per_trial: int) -> Iterator[Run]:
     """One run per trial, failed and missing ones too."""
     sweep = results.sweep
     axes = [axis for axis in sweep["axes"] if axis in results.trials]
@@ -85,12 +85,12 @@ def trial_runs(results: "Results", workspace: Path, *, images_per_trial: int) ->
         )
 
 
-def sweep_run(results: "Results", workspace: Path) -> Run:
+def sweep_run(results: "Results", workspace: "Workspace") -> Run:
     """The run of the sweep as a whole: its tables, its page, which trial was selected."""
     sweep = results.sweep
     status = results.trials["status"].value_counts()
     selected = results.trials.loc[results.trials["selected"].fillna(False).astype(bool), "trial_id"]
-    report = workspace / "sweeps" / sweep["name"] / "report.html"
+    report = workspace.sweep(sweep["name"]) / "report.html"
     counts = {f"trials/{name}": int(status[name]) for name in status.index}
     best = (
         {"selected_trial": selected.iloc[0]}
@@ -115,12 +115,12 @@ def sweep_run(results: "Results", workspace: Path) -> Run:
     )
 
 
-def side_by_side(workspace: Path, strip: Strip) -> Image.Image | None:
+def side_by_side(workspace: "Workspace", strip: Strip) -> Image.Image | None:
     """The strip as one picture; null where one of its pictures is gone or unreadable."""
     pictures = []
     for path in strip.paths:
         try:
-            with Image.open(workspace / path) as opened:
+            with Image.open(workspace.file(path)) as opened:
                 pictures.append(opened.convert("RGB"))
         except OSError:
             return None
@@ -185,12 +185,12 @@ def _strips(results: "Results", trial_id: str, limit: int) -> Iterator[Strip]:
         shown += 1
 
 
-def _losses(workspace: Path, adapter_path: Any) -> tuple[float, ...]:
+def _losses(workspace: "Workspace", adapter_path: Any) -> tuple[float, ...]:
     """The training losses that a checkpoint keeps; none where there is no such file or not such a list."""
     if not isinstance(adapter_path, str):
         return ()
     try:
-        losses = json.loads((workspace / adapter_path / "losses.json").read_text())
+        losses = json.loads(workspace.file(f"{adapter_path}/losses.json").read_text())
     except (OSError, ValueError):
         return ()
     usable = isinstance(losses, list) and all(isinstance(loss, int | float) for loss in losses)

@@ -20,6 +20,7 @@ from harness.stages import (
     ensure_scores,
     missing_metrics,
     missing_pictures,
+    surveyed,
     take_away_damaged_tables,
 )
 from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
@@ -116,10 +117,13 @@ def run_sweep(
     outcomes: list[Outcome] = []
 
     def carry_out(stage: str, tasks: Sequence[Task]) -> None:
-        open_tasks = [task for task in tasks if not satisfied(task, bench)]
+        with surveyed(plan, workspace):
+            open_tasks = [task for task in tasks if not satisfied(task, bench)]
+            if open_tasks:
+                announce(stage, open_tasks)
         if open_tasks:
-            announce(stage, open_tasks)
             outcomes.extend(executor.run(open_tasks, bench))
+            workspace.look_again()
 
     def carry_out_trials() -> Results:
         for stage, tasks in trial_stages(plan):
@@ -136,7 +140,9 @@ def run_sweep(
         results = carry_out_trials()
         publish(results)
         confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
-        if not all(satisfied(task, bench) for task in confirmation):
+        with surveyed(plan, workspace):
+            confirmed = all(satisfied(task, bench) for task in confirmation)
+        if not confirmed:
             carry_out("confirmation", confirmation)
             results = collect(plan, workspace, failures(outcomes))
             publish(results)
@@ -152,13 +158,17 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
         take_away_damaged_tables(bench)
         announce([task])
         perform(task, bench)
+        workspace.look_again()
         return collect(plan, workspace, {})
 
 
 def _write_plan(plan: Plan, workspace: Workspace) -> None:
     """Say what the sweep needs before any work, so that nobody removes it as superfluous meanwhile."""
     with workspace.claim_plans():
-        write_json(workspace.sweep(plan.sweep.name) / PLAN, plan.sweep.model_dump(mode="json"))
+        folder = workspace.sweep(plan.sweep.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PLAN, plan.sweep.model_dump(mode="json"))
+        workspace.upload_sweep(plan.sweep.name, [PLAN])
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:

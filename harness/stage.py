@@ -1,7 +1,8 @@
 """One folder of the store, and how it comes to be: temporary folder → manifest last → rename.
 
 A stage is finished exactly when it holds `manifest.json`, so a killed process leaves nothing that could be
-taken for a result. The manifest has the hash of every file, so damage is found.
+taken for a result. The manifest has the hash of every file, so damage is found. A store that is not on this
+machine has stages of its own sort (`storage/remote_stage.py`): nothing else need know where a stage lies.
 """
 
 import errno
@@ -14,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -41,9 +42,29 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS)
 
 
+def every(name: str) -> bool:
+    """All files of a stage are concerned."""
+    return True
+
+
+def is_manifest(name: str) -> bool:
+    """The manifest alone."""
+    return name == MANIFEST
+
+
+def is_training_state(name: str) -> bool:
+    """Of a snapshot's files, those that training goes on from."""
+    return name.startswith("training_state.")
+
+
+def is_adapter(name: str) -> bool:
+    """Of a snapshot's files, those that pictures are drawn with."""
+    return not is_training_state(name)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One folder of the store. `path` exists only when the stage is finished."""
+    """One folder of the store. `path` is where it is on this machine, once it is finished and `fetch`ed."""
 
     path: Path
 
@@ -51,6 +72,35 @@ class Stage:
     def done(self) -> bool:
         """True when the manifest is there."""
         return (self.path / MANIFEST).is_file()
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.path)
+
+    def fetch(self, concerned: Callable[[str], bool] = every) -> Path:
+        """The folder of a finished stage, its files with names that are `concerned` on this machine."""
+        return self.path
+
+    def contents(self) -> dict[str, int]:
+        """Files of a folder, finished or not, by name, and their bytes; none where there is no folder.
+
+        Those that vanish meanwhile, because somebody is at work, are left out.
+        """
+        found = {}
+        for where, _, names in os.walk(self.path):
+            for name in names:
+                file = Path(where, name)
+                with suppress(FileNotFoundError):
+                    found[file.relative_to(self.path).as_posix()] = file.stat().st_size
+        return found
+
+    def changed_at(self) -> datetime:
+        """When the folder was last changed; now where it is gone."""
+        try:
+            return datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return datetime.now(UTC)
 
     def manifest(self) -> dict[str, Any]:
         """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
@@ -62,7 +112,7 @@ class Stage:
                 raise ValueError("its files have no hashes")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(
-                f"{self.path / MANIFEST} cannot be read ({error}); delete the folder and run again"
+                f"{self.place}/{MANIFEST} cannot be read ({error}); delete the folder and run again"
             ) from None
         return loaded
 
@@ -71,34 +121,38 @@ class Stage:
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
-            raise StageError(f"{self.path / name} cannot be read: {error.strerror}") from None
+            raise StageError(f"{self.place}/{name} cannot be read: {error.strerror}") from None
         facts = self.manifest()["files"].get(name)
         if facts is None or hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise StageError(f"{self.path / name} does not match its manifest")
+            raise StageError(f"{self.place}/{name} does not match its manifest")
         return content
 
     def verify(self) -> None:
         """Raise StageError for the first file that is missing or does not match its hash."""
         for fault in self.faults():
-            raise StageError(f"{fault}; delete {self.path} and run again")
+            raise StageError(f"{fault}; delete {self.place} and run again")
 
-    def whole(self, concerned: Callable[[str], bool] = lambda _: True) -> bool:
+    def whole(self, concerned: Callable[[str], bool] = every) -> bool:
         """True where the manifest can be read and the files with names that are `concerned` match it."""
         try:
             return not any(True for _ in self.faults(concerned))
         except StageError:
             return False
 
-    def faults(self, concerned: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+    def faults(self, concerned: Callable[[str], bool] = every) -> Iterator[str]:
         """What is wrong, file by file. Raises StageError where the manifest cannot be read."""
         for name, facts in self.manifest()["files"].items():
             file = self.path / name
             if not concerned(name):
                 continue
             if not file.is_file():
-                yield f"{file} is missing"
+                yield f"{self.place}/{name} is missing"
             elif sha256(file) != facts["sha256"]:
-                yield f"{file} does not match its manifest"
+                yield f"{self.place}/{name} does not match its manifest"
+
+    def damage(self) -> Iterator[str]:
+        """What is wrong where the stage lies, which need not be this machine, file by file."""
+        return self.faults()
 
     def remove(self) -> None:
         """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
@@ -119,11 +173,15 @@ class Stage:
                 yield temporary
                 seconds = time.monotonic() - started
                 write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=seconds))
-                if not self.done:
-                    shutil.rmtree(self.path, ignore_errors=True)  # without manifest it is nobody's result
-                    temporary.rename(self.path)
+                self._become(temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _become(self, finished: Path) -> None:
+        """Be what lies in this folder, its manifest included, unless another was as fast."""
+        if not self.done:
+            shutil.rmtree(self.path, ignore_errors=True)  # without manifest it is nobody's result
+            finished.rename(self.path)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ looks again, and makes only what is missing.
 """
 
 import io
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -16,13 +17,14 @@ from harness.errors import StageError
 from harness.generation.plan import Chunk, missing_chunks
 from harness.metrics import metric_fingerprint
 from harness.metrics.spec import MetricSpec
-from harness.spec.expand import Cell, Draw
+from harness.spec.expand import Cell, Draw, Plan
 from harness.stage import Stage
 from harness.training_stages import adapter_path, ensure_whole_adapter
 from harness.workspace import Workspace
 
 TRAINING_RECORD = "training_state.json"  # in a snapshot
 TABLES = IMAGES, SCORES = "images.parquet", "scores.parquet"  # of a chunk's pictures, and of its scores
+RECORDS = (*TABLES, TRAINING_RECORD)
 
 
 def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
@@ -111,6 +113,26 @@ def ensure_scores(bench: Bench, draw: Draw) -> bool:
     return True
 
 
+@contextmanager
+def surveyed(plan: Plan, workspace: Workspace) -> Iterator[None]:
+    """For a block that looks at all stages of a sweep, and reads all its tables and training records.
+
+    Where the store lies elsewhere they are fetched many at once.
+    """
+    with workspace.survey():
+        workspace.fetch(_recorded(plan, workspace), lambda name: name in RECORDS)
+        yield
+
+
+def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Stage]:
+    for run_id in plan.runs:
+        yield from workspace.snapshots(run_id).values()
+    for draw_id in plan.draws:
+        for chunk in workspace.image_chunks(draw_id):
+            scores = (workspace.scores(metric_name(metric), chunk) for metric in plan.sweep.metrics)
+            yield from (chunk, *(stage for stage in scores if stage.done))
+
+
 def take_away_damaged_tables(bench: Bench) -> int:
     """Remove what the sweep's tables are read from and is damaged; how many stages were.
 
@@ -145,7 +167,7 @@ def metric_name(metric: MetricSpec) -> str:
 
 def _score(bench: Bench, chunk: Stage, metrics: tuple[MetricSpec, ...]) -> None:
     images = read_parquet(chunk, IMAGES)
-    table = resident_scorer(metrics).score(images, chunk.path)
+    table = resident_scorer(metrics).score(images, chunk.fetch())
     for metric in metrics:
         with bench.workspace.scores(metric_name(metric), chunk).build() as folder:
             table[table["metric"] == metric.kind].to_parquet(folder / SCORES, index=False)

@@ -5,11 +5,9 @@ plan is written before its work begins), that its tables name, or that somebody 
 """
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
 from harness.spec.expand import Plan, TrainingRun, expand
 from harness.spec.sweep import SweepSpec
-from harness.stage import MANIFEST, Stage
+from harness.stage import Stage, is_manifest
 from harness.stages import metric_name
 from harness.workspace import PLAN, Place, Workspace
 
@@ -62,13 +60,14 @@ class Holdings:
 
 def holdings(workspace: Workspace) -> Holdings:
     """All that the store holds, in a stable order. Raises WorkspaceError where there is no workspace."""
-    if not workspace.root.is_dir():
-        raise WorkspaceError(f"--workspace {workspace.root}: there is no such folder")
-    needs, unreadable = _needs(workspace)
-    entries = tuple(_entry(workspace, place, needs) for place in workspace.places())
-    return Holdings(
-        entries=entries, sweeps=tuple(path.name for path in workspace.sweep_folders()), unreadable=unreadable
-    )
+    if not workspace.exists():
+        raise WorkspaceError(f"--workspace {workspace.address}: there is no such folder")
+    with workspace.survey():
+        places = list(workspace.places())
+        workspace.fetch([place.stage for place in places if place.stage.done], is_manifest)
+        needs, unreadable = _needs(workspace)
+        entries = tuple(_entry(workspace, place, needs) for place in places)
+        return Holdings(entries=entries, sweeps=tuple(workspace.sweep_names()), unreadable=unreadable)
 
 
 def find(found: Holdings, text: str) -> Entry:
@@ -130,10 +129,11 @@ def _remove(workspace: Workspace, entry: Entry) -> State:
             return "in use"
         try:
             stage.remove()
-            if entry.kind in ("snapshot", "pictures") and not any(stage.path.parent.iterdir()):
-                stage.path.parent.rmdir()  # the claim is of this folder, so nobody is about to use it
+            folder = stage.path.parent
+            if entry.kind in ("snapshot", "pictures") and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # the claim is of this folder, so nobody is about to use it
         except OSError as error:
-            raise WorkspaceError(f"{stage.path} cannot be removed: {error.strerror}") from None
+            raise WorkspaceError(f"{stage.place} cannot be removed: {error.strerror}") from None
     return "removed"
 
 
@@ -141,7 +141,7 @@ def _faults(stage: Stage) -> list[str]:
     if not stage.done:
         return []
     try:
-        return list(stage.faults())
+        return list(stage.damage())
     except StageError as error:
         return [str(error)]
 
@@ -154,20 +154,10 @@ def _entry(workspace: Workspace, place: Place, needs: Sequence["_Needs"]) -> Ent
         kind=kind,
         name=workspace.relative(stage.path),
         place=place,
-        size=_size(stage.path),
+        size=sum(stage.contents().values()),
         finished_at=_finished_at(stage),
         needed_by=tuple(sorted({need.sweep for need in needs if whole and need.of(place)})),
     )
-
-
-def _size(folder: Path) -> int:
-    """Bytes of its files; those that vanish meanwhile, because somebody is at work, count as nothing."""
-    size = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                size += os.stat(os.path.join(where, name)).st_size
-    return size
 
 
 def _finished_at(stage: Stage) -> datetime:
@@ -176,17 +166,15 @@ def _finished_at(stage: Stage) -> datetime:
         return datetime.fromisoformat(stage.manifest()["finished_at"])
     except (StageError, KeyError, TypeError, ValueError):
         pass
-    try:
-        return datetime.fromtimestamp(stage.path.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return datetime.now(UTC)
+    return stage.changed_at()
 
 
 def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
     """What each sweep needs, and the sweeps of which that cannot be known, with the reason."""
     found: list[_Needs] = []
     unreadable: dict[str, str] = {}
-    for folder in workspace.sweep_folders():
+    for name in workspace.sweep_names():
+        folder = workspace.fetch_sweep(name)
         files = [folder / name for name in (PLAN, "sweep.json") if (folder / name).is_file()]
         if not files:
             unreadable[folder.name] = f"{folder} does not say what its sweep needs: it has no {PLAN}"
@@ -244,22 +232,23 @@ class _Needs:
             case "snapshot":
                 return path.name in self.steps.get(path.parent.name, ())
             case "pictures":
-                return self._of_pictures(path)
+                return self._of_pictures(place.stage)
             case "scores":
                 draw_id, _, chunk_id = path.name.partition("-")
-                pictures = self.workspace.images(draw_id, chunk_id).path
+                pictures = self.workspace.images(draw_id, chunk_id)
                 # Pictures that are gone come back the same, and so do their scores.
-                needed = self._of_pictures(pictures) if pictures.is_dir() else draw_id in self.plan.draws
+                there = bool(pictures.contents())
+                needed = self._of_pictures(pictures) if there else draw_id in self.plan.draws
                 return needed and path.parent.name.startswith(self.metrics)
 
-    def _of_pictures(self, chunk: Path) -> bool:
-        draw = self.plan.draws.get(chunk.parent.name)
+    def _of_pictures(self, chunk: Stage) -> bool:
+        draw = self.plan.draws.get(chunk.path.parent.name)
         if draw is None:
             return False
         if draw.draw_id not in self.images:
             cells = [cell for split in ("dev", "test") for cell in self.plan.cells(draw, split)]
             self.images[draw.draw_id] = frozenset(cell.image_id for cell in cells)
-        return any(file.stem in self.images[draw.draw_id] for file in chunk.glob("*.png"))
+        return any(name.removesuffix(".png") in self.images[draw.draw_id] for name in chunk.contents())
 
 
 def _needed_steps(workspace: Workspace, run: TrainingRun) -> frozenset[str]:
@@ -296,4 +285,4 @@ def _metric_folder(metric: MetricSpec) -> str:
 
 def manifest_of(entry: Entry) -> dict[str, Any] | None:
     """A stage's manifest; null for a left-over. Raises StageError where it cannot be read."""
-    return entry.place.stage.manifest() if (entry.place.stage.path / MANIFEST).is_file() else None
+    return entry.place.stage.manifest() if entry.place.stage.done else None

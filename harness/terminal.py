@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -96,7 +95,7 @@ def trial_number(text: str) -> int | Literal["best"]:
     return int(text)
 
 
-def print_verdict(results: "Results", report: Path) -> None:
+def print_verdict(results: "Results", folder: str) -> None:
     """The answer, as the report has it, and where everything is."""
     from harness.report.study import Study
     from harness.report.verdict import verdict
@@ -106,8 +105,8 @@ def print_verdict(results: "Results", report: Path) -> None:
     out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
     for line in (*found.facts, *found.cautions):
         out.print(f"  {escape(line)}", highlight=False)
-    out.print(f"report  {report}", highlight=False)
-    out.print(f"tables  harness.results.load({str(report.parent)!r})", highlight=False)
+    out.print(f"report  {folder}/report.html", highlight=False)
+    out.print(f"tables  harness.results.load({folder!r})", highlight=False)
 
 
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:

@@ -19,12 +19,13 @@ from harness.spec.sweep import NoTracking, TrackingSpec, WandbTracking
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 
 class Tracker(Protocol):
     """Shows a sweep in another program."""
 
-    def publish(self, results: "Results", workspace: Path) -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> None:
         """Mirror the results; doing it again changes nothing. A failure is a TrackingError."""
         ...
 
@@ -41,7 +42,7 @@ def make_tracker(spec: TrackingSpec, *, folder: Path) -> Tracker:
 class NoTracker:
     """Mirrors nothing."""
 
-    def publish(self, results: "Results", workspace: Path) -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> None:
         """Does nothing."""
 
 
@@ -59,7 +60,7 @@ class WandbTracker:
         self.folder = folder.resolve()
         self._ledger = self.folder / "wandb" / "published.json"
 
-    def publish(self, results: "Results", workspace: Path) -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> None:
         """Mirror the results. Any failure of W&B is a TrackingError."""
         runs = [
             *trial_runs(results, workspace, images_per_trial=self.spec.images_per_trial),
@@ -82,7 +83,7 @@ class WandbTracker:
                 f"W&B: {line}; the tables and the report are complete, `harness publish` tries again"
             ) from error
 
-    def _write(self, run: Run, workspace: Path) -> str:
+    def _write(self, run: Run, workspace: "Workspace") -> str:
         """Write one run; gives the folder it was written to, relative to `wandb/`."""
         import wandb
 

@@ -14,7 +14,7 @@ from harness.bench import Bench, Segment
 from harness.models.model import DrawSettings
 from harness.recipes.spec import Drawn
 from harness.spec.expand import DrawAdapter, TrainingRun
-from harness.stage import EMA, Stage
+from harness.stage import EMA, Stage, is_adapter, is_training_state
 from harness.workspace import Workspace
 
 
@@ -22,7 +22,7 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
     """The folder of a recipe's pictures."""
     stage = bench.workspace.dataset(dataset_id)
     if stage.done:
-        return stage.path
+        return stage.fetch()
     with bench.workspace.claim("dataset", dataset_id):
         if not stage.done:
             from harness.recipes import build_dataset
@@ -42,7 +42,7 @@ def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
                     report=lambda count: bench.report("dataset_pictures", count),
                     batch_size=at_once,
                 )
-    return stage.path
+    return stage.fetch()
 
 
 def _ensure_whole_dataset(bench: Bench, dataset_id: str) -> None:
@@ -64,7 +64,7 @@ def ensure_snapshots(bench: Bench, run_id: str) -> None:
         while missing := missing_snapshots(bench.workspace, run):
             segment = _segment(bench.workspace, run, missing)
             before = bench.workspace.snapshot(run_id, segment.start)
-            if segment.start and not before.whole(_is_training_state):
+            if segment.start and not before.whole(is_training_state):
                 before.remove()
                 continue
             (bench.trainer or train_segment)(bench, segment)
@@ -115,13 +115,13 @@ def train_segment(bench: Bench, segment: Segment) -> None:
         while len(passing) > compute.keep_checkpoints:
             passing.pop(0).remove()
 
-    resume = workspace.snapshot(run.run_id, segment.start).path
+    resume = workspace.snapshot(run.run_id, segment.start)
     train(
         _until(run, segment.snapshots),
         model,
-        pictures=workspace.dataset(run.dataset.dataset_id).path,
-        prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).path,
-        resume=Checkpoint.read(resume) if segment.start else None,
+        pictures=workspace.dataset(run.dataset.dataset_id).fetch(),
+        prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).fetch(),
+        resume=Checkpoint.read(resume.fetch()) if segment.start else None,
         save=save,
         save_at=lambda step: step % compute.checkpoint_every == 0,
         report=lambda _step, _loss: bench.report("training_steps", 1),
@@ -158,7 +158,7 @@ def ensure_whole_adapter(bench: Bench, adapter: DrawAdapter) -> None:
         return
     stage = bench.workspace.snapshot(adapter.run_id, adapter.steps)
     ensure_snapshots(bench, adapter.run_id)
-    if bench.workspace.take_away_damaged(stage, ("run", adapter.run_id), _is_adapter):
+    if bench.workspace.take_away_damaged(stage, ("run", adapter.run_id), is_adapter):
         ensure_snapshots(bench, adapter.run_id)
 
 
@@ -167,13 +167,5 @@ def adapter_path(workspace: Workspace, adapter: DrawAdapter) -> Path:
     if adapter.run_id is None or adapter.steps is None:
         assert adapter.file is not None
         return adapter.file
-    folder = workspace.snapshot(adapter.run_id, adapter.steps).path
+    folder = workspace.snapshot(adapter.run_id, adapter.steps).fetch(is_adapter)
     return folder / EMA if adapter.weights == "ema" else folder
-
-
-def _is_training_state(name: str) -> bool:
-    return name.startswith("training_state.")
-
-
-def _is_adapter(name: str) -> bool:
-    return not _is_training_state(name)

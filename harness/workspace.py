@@ -11,17 +11,16 @@ Every later sweep of a workspace finds what earlier ones made.
 """
 
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
-from harness.errors import WorkspaceError
-from harness.stage import Stage
+from harness.errors import StageError, WorkspaceError
+from harness.stage import Stage, every
+from harness.storage import Storage, open_storage
+from harness.storage.storage import Waiting
 
 PLAN = "plan.json"
 
@@ -33,11 +32,11 @@ LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
 }
 
 PlaceKind = Literal["dataset", "snapshot", "pictures", "scores"]
-FOLDERS: dict[PlaceKind, str] = {
-    "dataset": "datasets/*",
-    "snapshot": "adapters/*/*",
-    "pictures": "images/*/*",
-    "scores": "scores/*/*",
+FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
+    "dataset": ("datasets", 1),
+    "snapshot": ("adapters", 2),
+    "pictures": ("images", 2),
+    "scores": ("scores", 2),
 }
 
 
@@ -51,90 +50,172 @@ class Place:
 
 
 class Workspace:
-    """All paths of a workspace; nobody else joins them."""
+    """All paths of a workspace; nobody else joins them.
 
-    def __init__(
-        self, root: Path | str, *, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> None:
+    `address` is what its user calls it. `root` is a folder on this machine: the workspace itself, or where
+    files of one that lies elsewhere are while they are worked with.
+    """
+
+    def __init__(self, address: Path | str, *, waiting: Waiting = nullcontext) -> None:
         """Nothing is created before something is built. `waiting` is entered while another holds a claim."""
-        self.root = Path(root).expanduser().resolve()
+        self._storage: Storage = open_storage(address)
+        self.address, self.root = self._storage.address, self._storage.root
         self.waiting = waiting
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[str]]:
+        """It is opened afresh where it is sent to; who waits there, and for whom, is not known here."""
+        return Workspace, (self.address,)
+
+    def while_waiting(self, waiting: Waiting) -> "Workspace":
+        """The same, with this entered while another holds a claim."""
+        return Workspace(self.address, waiting=waiting)
+
+    @classmethod
+    def of_sweep(cls, folder: Path | str) -> tuple["Workspace", Path]:
+        """The workspace that a sweep's folder lies in, and the folder on this machine, as it is now."""
+        if "://" not in str(folder):
+            return cls(Path(folder).resolve().parent.parent), Path(folder)
+        address, found, name = str(folder).rstrip("/").rpartition("/sweeps/")
+        workspace = cls(address or str(folder))
+        if not found or "/" in name or name not in workspace.sweep_names():
+            raise WorkspaceError(
+                f"no such folder: {folder}; give WORKSPACE/sweeps/NAME, which `harness run` prints"
+            )
+        return workspace, workspace.fetch_sweep(name)
+
+    @classmethod
+    def of_picture(cls, picture: str) -> tuple[str | None, Path]:
+        """The workspace of a picture that has a URL, else null, and its file on this machine."""
+        if "://" not in picture:
+            return None, Path(picture)
+        address, _, name = picture.rpartition("/images/")
+        return address, cls(address).file(f"images/{name}")
+
+    def exists(self) -> bool:
+        """False where there is nothing at all."""
+        return self._storage.exists()
+
+    def survey(self) -> AbstractContextManager[None]:
+        """While the block runs, what is finished may be answered from one look at all there is.
+
+        For whoever asks of thousands of stages: where the store lies elsewhere, each look takes its time.
+        """
+        return self._storage.survey()
+
+    def look_again(self) -> None:
+        """Others have made things: the next survey is to see them."""
+        self._storage.look_again()
+
+    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+        """Bring files of many stages to this machine at once; one that cannot be had is found when read."""
+        self._storage.fetch(stages, concerned)
 
     def dataset(self, dataset_id: str) -> Stage:
         """The training pictures of one recipe."""
-        return Stage(self.root / "datasets" / dataset_id)
+        return self.stage(f"datasets/{dataset_id}")
 
     def snapshot(self, run_id: str, steps: int) -> Stage:
         """A training run after `steps` optimizer steps."""
-        return Stage(self.root / "adapters" / run_id / f"steps-{steps:06d}")
+        return self.stage(f"adapters/{run_id}/steps-{steps:06d}")
 
     def snapshots(self, run_id: str) -> dict[int, Stage]:
         """Finished snapshots of a run by steps, ascending; resumable checkpoints are among them."""
+        folder = f"adapters/{run_id}"
         found = {
-            int(p.name.removeprefix("steps-")): Stage(p)
-            for p in (self.root / "adapters" / run_id).glob("steps-*")
+            int(name.removeprefix("steps-")): self.stage(f"{folder}/{name}")
+            for name in self._storage.folders(folder)
+            if name.startswith("steps-")
         }
         return {steps: found[steps] for steps in sorted(found) if found[steps].done}
 
     def images(self, draw_id: str, chunk_id: str) -> Stage:
         """Some pictures of one draw."""
-        return Stage(self.root / "images" / draw_id / chunk_id)
+        return self.stage(f"images/{draw_id}/{chunk_id}")
 
     def image_chunks(self, draw_id: str) -> list[Stage]:
         """Finished pictures of one draw, in a stable order."""
-        stages = (Stage(path) for path in sorted((self.root / "images" / draw_id).glob("[!.]*")))
+        names = self._storage.folders(f"images/{draw_id}")
+        stages = (self.images(draw_id, name) for name in names if not name.startswith("."))
         return [stage for stage in stages if stage.done]
 
     def scores(self, metric: str, chunk: Stage) -> Stage:
         """One metric's scores of one image chunk. `metric` is kind and fingerprint."""
-        return Stage(self.root / "scores" / metric / f"{chunk.path.parent.name}-{chunk.path.name}")
+        return self.stage(f"scores/{metric}/{chunk.path.parent.name}-{chunk.path.name}")
+
+    def stage(self, name: str) -> Stage:
+        """The stage at a path as the tables hold it."""
+        return self._storage.stage(name)
+
+    def file(self, name: str) -> Path:
+        """A file of a stage by its path in the tables, on this machine; it is not there if it is gone.
+
+        A whole stage's files are better asked of the stage.
+        """
+        folder, _, wanted = name.rpartition("/")
+        try:
+            return self.stage(folder).fetch(lambda file: file == wanted) / wanted
+        except StageError:
+            return self.root / name
 
     def sweep(self, name: str) -> Path:
-        """The folder of a sweep's tables and report."""
+        """The folder on this machine for a sweep's tables and report; `upload_sweep` is to follow."""
         return self.root / "sweeps" / name
 
-    def sweep_folders(self) -> list[Path]:
-        """The folders of all sweeps, by name."""
-        return sorted(path for path in (self.root / "sweeps").glob("[!.]*") if path.is_dir())
+    def fetch_sweep(self, name: str) -> Path:
+        """The same, with the tables and whatever else is in it as they are now."""
+        return self._storage.fetch_files(f"sweeps/{name}")
+
+    def upload_sweep(self, name: str, files: Sequence[str], *, here: Path | None = None) -> None:
+        """Bring files of a sweep's folder to where the store is; the last is there only if all are.
+
+        `here` is where they are on this machine; null: in the folder that `sweep` gives.
+        """
+        self._storage.upload(f"sweeps/{name}", here or self.sweep(name), files)
+
+    def upload_folder(self, name: str, folder: str, *, here: Path) -> None:
+        """The same with all of a folder `here`, as one in a sweep's folder, in place of an older one."""
+        files = sorted(file.relative_to(here).as_posix() for file in here.rglob("*") if file.is_file())
+        self._storage.upload(f"sweeps/{name}/{folder}", here, files, alone=True)
+
+    def sweep_names(self) -> list[str]:
+        """The sweeps that the workspace has a folder of, by name."""
+        return [name for name in self._storage.folders("sweeps") if not name.startswith(".")]
 
     def places(self) -> Iterator[Place]:
         """Every folder of the store, left-overs of killed builders among them, in a stable order."""
-        for kind, pattern in FOLDERS.items():
-            for path in sorted(path for path in self.root.glob(pattern) if path.is_dir()):
-                yield Place(kind=kind, stage=Stage(path), claim=_claim_of(kind, path))
+        for kind, (top, depth) in FOLDERS.items():
+            parents = [top] if depth == 1 else [f"{top}/{name}" for name in self._storage.folders(top)]
+            for parent in parents:
+                for name in self._storage.folders(parent):
+                    stage = self.stage(f"{parent}/{name}")
+                    yield Place(kind=kind, stage=stage, claim=_claim_of(kind, stage.path))
 
     def relative(self, path: Path) -> str:
         """A path as the tables hold it: relative to the workspace, with forward slashes."""
         return path.relative_to(self.root).as_posix()
 
+    def shown(self, path: Path) -> str:
+        """A path below the root, as the user knows it."""
+        return f"{self.address}/{self.relative(path)}"
+
     def check_writable(self) -> None:
         """Raise WorkspaceError, before any work, when nothing can be written here."""
-        probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise WorkspaceError(f"--workspace {self.root} cannot be written: {error.strerror}") from None
+        self._storage.check_writable()
 
     @contextmanager
     def claim(self, kind: str, identity: str) -> Iterator[None]:
         """Hold what is being made, so that nobody makes it twice; wait while another process does.
 
-        The operating system lets go of a dead process's claim. Left-overs of a killed builder are removed.
+        A dead process's claim is let go of. Left-overs of a killed builder are removed.
         """
-        lock = self._lock(kind, identity)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.waiting():
-            held = FileLock(lock).acquire()
-        with held:
+        with self._storage.hold(_lock(kind, identity), self.waiting):
             for pattern in LEFT_OVERS[kind]:
                 for left_over in self.root.glob(pattern.format(identity)):
                     shutil.rmtree(left_over, ignore_errors=True)
             yield
 
     def take_away_damaged(
-        self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = lambda _: True
+        self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = every
     ) -> bool:
         """True where the files concerned were damaged: the stage is gone then, and can be made again."""
         if stage.whole(concerned):
@@ -144,18 +225,9 @@ class Workspace:
                 stage.remove()
         return True
 
-    @contextmanager
-    def claim_if_free(self, kind: str, identity: str) -> Iterator[bool]:
-        """Hold it, and say so; or say False, at once, while another process does."""
-        lock = self._lock(kind, identity)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(lock).acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        with held:
-            yield True
+    def claim_if_free(self, kind: str, identity: str) -> AbstractContextManager[bool]:
+        """Hold it, and say so; or say False while another process does."""
+        return self._storage.hold_if_free(_lock(kind, identity))
 
     @contextmanager
     def claim_plans(self) -> Iterator[None]:
@@ -165,27 +237,22 @@ class Workspace:
 
     def claimed(self, kind: str, identity: str) -> bool:
         """True while somebody holds it. Makes nothing."""
-        if not self._lock(kind, identity).exists():
-            return False
-        with self.claim_if_free(kind, identity) as free:
-            return not free
-
-    def _lock(self, kind: str, identity: str) -> Path:
-        return self.root / ".locks" / f"{kind}-{identity}"
+        return self._storage.held(_lock(kind, identity))
 
     @contextmanager
     def drive(self, name: str) -> Iterator[None]:
         """Be the one driver of a sweep. Raises WorkspaceError while another process drives it."""
-        folder = self.sweep(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / ".driver.lock", timeout=0):
-                yield
-        except Timeout:
-            raise WorkspaceError(
-                f"sweep {name!r} in {self.root} is being run by another process; "
-                "wait for it, or use another --workspace"
-            ) from None
+        with self._storage.hold_if_free(f"sweeps/{name}/.driver.lock") as free:
+            if not free:
+                raise WorkspaceError(
+                    f"sweep {name!r} in {self.address} is being run by another process; "
+                    "wait for it, or use another --workspace"
+                )
+            yield
+
+
+def _lock(kind: str, identity: str) -> str:
+    return f".locks/{kind}-{identity}"
 
 
 def _claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """What several rooms' tests share: a tiny SDXL with random weights, made once and loaded by the real code."""
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,3 +47,23 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.metrics import tiny
 
     return f"local-dir:{tiny.tiny_clip(tmp_path_factory.mktemp('clip') / 'tiny')}"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server on loopback; without it, what needs it is skipped."""
+    from tests.storage.server import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty workspace on it. The environment has the credentials, and a cache of the test's own."""
+    from tests.storage import server
+
+    for name, value in server.environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return f"s3://{server.BUCKET}/{uuid.uuid4().hex[:8]}"

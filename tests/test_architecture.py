@@ -32,6 +32,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "estimate": "pipeline",
     "store": "pipeline",
     "stage": "workspace",
+    "storage": "workspace",
     "mirror": "tracking",
     "progress": "cli",
     "terminal": "cli",
@@ -57,6 +58,8 @@ DOORS = {
     "open_clip": {"metrics"},
     "torchmetrics": {"metrics"},
     "ray": {"execution"},
+    "fsspec": {"workspace"},
+    "s3fs": set(),  # fsspec finds it
     "wandb": {"tracking"},
     "scipy": {"results"},
     "matplotlib": {"report"},

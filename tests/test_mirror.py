@@ -9,6 +9,7 @@ from PIL import Image
 
 from harness.mirror import Run, side_by_side, sweep_run, trial_runs
 from harness.results import Results
+from harness.workspace import Workspace
 from tests.report import example
 
 
@@ -30,7 +31,7 @@ def results(workspace: Path) -> Results:
 
 @pytest.fixture(scope="module")
 def runs(results: Results, workspace: Path) -> list[Run]:
-    return list(trial_runs(results, workspace, images_per_trial=3))
+    return list(trial_runs(results, Workspace(workspace), images_per_trial=3))
 
 
 def test_every_trial_is_a_run_of_the_sweeps_group(runs: list[Run], results: Results) -> None:
@@ -77,7 +78,7 @@ def test_losses_are_read_and_anything_else_is_left_alone(
     good = file.read_text()
     for broken in ("{", '{"a": 1}', '["x"]'):
         file.write_text(broken)
-        assert next(trial_runs(results, workspace, images_per_trial=0)).losses == ()
+        assert next(trial_runs(results, Workspace(workspace), images_per_trial=0)).losses == ()
     file.write_text(good)
 
 
@@ -89,21 +90,21 @@ def test_strips_are_the_first_pairs_with_controls_first(
     assert first.caption.startswith("a fox on a beach (seed 0), aesthetic, left to right: baseline ")
     arms = results.images.set_index("path").loc[list(first.paths), "arm"].to_list()
     assert arms == ["baseline", "placebo", "sham", "wrong_lora"]
-    sheet = side_by_side(workspace, first)
+    sheet = side_by_side(Workspace(workspace), first)
     assert sheet is not None and sheet.size == (4 * 64 + 3 * 2, 64)
     last = np.asarray(Image.open(workspace / first.paths[-1]))
     assert np.array_equal(np.asarray(sheet)[:, -64:], last)
 
 
 def test_the_digest_follows_the_content(runs: list[Run], results: Results, workspace: Path) -> None:
-    again = list(trial_runs(results, workspace, images_per_trial=3))
+    again = list(trial_runs(results, Workspace(workspace), images_per_trial=3))
     assert [run.digest() for run in again] == [run.digest() for run in runs]
-    fewer = next(trial_runs(results, workspace, images_per_trial=2))
+    fewer = next(trial_runs(results, Workspace(workspace), images_per_trial=2))
     assert fewer.digest() != runs[0].digest()
 
 
 def test_the_sweeps_run_has_tables_counts_and_the_selected_trial(results: Results, workspace: Path) -> None:
-    run = sweep_run(results, workspace)
+    run = sweep_run(results, Workspace(workspace))
     assert run.run_id == "example-sweep" and run.job_type == "sweep" and run.report is None
     assert (run.summary["trials/completed"], run.summary["trials/failed"]) == (3, 1)
     assert run.summary["selected_trial"] in set(results.trials["trial_id"])

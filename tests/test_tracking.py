@@ -15,6 +15,7 @@ from harness.errors import HarnessError, TrackingError
 from harness.results import Results
 from harness.spec.sweep import NoTracking, WandbTracking
 from harness.tracking import make_tracker
+from harness.workspace import Workspace
 from tests.report import example
 
 OFFLINE = WandbTracking(project="tests", images_per_trial=2)
@@ -84,7 +85,7 @@ def results(workspace: Path) -> Results:
 @pytest.fixture(scope="module")
 def published(results: Results, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    make_tracker(OFFLINE, folder=folder).publish(results, workspace)
+    make_tracker(OFFLINE, folder=folder).publish(results, Workspace(workspace))
     return folder
 
 
@@ -140,7 +141,7 @@ def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: 
 
 def test_publishing_twice_changes_nothing(published: Path, results: Results, workspace: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in published.rglob("*.wandb")}
-    make_tracker(OFFLINE, folder=published).publish(results, workspace)
+    make_tracker(OFFLINE, folder=published).publish(results, Workspace(workspace))
     assert {path: path.stat().st_mtime_ns for path in published.rglob("*.wandb")} == before
 
 
@@ -148,13 +149,13 @@ def test_a_changed_trial_is_replaced_and_a_synced_one_kept(
     results: Results, workspace: Path, tmp_path: Path
 ) -> None:
     tracker = make_tracker(WandbTracking(images_per_trial=0), folder=tmp_path)
-    tracker.publish(results, workspace)
+    tracker.publish(results, Workspace(workspace))
     first = offline_runs(tmp_path)
     ids = [f"example-{trial_id}" for trial_id in results.trials["trial_id"]]
     synced = first[ids[1]] / f"run-{ids[1]}.wandb.synced"
     synced.touch()
     time.sleep(1.1)  # W&B names a run's folder by the second
-    tracker.publish(replace(results, trials=results.trials.assign(train_seconds=9.0)), workspace)
+    tracker.publish(replace(results, trials=results.trials.assign(train_seconds=9.0)), Workspace(workspace))
     assert not first[ids[0]].exists() and offline_runs(tmp_path)[ids[0]].is_dir()
     assert synced.exists() and len(list((tmp_path / "wandb").glob(f"offline-run-*-{ids[1]}"))) == 2
     assert content(offline_runs(tmp_path)[ids[0]])["summary"]["train_seconds"] == 9.0
@@ -172,7 +173,7 @@ def test_it_is_quiet_and_leaves_nothing_elsewhere(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("WANDB_SILENT", raising=False)
     before = dict(os.environ)
-    make_tracker(OFFLINE, folder=tmp_path / "folder").publish(results, workspace)
+    make_tracker(OFFLINE, folder=tmp_path / "folder").publish(results, Workspace(workspace))
     assert capfd.readouterr() == ("", "")
     assert not list(home.rglob("*"))
     assert dict(os.environ) == before
@@ -181,7 +182,7 @@ def test_it_is_quiet_and_leaves_nothing_elsewhere(
 def test_a_failure_is_one_line_of_a_harness_error(results: Results, workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("in the way")
     with pytest.raises(TrackingError) as caught:
-        make_tracker(OFFLINE, folder=tmp_path).publish(results, workspace)
+        make_tracker(OFFLINE, folder=tmp_path).publish(results, Workspace(workspace))
     assert isinstance(caught.value, HarnessError)
     assert str(caught.value).startswith("W&B: ") and "\n" not in str(caught.value)
 
@@ -193,9 +194,9 @@ def test_online_without_a_key_says_what_to_do(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(TrackingError, match="not logged in; run `wandb login`"):
-        make_tracker(WandbTracking(mode="online"), folder=tmp_path).publish(results, workspace)
+        make_tracker(WandbTracking(mode="online"), folder=tmp_path).publish(results, Workspace(workspace))
 
 
 def test_no_tracking_does_nothing(results: Results, workspace: Path, tmp_path: Path) -> None:
-    make_tracker(NoTracking(), folder=tmp_path).publish(results, workspace)
+    make_tracker(NoTracking(), folder=tmp_path).publish(results, Workspace(workspace))
     assert not list(tmp_path.iterdir())

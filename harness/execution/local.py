@@ -7,7 +7,6 @@ from harness.bench import Bench
 from harness.errors import SpecError
 from harness.execution.deadline import exception_after
 from harness.pipeline import Outcome, Task, attempt
-from harness.workspace import Workspace
 
 
 class LocalExecutor:
@@ -37,5 +36,5 @@ def _attempt(task: Task, bench: Bench) -> Outcome:
         return attempt(task, bench)
     deadline = exception_after(minutes)
     with deadline.running():
-        workspace = Workspace(bench.workspace.root, waiting=deadline.paused)
+        workspace = bench.workspace.while_waiting(deadline.paused)
         return attempt(task, replace(bench, workspace=workspace))

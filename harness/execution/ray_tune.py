@@ -28,7 +28,6 @@ from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
 from harness.execution.spec import ComputeSpec
 from harness.pipeline import Outcome, Task, attempt
-from harness.workspace import Workspace
 
 REPORT_EVERY_SECONDS = 2.0
 OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over
@@ -96,7 +95,7 @@ def _attempt(task: Task, bench: Bench, note: Path) -> Outcome:
     if minutes is None:
         return attempt(task, bench)
     with end_of_process_after(minutes, note) as deadline, deadline.running():
-        workspace = Workspace(bench.workspace.root, waiting=deadline.paused)
+        workspace = bench.workspace.while_waiting(deadline.paused)
         return attempt(task, replace(bench, workspace=workspace))
 
 

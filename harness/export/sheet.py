@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.export.evidence import Evidence, Pair, Shot
+from harness.workspace import Workspace
 
 TILE = 256  # pixels of a picture's longer side
 GAP = 12
@@ -15,7 +16,7 @@ ELLIPSIS = "…"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(evidence: Evidence, workspace_root: Path) -> Image.Image:
+def contact_sheet(evidence: Evidence, workspace: Workspace) -> Image.Image:
     """The sheet. A picture whose file is gone leaves an empty frame, as one that was never drawn."""
     width = GAP + len(evidence.arms) * (TILE + GAP)
     row_height = CAPTION + TILE + FOOT + GAP
@@ -30,7 +31,7 @@ def contact_sheet(evidence: Evidence, workspace_root: Path) -> Image.Image:
         caption = _cut(pen, f"{pair.prompt}  ·  seed {pair.seed}", text, width - 2 * GAP)
         pen.text((GAP, top), caption, font=text, fill=INK)
         for column, arm in enumerate(evidence.arms):
-            _tile(sheet, (_left(column), top + CAPTION), workspace_root, pair.shots[arm])
+            _tile(sheet, (_left(column), top + CAPTION), workspace, pair.shots[arm])
             score = _score(evidence, pair, arm)
             pen.text((_left(column), top + CAPTION + TILE + 3), score, font=text, fill=FAINT)
     return sheet
@@ -40,9 +41,9 @@ def _left(column: int) -> int:
     return GAP + column * (TILE + GAP)
 
 
-def _tile(sheet: Image.Image, corner: tuple[int, int], workspace_root: Path, shot: Shot | None) -> None:
+def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, shot: Shot | None) -> None:
     left, top = corner
-    image = None if shot is None else read_picture(workspace_root / shot.path)
+    image = None if shot is None else read_picture(workspace.file(shot.path))
     if image is None:
         ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=FAINT)
         return

@@ -13,9 +13,11 @@ from harness.models.spec import EmojiModel, ModelSpec
 from harness.recipes.spec import RecipeSpec
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.trial import TrialSpec
+from harness.stage import is_adapter
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 SGM_LAYERS = 2  # per block of SDXL's UNet, which kohya's names of its blocks are made for
 
@@ -87,7 +89,7 @@ def recipe_text(recipe: RecipeSpec) -> str:
     return recipe.name or recipe.kind
 
 
-def find(results: "Results", workspace_root: Path, trial: int | Literal["best"]) -> Subject:
+def find(results: "Results", workspace: "Workspace", trial: int | Literal["best"]) -> Subject:
     """A trial with its adapter.
 
     Raises SpecError where there is no such trial or it has no adapter, StageError where the adapter is gone.
@@ -109,7 +111,7 @@ def find(results: "Results", workspace_root: Path, trial: int | Literal["best"])
         raise SpecError(
             f"trial {row['index']} of sweep {name} has no adapter ({row['reason']}); run it first"
         )
-    snapshot = workspace_root / row["adapter_path"]
+    snapshot = workspace.stage(row["adapter_path"]).fetch(is_adapter)
     if not snapshot.is_dir():
         raise StageError(f"{snapshot} is missing; `harness run` makes it again")
     try:

@@ -17,6 +17,7 @@ from harness.stage import sha256
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 CARD, CONFIG = "README.md", "trial.json"
 EXAMPLES = 3  # pictures for the hub's gallery
@@ -24,7 +25,7 @@ EXAMPLES = 3  # pictures for the hub's gallery
 
 def export_trial(
     results: "Results",
-    workspace_root: Path,
+    workspace: "Workspace",
     trial: int | Literal["best"],
     *,
     folder: Path,
@@ -38,14 +39,14 @@ def export_trial(
     Raises SpecError where the trial has no adapter, StageError where its files are gone or of another
     version, ExportError where `folder` holds something else.
     """
-    subject = find(results, workspace_root, trial)
+    subject = find(results, workspace, trial)
     if folder.exists() and not _is_export(folder):
         raise ExportError(f"{folder} is there and is no earlier export; give another --output")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
         temporary.mkdir()
-        _fill(subject, workspace_root, temporary, layout)
+        _fill(subject, workspace, temporary, layout)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -58,24 +59,24 @@ def _is_export(folder: Path) -> bool:
     return folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))
 
 
-def _fill(subject: Subject, workspace_root: Path, folder: Path, layout: Layout) -> None:
+def _fill(subject: Subject, workspace: "Workspace", folder: Path, layout: Layout) -> None:
     files = write_files(subject, folder, layout)
     evidence = gather(subject)
     if evidence.pairs:
-        contact_sheet(evidence, workspace_root).save(folder / SHEET)
-    examples = _examples(evidence, workspace_root, folder)
+        contact_sheet(evidence, workspace).save(folder / SHEET)
+    examples = _examples(evidence, workspace, folder)
     hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     text = json.dumps(_config(subject, hashes), indent=1, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(subject, evidence, files=hashes, examples=examples), encoding="utf-8")
 
 
-def _examples(evidence: Evidence, workspace_root: Path, folder: Path) -> list[Example]:
+def _examples(evidence: Evidence, workspace: "Workspace", folder: Path) -> list[Example]:
     """The arm's pictures on the sheet, one of a prompt, as pixels alone: their headers may name paths."""
     examples: list[Example] = []
     for pair in evidence.pairs:
         shot = pair.shots[evidence.arm]
-        image = None if shot is None else read_picture(workspace_root / shot.path)
+        image = None if shot is None else read_picture(workspace.file(shot.path))
         if image is None or len(examples) == EXAMPLES or pair.prompt in {e.prompt for e in examples}:
             continue
         name = f"{PICTURES}/{len(examples) + 1}.png"

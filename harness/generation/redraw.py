@@ -17,7 +17,7 @@ from harness.models.prompts import model_digest
 from harness.models.spec import EmojiModel, ModelSpec, SdxlModel
 from harness.spec.evaluation import MergeSpec
 from harness.spec.expand import Cell, Draw, DrawAdapter
-from harness.stage import EMA
+from harness.stage import EMA, is_adapter
 from harness.workspace import Workspace
 
 
@@ -35,7 +35,7 @@ class RedrawResult:
     versions: dict[str, tuple[str, str]]
 
 
-def redraw(picture: Path, *, workspace: Path | None, output: Path) -> RedrawResult:
+def redraw(picture: Path, *, workspace: Path | str | None, output: Path) -> RedrawResult:
     """Draw what the PNG `picture` says, with the same text in its file, into `output`.
 
     Adapters are looked for by their hashes: in `workspace` (null: the one the picture lies in), at the path
@@ -148,7 +148,7 @@ def _check_model(spec: ModelSpec) -> None:
         )
 
 
-def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path | None) -> Path:
+def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path | str | None) -> Path:
     """The first place that holds the adapter with these weights."""
     others = []
     places = list(dict.fromkeys(_places(adapter, picture, workspace)))
@@ -168,14 +168,17 @@ def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path |
     )
 
 
-def _places(adapter: DrawAdapter, picture: Path, workspace: Path | None) -> Sequence[Path]:
+def _places(adapter: DrawAdapter, picture: Path, workspace: Path | str | None) -> Sequence[Path]:
     beside = picture.resolve().parent
     if adapter.file is not None:
         return [adapter.file, beside / adapter.file.name]
     assert adapter.run_id is not None and adapter.steps is not None
     name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
-    roots = [workspace] if workspace is not None else [p for p in beside.parents if (p / "adapters").is_dir()]
-    folders = [Workspace(root).snapshot(adapter.run_id, adapter.steps).path for root in roots]
+    roots: Sequence[Path | str] = [p for p in beside.parents if (p / "adapters").is_dir()]
+    if workspace is not None:
+        roots = [workspace]
+    stages = [Workspace(root).snapshot(adapter.run_id, adapter.steps) for root in roots]
+    folders = [stage.fetch(is_adapter) if stage.done else stage.path for stage in stages]
     inside = [folder / EMA if adapter.weights == "ema" else folder for folder in folders]
     return [*inside, beside / f"{name}.safetensors", beside / name]
 

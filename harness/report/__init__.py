@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 
-def write_report(results: "Results", workspace: Path, target: Path) -> None:
+def write_report(results: "Results", workspace: "Workspace", target: Path) -> None:
     """Write the page of a sweep to `target`, whole or not at all.
 
     Picture paths in the tables are relative to `workspace`; a picture that is gone is said so on the page.

@@ -24,12 +24,13 @@ from harness.report.verdict import verdict
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.workspace import Workspace
 
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = ("versions", "host", "finished_at", "seconds", "failures")  # in sweep.json beside the specification
 
 
-def write(results: "Results", workspace: Path, target: Path) -> None:
+def write(results: "Results", workspace: "Workspace", target: Path) -> None:
     """Write the page. Raises WorkspaceError where it cannot be written."""
     page = render(results, workspace)
     try:
@@ -46,7 +47,7 @@ def write(results: "Results", workspace: Path, target: Path) -> None:
         raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def render(results: "Results", workspace: Path) -> str:
+def render(results: "Results", workspace: "Workspace") -> str:
     """The page as text."""
     study = Study(results)
     thumbnails = Thumbnails(workspace)
@@ -175,7 +176,7 @@ def _method(study: Study) -> dict[str, Any]:
     }
 
 
-def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
+def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
     sweep = study.sweep
     model = sweep["model"]
     source = model["source"] if "source" in model else f"{model['kind']} (embedded)"
@@ -184,9 +185,10 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
         .drop_duplicates()
         .to_dict("records")
     )
-    if workspace.is_relative_to(Path.cwd()):  # as its user would type it
-        workspace = workspace.relative_to(Path.cwd())
-    folder = workspace / "sweeps" / sweep["name"]
+    where = workspace.address
+    if Path(where).is_relative_to(Path.cwd()):  # as its user would type it
+        where = str(Path(where).relative_to(Path.cwd()))
+    folder = f"{where}/sweeps/{sweep['name']}"
     return {
         "model": source,
         "digest": model["digest"],
@@ -199,8 +201,8 @@ def _provenance(study: Study, workspace: Path) -> dict[str, Any]:
         "versions": sorted(sweep.get("versions", {}).items()),
         "adapters": other_adapters(study),
         "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
-        "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(str(workspace))}",
-        "load": f"from harness import results\nr = results.load({json.dumps(str(folder))})\n"
+        "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",
+        "load": f"from harness import results\nr = results.load({json.dumps(folder)})\n"
         f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
         "spec": _spec(study),
     }

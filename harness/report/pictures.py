@@ -12,6 +12,7 @@ from PIL import Image
 from harness.report.families import MOST_SHOWN, Family, shown_arms
 from harness.report.layout import Layout
 from harness.report.study import Study, number, text
+from harness.workspace import Workspace
 
 SHOWN = 3  # rows in each of best, median and worst
 BYTES = 7_000_000  # of all thumbnails; the page stays below 12 MB as base64
@@ -65,14 +66,14 @@ class Group:
 class Thumbnails:
     """Encodes pictures of a workspace and counts the bytes they take on the page."""
 
-    workspace: Path
+    workspace: Workspace
     spent: int = 0
     _known: dict[str, Thumbnail | None] = field(default_factory=dict)
 
     def __call__(self, path: str) -> Thumbnail | None:
         """The picture's thumbnail; null where the file is gone or unreadable."""
         if path not in self._known:
-            self._known[path] = _encode(self.workspace / path)
+            self._known[path] = _encode(self.workspace.file(path))
         found = self._known[path]
         self.spent += len(found.uri) if found else 0
         return found

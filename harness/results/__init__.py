@@ -8,6 +8,7 @@ r.summary, r.pairs(control="placebo"), r.wide()
 from pathlib import Path
 
 from harness.results.sweep_results import Results
+from harness.workspace import Workspace
 
 __all__ = ["Results", "load"]
 
@@ -18,4 +19,4 @@ def load(path: str | Path) -> Results:
     Raises WorkspaceError where the folder is missing or holds no finished sweep, StageError where a table is
     damaged or of another schema version.
     """
-    return Results.read(Path(path))
+    return Results.read(Workspace.of_sweep(path)[1])

@@ -160,6 +160,9 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     return _to_pandas(table, schema)
 
 
+FILES = (*(f"{name}.parquet" for name in SCHEMAS), "sweep.json")  # in the order in which they are written
+
+
 def typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """The frame with the schema's columns and types, exactly as `read_table` would give it."""
     return _to_pandas(to_arrow(frame, schema), schema)

@@ -28,7 +28,7 @@ class Display:
             self.counts[kind] += count
 
 
-def carry_out(plan: Plan, root: Path, name: ExecutorName) -> SweepRun:
+def carry_out(plan: Plan, root: Path | str, name: ExecutorName) -> SweepRun:
     """The sweep from nothing to its tables."""
     bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
     return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: None)

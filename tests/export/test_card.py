@@ -11,6 +11,7 @@ from harness.export import export_trial
 from harness.export.evidence import PAIRS, _spread, gather
 from harness.export.sheet import CAPTION, GAP, HEAD, TILE
 from harness.export.subject import find
+from harness.workspace import Workspace
 from tests.export.example import COLOURS, finished
 
 MANY = [
@@ -27,7 +28,7 @@ MANY = [
 
 def exported(root: Path, gain: float = 1.0, **changes: Any) -> str:
     results = finished(root, gain=gain, **{"prompts": MANY, **changes})
-    out = export_trial(results, root, "best", folder=root / "out", layout="both")
+    out = export_trial(results, Workspace(root), "best", folder=root / "out", layout="both")
     return (out / "README.md").read_text()
 
 
@@ -95,7 +96,7 @@ def test_the_sheet_has_an_arm_in_each_column(tmp_path: Path) -> None:
 
 def test_the_sheet_goes_from_the_best_pair_to_the_worst(tmp_path: Path) -> None:
     results = finished(tmp_path, prompts=MANY)
-    evidence = gather(find(results, tmp_path, "best"))
+    evidence = gather(find(results, Workspace(tmp_path), "best"))
     assert evidence.n_pairs == 14 and len(evidence.pairs) == PAIRS
     gains = [
         pair.shots["wrong_lora"].score - pair.shots["placebo"].score  # type: ignore[union-attr, operator]
@@ -111,7 +112,7 @@ def test_a_lost_picture_leaves_an_empty_frame(tmp_path: Path) -> None:
     results = finished(tmp_path)
     for path in results.images.loc[results.images["arm"] == "baseline", "path"]:
         (tmp_path / path).unlink()
-    out = export_trial(results, tmp_path, "best", folder=tmp_path / "out", layout="both")
+    out = export_trial(results, Workspace(tmp_path), "best", folder=tmp_path / "out", layout="both")
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.getpixel((GAP + TILE // 2, GAP + HEAD + CAPTION + TILE // 2)) == (255, 255, 255)
 

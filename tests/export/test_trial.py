@@ -17,6 +17,7 @@ from harness.export import export_trial
 from harness.models.adapter_file import read_adapter
 from harness.results.sweep_results import Results
 from harness.spec.adapter import LowRankAdapter
+from harness.workspace import Workspace
 from tests.export.example import finished
 
 
@@ -29,7 +30,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
 @pytest.fixture(scope="module")
 def best(sweep: tuple[Path, Results], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, results = sweep
-    return export_trial(results, root, "best", folder=tmp_path_factory.mktemp("out") / "best", layout="both")
+    return export_trial(
+        results, Workspace(root), "best", folder=tmp_path_factory.mktemp("out") / "best", layout="both"
+    )
 
 
 def header(file: Path) -> dict[str, str]:
@@ -56,7 +59,7 @@ def test_the_folder_explains_itself(best: Path) -> None:
     [("diffusers", {"pytorch_lora_weights.safetensors"}), ("kohya", {"small_0.safetensors"})],
 )
 def test_one_layout_alone(sweep: tuple[Path, Results], tmp_path: Path, layout: Any, files: set[str]) -> None:
-    out = export_trial(sweep[1], sweep[0], 0, folder=tmp_path / "out", layout=layout)
+    out = export_trial(sweep[1], Workspace(sweep[0]), 0, folder=tmp_path / "out", layout=layout)
     assert {path.name for path in out.glob("*.safetensors")} == files
     assert json.loads((out / "trial.json").read_text())["spec"]["training"]["steps"] == 2
 
@@ -68,7 +71,7 @@ def test_nothing_tells_of_the_machine(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(pictures / "a.png")
     root = tmp_path / "workspace"
     results = finished(root, recipe={"kind": "folder", "path": str(pictures)})
-    out = export_trial(results, root, "best", folder=tmp_path / "out", layout="both")
+    out = export_trial(results, Workspace(root), "best", folder=tmp_path / "out", layout="both")
     assert str(pictures) in results.trials["config"].iloc[0]
     for file in out.rglob("*.*"):
         for told in (str(tmp_path), "secret-host"):
@@ -81,18 +84,18 @@ def test_nothing_tells_of_the_machine(tmp_path: Path) -> None:
 def test_exporting_twice_gives_the_same_bytes(
     sweep: tuple[Path, Results], best: Path, tmp_path: Path
 ) -> None:
-    out = export_trial(sweep[1], sweep[0], "best", folder=tmp_path / "out", layout="both")
+    out = export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path / "out", layout="both")
     before = {path.name: path.read_bytes() for path in out.rglob("*.*")}
     assert before == {path.name: path.read_bytes() for path in best.rglob("*.*")}
     (out / "left_over").write_text("of an older export")
-    export_trial(sweep[1], sweep[0], "best", folder=out, layout="both")
+    export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
     assert before == {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_folder_of_something_else_is_left_alone(sweep: tuple[Path, Results], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ExportError, match="no earlier export"):
-        export_trial(sweep[1], sweep[0], "best", folder=tmp_path, layout="both")
+        export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path, layout="both")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -125,7 +128,7 @@ def test_sdxls_header_is_sdxls(tmp_path: Path) -> None:
             "refiner_start": None,
         },
     )
-    out = export_trial(results, tmp_path, "best", folder=tmp_path / "out", layout="kohya")
+    out = export_trial(results, Workspace(tmp_path), "best", folder=tmp_path / "out", layout="kohya")
     told = header(out / "small_1.safetensors")
     assert told["ss_base_model_version"].startswith("sdxl_")
     assert told["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
@@ -139,7 +142,7 @@ def test_kohyas_alpha_makes_the_same_scale(tmp_path: Path, kind: str, alpha: flo
     """kohya divides by the rank whatever the kind; rsLoRA by its root."""
     adapter = {"kind": kind, "rank": 4, "alpha": 2}
     results = finished(tmp_path, adapter=adapter)
-    out = export_trial(results, tmp_path, 1, folder=tmp_path / "out", layout="both")
+    out = export_trial(results, Workspace(tmp_path), 1, folder=tmp_path / "out", layout="both")
     kohya = load_file(out / "small_1.safetensors")
     alphas = {float(tensor) for key, tensor in kohya.items() if key.endswith(".alpha")}
     assert alphas == {alpha}
@@ -166,7 +169,7 @@ def test_the_average_comes_along(tmp_path: Path) -> None:
     ]
     training = {"learning_rate": 0.001, "steps": 4, "ema": 0.9}
     results = finished(tmp_path, arms=arms, training=training)
-    out = export_trial(results, tmp_path, 1, folder=tmp_path / "out", layout="both")
+    out = export_trial(results, Workspace(tmp_path), 1, folder=tmp_path / "out", layout="both")
     for last, average in (
         ("small_1.safetensors", "small_1_ema.safetensors"),
         ("pytorch_lora_weights.safetensors", "ema/pytorch_lora_weights.safetensors"),
@@ -181,7 +184,7 @@ def test_the_average_comes_along(tmp_path: Path) -> None:
 def test_a_textual_inversion(tmp_path: Path) -> None:
     adapter = {"kind": "textual_inversion", "word": "wrong", "vectors": 2}
     results = finished(tmp_path, adapter=adapter)
-    out = export_trial(results, tmp_path, "best", folder=tmp_path / "out", layout="both")
+    out = export_trial(results, Workspace(tmp_path), "best", folder=tmp_path / "out", layout="both")
     assert load_file(out / "small_1.safetensors").keys() == {"clip_l", "clip_g"}
     assert header(out / "small_1.safetensors")["modelspec.is_negative_embedding"] == "true"
     assert header(out / "learned_embeds.safetensors")["word"] == "wrong"
@@ -217,11 +220,13 @@ def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> N
 def test_a_trial_that_is_not_there(tmp_path: Path, trial: int, words: str) -> None:
     results = finished(tmp_path, lost=(0,))
     with pytest.raises(SpecError, match=words):
-        export_trial(results, tmp_path, trial, folder=tmp_path / "out", layout="both")
+        export_trial(results, Workspace(tmp_path), trial, folder=tmp_path / "out", layout="both")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_snapshot_that_is_gone(tmp_path: Path) -> None:
     results = finished(tmp_path)
     with pytest.raises(StageError, match="harness run"):
-        export_trial(results, tmp_path / "elsewhere", "best", folder=tmp_path / "out", layout="both")
+        export_trial(
+            results, Workspace(tmp_path / "elsewhere"), "best", folder=tmp_path / "out", layout="both"
+        )

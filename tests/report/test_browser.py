@@ -7,6 +7,7 @@ import pytest
 
 from harness.report import write_report
 from harness.results import Results
+from harness.workspace import Workspace
 from tests.report.browser import CHROMIUM, Page, chromium
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian
 @pytest.fixture(scope="module")
 def html(results: Results, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(results, workspace, target)
+    write_report(results, Workspace(workspace), target)
     return target
 
 

@@ -14,6 +14,7 @@ from harness.report.pictures import Thumbnails, family_row
 from harness.report.study import Study
 from harness.report.verdict import verdict
 from harness.results import Results
+from harness.workspace import Workspace
 from tests.report import example
 from tests.report.test_figures import words
 
@@ -113,7 +114,7 @@ def test_rows_of_pictures_show_one_arm_of_each_family(wide: Study, folder: Path)
     assert len(shown) == MOST_SHOWN < len(wide.sweep["arms"])
     assert {"placebo", "scaled-scale-2", "placebo_at-guidance-3"} <= set(shown)
     assert not {"scaled-scale-0.5", "placebo_at-guidance-9"} & set(shown)
-    row = family_row(wide, families(wide)[0], Thumbnails(folder))
+    row = family_row(wide, families(wide)[0], Thumbnails(Workspace(folder)))
     assert row is not None
     assert [shot.arm for shot in row.shots] == ["placebo", "scaled-scale-0.5", "scaled-scale-2"]
 
@@ -156,7 +157,7 @@ def test_the_choice_among_arms_is_told(wide: Study) -> None:
 
 def test_losses_need_held_out_pictures(wide: Study, many: Results, folder: Path) -> None:
     assert loss_curves(wide) is None
-    assert "Losses" not in render(many, folder)
+    assert "Losses" not in render(many, Workspace(folder))
     trials = many.trials.assign(final_loss=[0.2, 0.1], validation_loss=[0.3, 0.25])
     study = Study(replace(many, trials=trials))
     (run,) = run_losses(study)
@@ -166,7 +167,7 @@ def test_losses_need_held_out_pictures(wide: Study, many: Results, folder: Path)
 
 
 def test_the_page_has_the_curves(many: Results, folder: Path) -> None:
-    page = render(many, folder)
+    page = render(many, Workspace(folder))
     assert "Over the arms’ values" in page and "curve-scaled" in page and "curve-guided" in page
     assert "Of arms that differ in a value alone one is shown; 5 arms are left out here." in page
     assert "Other adapters" in page

@@ -11,6 +11,7 @@ from harness.errors import WorkspaceError
 from harness.report import write_report
 from harness.report.html import render
 from harness.results import Results
+from harness.workspace import Workspace
 from tests.report import example
 
 VOID = {"meta", "link", "img", "br"}
@@ -47,7 +48,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(results: Results, workspace: Path) -> str:
-    return render(results, workspace)
+    return render(results, Workspace(workspace))
 
 
 def test_everything_is_inside(page: str) -> None:
@@ -90,13 +91,13 @@ def test_what_stands_in_the_tables_is_text(results: Results, workspace: Path) ->
         trials=results.trials.assign(reason=evil),
         sweep={**results.sweep, "question": evil},
     )
-    text = render(spoilt, workspace)
+    text = render(spoilt, Workspace(workspace))
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text
     assert not Page(text).open
 
 
 def test_the_same_results_give_the_same_page(page: str, results: Results, workspace: Path) -> None:
-    assert render(results, workspace) == page
+    assert render(results, Workspace(workspace)) == page
 
 
 def test_a_page_that_cannot_be_made_leaves_the_old_one(
@@ -105,9 +106,9 @@ def test_a_page_that_cannot_be_made_leaves_the_old_one(
     target = tmp_path / "report.html"
     target.write_text("the old page")
     with pytest.raises(KeyError):
-        write_report(replace(results, sweep={}), workspace, target)
+        write_report(replace(results, sweep={}), Workspace(workspace), target)
     assert target.read_text() == "the old page"
-    write_report(results, workspace, target)
+    write_report(results, Workspace(workspace), target)
     assert target.read_text().endswith("</html>\n") and list(tmp_path.iterdir()) == [target]
 
 
@@ -116,12 +117,12 @@ def test_a_target_that_cannot_be_written_is_the_users_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkspaceError, match="cannot be written"):
-        write_report(results, workspace, tmp_path / "file" / "report.html")
+        write_report(results, Workspace(workspace), tmp_path / "file" / "report.html")
 
 
 def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path) -> None:
     nothing = example.build(tmp_path, example.spec(n_prompts=4, seeds=(0,)), failed=tuple(range(8)))
-    text = render(nothing, tmp_path)
+    text = render(nothing, Workspace(tmp_path))
     assert "No verdict: none of 8 trials was completed." in text
     assert "There is no pair of pictures to show." in text
     assert text.count("loss became NaN") >= 8
@@ -133,6 +134,6 @@ def test_folders_are_written_as_one_would_type_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = {"kind": "folder", "path": str(tmp_path / "pictures" / "fox")}
-    page = render(replace(results, sweep={**results.sweep, "recipe": recipe}), workspace)
+    page = render(replace(results, sweep={**results.sweep, "recipe": recipe}), Workspace(workspace))
     assert "pictures/fox" in page
     assert str(tmp_path) not in page

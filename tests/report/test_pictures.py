@@ -11,6 +11,7 @@ from PIL import Image
 from harness.report.layout import layout
 from harness.report.pictures import LONGEST, Thumbnails, picture_grid, picture_rows
 from harness.report.study import Study
+from harness.workspace import Workspace
 from tests.report import example
 
 
@@ -19,7 +20,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def test_rows_are_best_median_and_worst_by_difference(study: Study, workspace: Path) -> None:
-    groups, every = picture_rows(study, Thumbnails(workspace))
+    groups, every = picture_rows(study, Thumbnails(Workspace(workspace)))
     pairs = study.results.pairs(control="placebo", arm="wrong_lora", split="test")
     pairs = pairs[(pairs["trial_id"] == study.selected) & (pairs["metric"] == "aesthetic")]
     expected = pairs["difference"].dropna().sort_values(ascending=False).to_list()
@@ -32,7 +33,7 @@ def test_rows_are_best_median_and_worst_by_difference(study: Study, workspace: P
 
 
 def test_small_pictures_are_embedded_pixel_by_pixel(study: Study, workspace: Path) -> None:
-    groups, _ = picture_rows(study, Thumbnails(workspace))
+    groups, _ = picture_rows(study, Thumbnails(Workspace(workspace)))
     row = groups[0].rows[0]
     images = study.results.images
     own = images[(images["trial_id"] == study.selected) & (images["seed"] == row.seed)]
@@ -44,7 +45,7 @@ def test_small_pictures_are_embedded_pixel_by_pixel(study: Study, workspace: Pat
 
 def test_large_pictures_become_thumbnails(tmp_path: Path) -> None:
     Image.effect_noise((1024, 768), 60).save(tmp_path / "large.png")
-    thumbnail = Thumbnails(tmp_path)("large.png")
+    thumbnail = Thumbnails(Workspace(tmp_path))("large.png")
     assert thumbnail is not None and not thumbnail.crisp
     assert (thumbnail.width, thumbnail.height) == (LONGEST, 192)
     assert pixels(thumbnail.uri).shape == (192, LONGEST, 3)
@@ -58,7 +59,7 @@ def test_a_picture_that_is_gone_or_broken_is_said_so(tmp_path: Path) -> None:
     shutil.rmtree(
         tmp_path / Path(results.images.loc[results.images["arm"] == "sham", "path"].iloc[-1]).parent
     )
-    groups, _ = picture_rows(Study(results), Thumbnails(tmp_path))
+    groups, _ = picture_rows(Study(results), Thumbnails(Workspace(tmp_path)))
     shots = {shot.arm: shot for shot in groups[0].rows[0].shots}
     for arm in ("placebo", "sham"):
         assert shots[arm].thumbnail is None and shots[arm].reason == "the file is gone or unreadable"
@@ -66,12 +67,12 @@ def test_a_picture_that_is_gone_or_broken_is_said_so(tmp_path: Path) -> None:
 
 
 def test_all_pairs_stop_at_the_budget(study: Study, workspace: Path) -> None:
-    _, every = picture_rows(study, Thumbnails(workspace, spent=10_000_000))
+    _, every = picture_rows(study, Thumbnails(Workspace(workspace), spent=10_000_000))
     assert every is None
 
 
 def test_the_grid_shows_one_pair_in_every_trial_that_has_it(study: Study, workspace: Path) -> None:
-    grid = picture_grid(study, layout(study), Thumbnails(workspace))
+    grid = picture_grid(study, layout(study), Thumbnails(Workspace(workspace)))
     assert grid is not None
     drawn = {trial_id for trial_id, shot in grid.shots.items() if shot.thumbnail is not None}
     completed = study.results.trials.query("status == 'completed'")["trial_id"]
