@@ -248,7 +248,7 @@ def redraw(
     picture: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write it; default PICTURE-again.png beside it, or here if it has a URL."),
+        typer.Option(help="Where to write it; default PICTURE-again.png beside it."),
     ] = None,
     workspace: Annotated[
         str | None,
