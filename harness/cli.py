@@ -287,7 +287,7 @@ class _Publisher:
         self.workspace, self.name = bench.workspace, bench.plan.sweep.name
         self.folder = f"{self.workspace.address}/sweeps/{self.name}"
 
-    def __call__(self, results: "Results") -> None:
+    def __call__(self, results: "Results") -> bool:
         from harness.report import write_report
         from harness.tracking import make_tracker
 
@@ -299,6 +299,8 @@ class _Publisher:
             tracker.publish(results, self.workspace)
         except HarnessError as error:  # a mirror that fails costs no result
             err.print(f"[yellow]tracking:[/] {escape(str(error))}", highlight=False)
+            return False
+        return True
 
 
 def _bench(sweep: Path, workspace: str, override: Sequence[str] | None, display: Any = None) -> "Bench":

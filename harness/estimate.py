@@ -89,8 +89,8 @@ class Estimate:
 
 def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
     """The time that remains of a sweep under its `compute`. `counts` are its inventory's."""
-    rates, compute = _Rates(past_timings(bench.workspace)), bench.plan.sweep.compute
-    reckoning = _Reckoning(bench, finished=not any(count.missing for count in counts.values()))
+    rates, compute = Rates(past_timings(bench.workspace)), bench.plan.sweep.compute
+    reckoning = Reckoning(bench, finished=not any(count.missing for count in counts.values()))
     seconds, everything = 0.0, list[Work]()
     for tasks in reckoning.stages():
         works = [reckoning.works(task) for task in tasks]
@@ -183,7 +183,7 @@ def _text(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-class _Rates:
+class Rates:
     """Seconds per unit of each sort of work: all seconds over all units, since a sum is what is asked for."""
 
     def __init__(self, timings: Iterable[Timing]) -> None:
@@ -194,6 +194,7 @@ class _Rates:
             self.by_family[timing.sort.family].append(timing)
 
     def of(self, sort: Sort) -> Rate | None:
+        """Of work just like it, else of the like; null where there is none."""
         if alike := self.by_sort.get(sort):
             seconds = sum(timing.seconds for timing in alike) / sum(timing.units for timing in alike)
             return Rate(seconds=seconds, timings=tuple(alike), scaled=False)
@@ -204,13 +205,13 @@ class _Rates:
         return None
 
 
-def _seconds(works: Iterable[Work], rates: _Rates) -> float:
+def _seconds(works: Iterable[Work], rates: Rates) -> float:
     """Of what is known."""
     known = ((work, rates.of(work.sort)) for work in works)
     return sum(work.missing * rate.seconds for work, rate in known if rate is not None)
 
 
-def _share(works: list[Work], rates: _Rates) -> Share:
+def _share(works: list[Work], rates: Rates) -> Share:
     missing = [work for work in works if work.missing]
     found = {work.sort: rates.of(work.sort) for work in missing}
     known = [rate for rate in found.values() if rate is not None]
@@ -230,7 +231,7 @@ def _makespan(seconds: Iterable[float], at_once: int) -> float:
     return max(free)
 
 
-class _Reckoning:
+class Reckoning:
     """The missing work of a sweep's tasks."""
 
     def __init__(self, bench: Bench, *, finished: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from harness.bench import Bench
 from harness.collect import collect
 from harness.errors import HarnessError, StageError
+from harness.finished import mark, marked
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
@@ -110,9 +111,12 @@ def run_sweep(
     executor: Executor,
     *,
     announce: Callable[[str, Sequence[Task]], None],
-    publish: Callable[[Results], None],
+    publish: Callable[[Results], bool],
 ) -> SweepRun:
-    """Carry a sweep to its end from wherever it is. `announce` hears what starts, `publish` gets tables."""
+    """Carry a sweep to its end from wherever it is.
+
+    `announce` hears what starts; `publish` gets tables, and says whether all has been shown.
+    """
     plan, workspace = bench.plan, bench.workspace
     outcomes: list[Outcome] = []
 
@@ -136,16 +140,20 @@ def run_sweep(
         return carry_out_trials()
 
     with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
+        if (results := marked(plan, workspace)) is not None:
+            return SweepRun(results=results, outcomes=[])
         _write_plan(plan, workspace)
         results = carry_out_trials()
-        publish(results)
+        shown = publish(results)
         confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
         with surveyed(plan, workspace):
             confirmed = all(satisfied(task, bench) for task in confirmation)
         if not confirmed:
             carry_out("confirmation", confirmation)
             results = collect(plan, workspace, failures(outcomes))
-            publish(results)
+            shown = publish(results)
+        if shown and (results.trials["status"] == "completed").all() and not failures(outcomes):
+            mark(plan, workspace)
     return SweepRun(results=results, outcomes=outcomes)
 
 

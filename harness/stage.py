@@ -14,10 +14,11 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,10 @@ class Stage:
             ) from None
         return loaded
 
+    def stamp(self, *names: str) -> str:
+        """Size and time of change of the manifest and of these files; another text once one is another."""
+        return " ".join(_stamp(f"{self.path}/{name}") for name in (MANIFEST, *names))
+
     def read(self, name: str) -> bytes:
         """A file as it was when the stage was finished. Raises StageError where it is another."""
         try:
@@ -202,6 +207,14 @@ def explaining_lack_of_room(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _stamp(file: str) -> str:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return "none"
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
 def sha256(file: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with file.open("rb") as handle:
@@ -221,7 +234,8 @@ def write_json(file: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of the packages that decide numbers, as installed."""
     found = {}
     for name in RECORDED:

@@ -28,6 +28,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "training_stages": "pipeline",
     "stages": "pipeline",
     "collect": "pipeline",
+    "finished": "pipeline",
     "inventory": "pipeline",
     "estimate": "pipeline",
     "store": "pipeline",

@@ -31,7 +31,7 @@ class Made:
 def carry_out(plan: Plan, root: Path) -> tuple[SweepRun, Counter[str]]:
     made = Made()
     bench = Bench(plan=plan, workspace=Workspace(root), report=made)
-    finished = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: None)
+    finished = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     return finished, made.counts
 
 
@@ -92,7 +92,7 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
             raise AssertionError(f"asked to run {tasks}")
 
     bench = Bench(plan=plan, workspace=Workspace(root), report=Made())
-    again = run_sweep(bench, Refusing(), announce=lambda *_: None, publish=lambda _: None)
+    again = run_sweep(bench, Refusing(), announce=lambda *_: None, publish=lambda _: True)
     assert again.outcomes == []
     pd.testing.assert_frame_equal(again.results.summary, first.results.summary)
 

@@ -343,7 +343,7 @@ def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.Captu
 def carry_out(plan: Plan, workspace: Workspace) -> tuple[SweepRun, Counter[str]]:
     made: Counter[str] = Counter()
     bench = Bench(plan=plan, workspace=workspace, report=lambda kind, count: made.update({str(kind): count}))
-    run = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: None)
+    run = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not [outcome.reason for outcome in run.outcomes if outcome.failed]
     return run, made
 
@@ -403,7 +403,7 @@ class Interrupted:
 def test_a_sweep_keeps_what_it_makes_before_it_has_tables(workspace: Workspace, plan: Plan) -> None:
     bench = Bench(plan=plan, workspace=workspace, report=lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(bench, Interrupted(), announce=lambda *_: None, publish=lambda _: None)
+        run_sweep(bench, Interrupted(), announce=lambda *_: None, publish=lambda _: True)
     (kept,) = holdings(workspace).entries
     assert kept.kind == "dataset" and kept.needed_by == ("small",)
     assert not (workspace.sweep("small") / "sweep.json").exists()

@@ -7,12 +7,13 @@ the model they have loaded.
 
 import contextlib
 import os
+import pickle
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,29 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, not
     several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
-    def perform_task(config: dict[str, Any], tasks: Sequence[Task], bench: Bench) -> None:
+    def perform_task(config: dict[str, Any], carried: bytes) -> None:
         _use_threads(compute)
 
+        tasks, bench = _opened(carried)
         progress = _Batched()
         equipped = replace(bench, report=progress.add, trainer=trainer)
         outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]))
         tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
 
-    # A plan is megabytes for a large sweep: sent once through the object store, not once per trial.
-    carried = replace(bench, report=_silent)
-    trainable = tune.with_parameters(perform_task, tasks=list(tasks), bench=carried)
+    # A plan is megabytes for a large sweep: sent once through the object store, and opened once per worker.
+    carried = pickle.dumps((list(tasks), replace(bench, report=_silent)))
+    trainable = tune.with_parameters(perform_task, carried=carried)
     if several:  # its processes ask for resources of their own; Tune wants a trial to hold something: a byte
         return tune.with_resources(trainable, {"cpu": 0, "gpu": 0, "memory": 1})
     gpus = compute.gpus_per_trial / compute.training_workers  # what is not trained takes one process
     return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": gpus})
+
+
+@lru_cache(maxsize=1)
+def _opened(carried: bytes) -> tuple[list[Task], Bench]:
+    """What a worker was sent. Opening a plan of 2,000 runs takes longer than all that Tune does per trial."""
+    opened: tuple[list[Task], Bench] = pickle.loads(carried)
+    return opened
 
 
 def _attempt(task: Task, bench: Bench, note: Path) -> Outcome:

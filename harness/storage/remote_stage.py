@@ -60,6 +60,11 @@ class RemoteStage(Stage):
         times = [facts.changed_at for facts in self.storage.files(self.name).values()]
         return max((time for time in times if time is not None), default=datetime.now(UTC))
 
+    def stamp(self, *names: str) -> str:
+        """Tokens of the manifest and of these files; another text once one is another."""
+        there = self.storage.files(self.name)
+        return " ".join(there[name].token if name in there else "none" for name in (MANIFEST, *names))
+
     def manifest(self) -> dict[str, Any]:
         """What was written with the stage; fetched if need be."""
         if not self._is_here():

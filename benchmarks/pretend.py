@@ -1,0 +1,79 @@
+"""A sweep that is carried out in minutes, whatever its size: nothing is trained, pictures are flat colours.
+
+Everything else is the harness's own: stages, manifests, files, tables, scores of the real metrics. What is
+measured of the engine on such a store, is measured on a store like any other, only with small files.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from harness.bench import Bench, Segment
+from harness.execution.local import LocalExecutor
+from harness.models.model import DrawSettings, Picture, Row
+from harness.models.spec import ModelSpec
+from harness.pipeline import SweepRun, run_sweep
+from harness.spec.expand import Plan
+from harness.training.checkpoint import Checkpoint
+from harness.workspace import Workspace
+
+if TYPE_CHECKING:
+    from harness.models.model import Model
+
+SIDE = 16  # px
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretendedBench(Bench):
+    """A bench whose model draws flat colours."""
+
+    def model(self, spec: ModelSpec) -> "Model":
+        """Knows no more than drawing and making datasets ask for."""
+        flat = SimpleNamespace(spec=spec, resolution=SIDE, scheduler="EulerDiscreteScheduler", draw=_draw)
+        return cast("Model", flat)
+
+
+def carry_out(plan: Plan, workspace: Workspace, *, shown: bool = True) -> SweepRun:
+    """Make everything that the sweep asks for and the store lacks. `shown`: what publishing it says."""
+    bench = PretendedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
+    return run_sweep(
+        bench, LocalExecutor(), announce=lambda stage, tasks: None, publish=lambda results: shown
+    )
+
+
+def _draw(rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
+    return [Picture(image=_flat(row), latent_hash=f"{row.seed}") for row in rows]
+
+
+def _flat(row: Row) -> Image.Image:
+    """Two colours that hang on the row, so that no two pictures have the same scores."""
+    digest = hashlib.sha256(repr(row).encode()).digest()
+    pixels_223 = np.frombuffer(digest[:12], dtype=np.uint8).reshape(2, 2, 3)
+    return Image.fromarray(pixels_223).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def _train(bench: Bench, segment: Segment) -> None:
+    """Snapshots of an adapter with one number, and the records of a training."""
+    run = bench.plan.runs[segment.run_id]
+    for step in segment.snapshots:
+        about: dict[str, Any] = {"run": {"run_id": run.run_id}, "step": step, "from_step": segment.start}
+        with bench.workspace.snapshot(run.run_id, step).build(**about, train_seconds=0.01 * step) as folder:
+            adapter = {"unet.lora_A.weight": torch.full((1,), float(step))}
+            losses = [1 / (1 + done) for done in range(step)]
+            Checkpoint(
+                run_id=run.run_id,
+                step=step,
+                adapter=adapter,
+                optimizer={},
+                losses=losses,
+                ema={},
+                validation=None,
+            ).write(folder)
+            save_file(adapter, folder / "pytorch_lora_weights.safetensors")

@@ -1,0 +1,80 @@
+"""A finished sweep of thousands of trials run again: how long `harness run` takes to find nothing to do.
+
+`python -m benchmarks.resume`. The store is made first, with nothing trained and flat pictures (`pretend.py`);
+then the whole command is timed, in a process of its own. `--workspace` keeps the store, and may be one that
+an earlier call has made.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+
+from benchmarks.machine import print_table
+from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
+from benchmarks.pretend import carry_out
+from harness.spec.expand import expand
+from harness.spec.load import load_sweep
+from harness.workspace import Workspace
+
+FINISHED = "Nothing to train, draw or score"
+
+
+def make(workspace: str, changes: list[str]) -> dict[str, int]:
+    """Carry the sweep to its end; says what it holds."""
+    plan = expand(load_sweep(QUICKSTART, changes))
+    finished = carry_out(plan, Workspace(workspace))
+    assert not any(outcome.failed for outcome in finished.outcomes), finished.outcomes
+    assert (finished.results.trials["status"] == "completed").all()
+    return {
+        "trials": len(plan.trials),
+        "training runs": len(plan.runs),
+        "pictures": len(finished.results.images),
+        "stages": sum(1 for _ in Workspace(workspace).places()),
+    }
+
+
+def run_again(workspace: str, changes: list[str]) -> float:
+    """Seconds of the whole command. It must find nothing to make."""
+    sets = [word for change in changes for word in ("--set", change)]
+    command = ["run", str(QUICKSTART), "--workspace", workspace, *sets]
+    started = time.monotonic()
+    finished = subprocess.run(
+        [sys.executable, "-c", "from harness.cli import main; main()", *command],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds = time.monotonic() - started
+    assert FINISHED in finished.stdout, finished.stdout
+    return seconds
+
+
+def main() -> None:
+    """Make, measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=2000, help="a multiple of 8")
+    parser.add_argument("--prompts", type=int, default=6, help="drawn by every arm of every trial, up to 12")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workspace", help="a folder or s3://…; default: a temporary one")
+    given = parser.parse_args()
+    changes = overrides(name="resumed", seeds=given.trials // TRIALS_OF_SEED, prompts=given.prompts)
+    with ExitStack() as stack:
+        workspace = given.workspace or stack.enter_context(tempfile.TemporaryDirectory())
+        holds = make(workspace, changes)
+        first, *again = [run_again(workspace, changes) for _ in range(given.rounds + 1)]
+    print(f"load {os.getloadavg()[0]:.1f}")
+    row = {name: f"{count:,}" for name, count in holds.items()}
+    row |= {
+        "s": f"{statistics.median(again):.2f}",
+        "lowest to highest": f"{min(again):.2f} to {max(again):.2f}",
+    }
+    print_table([row | {"the first time": f"{first:.2f}"}], device=None)
+
+
+if __name__ == "__main__":
+    main()
