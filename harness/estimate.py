@@ -2,7 +2,7 @@
 
 Timings of the same model alone are used: of work just like it (as many denoising steps, the same batch and
 adapter) where there are any, else of the like, scaled by passes (`inventory.py`). Where there are none,
-nothing is said. Loading models and scoring are not in it.
+nothing is said. Loading models, encoding and scoring are not in it.
 """
 
 import heapq
@@ -23,9 +23,10 @@ from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
 from harness.stage import is_manifest
 from harness.stages import draw_facts
-from harness.workspace import Place, Workspace
+from harness.workspace import Place, PlaceKind, Workspace
 
 CONFIRMATION = "confirmation pictures"
+TIMED: frozenset[PlaceKind] = frozenset({"dataset", "snapshot", "pictures"})
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def past_timings(workspace: Workspace) -> list[Timing]:
     A training's snapshots count from the start of the same call, so the last of them stands for all.
     """
     found: dict[str, tuple[int, Timing]] = {}
-    places = [place for place in workspace.places() if place.kind != "scores" and place.stage.done]
+    places = [place for place in workspace.places() if place.kind in TIMED and place.stage.done]
     workspace.fetch((place.stage for place in places), is_manifest)
     for place in places:
         try:

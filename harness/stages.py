@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from harness.bench import PICTURES_AT_ONCE, Bench, resident_scorer
+from harness.encoded_stages import ensure_texts
 from harness.errors import StageError
 from harness.generation.plan import Chunk, missing_chunks
 from harness.metrics import metric_fingerprint
@@ -40,6 +41,7 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
             if not stage.whole(lambda name: name == IMAGES):
                 stage.remove()
         model = bench.model(draw.model)
+        ensure_texts(bench, model, [draw.negative, *(cell.prompt for cell in cells)])
         at_once = bench.pictures_at_once(model, draw_settings(draw))
         for chunk in missing_pictures(bench, draw, cells, at_once):
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from harness.encoded_stages import texts_id, texts_in, texts_of
 from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
 from harness.spec.expand import Plan, TrainingRun, expand
@@ -24,7 +25,8 @@ from harness.workspace import PLAN, Place, Workspace
 ABOUT = {"versions", "host", "finished_at", "failures"}  # in sweep.json beside the sweep itself
 
 # A left-over is a folder without a manifest: of a killed builder, or half removed.
-Kind = Literal["dataset", "snapshot", "pictures", "scores", "left-over"]
+Kind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
+OF_ONE_CLAIM = ("latents", "texts", "snapshot", "pictures")  # with all beside them
 State = Literal["kept", "removed", "in use"]
 
 
@@ -130,7 +132,7 @@ def _remove(workspace: Workspace, entry: Entry) -> State:
         try:
             stage.remove()
             folder = stage.path.parent
-            if entry.kind in ("snapshot", "pictures") and folder.is_dir() and not any(folder.iterdir()):
+            if entry.kind in OF_ONE_CLAIM and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # the claim is of this folder, so nobody is about to use it
         except OSError as error:
             raise WorkspaceError(f"{stage.place} cannot be removed: {error.strerror}") from None
@@ -220,6 +222,8 @@ class _Needs:
         self.steps = {run_id: _needed_steps(workspace, run) for run_id, run in plan.runs.items()}
         self.metrics = tuple(_metric_folder(metric) for metric in plan.sweep.metrics)
         self.images: dict[str, frozenset[str]] = {}  # by draw
+        models = {draw.model for draw in plan.draws.values()}
+        self.texts = {texts_id(model): texts_of(plan, model) for model in models}
 
     def of(self, place: Place) -> bool:
         """True where the sweep needs what is at this place."""
@@ -229,6 +233,10 @@ class _Needs:
         match place.kind:
             case "dataset":
                 return path.name in self.plan.datasets
+            case "latents":
+                return path.parent.name in self.plan.datasets
+            case "texts":
+                return not self.texts.get(path.parent.name, set()).isdisjoint(texts_in(place.stage))
             case "snapshot":
                 return path.name in self.steps.get(path.parent.name, ())
             case "pictures":

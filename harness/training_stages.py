@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench import Bench, Segment
+from harness.encoded_stages import ensure_latents
 from harness.models.model import DrawSettings
 from harness.recipes.spec import Drawn
 from harness.spec.expand import DrawAdapter, TrainingRun
@@ -121,6 +122,7 @@ def train_segment(bench: Bench, segment: Segment) -> None:
         model,
         pictures=workspace.dataset(run.dataset.dataset_id).fetch(),
         prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).fetch(),
+        latents=ensure_latents(bench, run),
         resume=Checkpoint.read(resume.fetch()) if segment.start else None,
         save=save,
         save_at=lambda step: step % compute.checkpoint_every == 0,

@@ -3,6 +3,8 @@
 Every later sweep of a workspace finds what earlier ones made.
 
     datasets/<dataset_id>/                  the training pictures of one recipe
+    latents/<dataset_id>/<view>/            their VAE posteriors: the middle of each, or that mirrored
+    texts/<model_id>/<chunk_id>/            some prompts as a model's text encoders have them
     adapters/<run_id>/steps-000100/         one snapshot of one training run
     images/<draw_id>/<chunk_id>/            some pictures of one draw, and their rows
     scores/<metric>/<draw_id>-<chunk_id>/   one metric's scores of those pictures
@@ -26,14 +28,18 @@ PLAN = "plan.json"
 
 LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
+    "latents": ("latents/{}/.tmp-*",),
+    "texts": ("texts/{}/.tmp-*",),
     "run": ("adapters/{}/.tmp-*",),
     "draw": ("images/{}/.tmp-*", "scores/*/.tmp-{}-*"),
     "plans": (),
 }
 
-PlaceKind = Literal["dataset", "snapshot", "pictures", "scores"]
+PlaceKind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores"]
 FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
     "dataset": ("datasets", 1),
+    "latents": ("latents", 2),
+    "texts": ("texts", 2),
     "snapshot": ("adapters", 2),
     "pictures": ("images", 2),
     "scores": ("scores", 2),
@@ -114,6 +120,18 @@ class Workspace:
         """The training pictures of one recipe."""
         return self.stage(f"datasets/{dataset_id}")
 
+    def latents(self, dataset_id: str, view: str) -> Stage:
+        """The VAE posteriors of a dataset's pictures, all of them seen in the same way."""
+        return self.stage(f"latents/{dataset_id}/{view}")
+
+    def texts(self, model_id: str, chunk_id: str) -> Stage:
+        """The embeddings of some texts by one model."""
+        return self.stage(f"texts/{model_id}/{chunk_id}")
+
+    def text_chunks(self, model_id: str) -> list[Stage]:
+        """Finished embeddings by one model, in a stable order."""
+        return self._finished(f"texts/{model_id}")
+
     def snapshot(self, run_id: str, steps: int) -> Stage:
         """A training run after `steps` optimizer steps."""
         return self.stage(f"adapters/{run_id}/steps-{steps:06d}")
@@ -134,8 +152,11 @@ class Workspace:
 
     def image_chunks(self, draw_id: str) -> list[Stage]:
         """Finished pictures of one draw, in a stable order."""
-        names = self._storage.folders(f"images/{draw_id}")
-        stages = (self.images(draw_id, name) for name in names if not name.startswith("."))
+        return self._finished(f"images/{draw_id}")
+
+    def _finished(self, folder: str) -> list[Stage]:
+        names = self._storage.folders(folder)
+        stages = (self.stage(f"{folder}/{name}") for name in names if not name.startswith("."))
         return [stage for stage in stages if stage.done]
 
     def scores(self, metric: str, chunk: Stage) -> Stage:
@@ -263,6 +284,8 @@ def _claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
     match kind:
         case "dataset":
             return "dataset", name
+        case "latents" | "texts":
+            return kind, path.parent.name
         case "snapshot":
             return "run", path.parent.name
         case "pictures":

@@ -25,6 +25,7 @@ LAYERS = (
 )
 CHAPTERS = {  # files of their own that belong to a room without a folder
     "bench": "pipeline",
+    "encoded_stages": "pipeline",
     "training_stages": "pipeline",
     "stages": "pipeline",
     "collect": "pipeline",

@@ -23,6 +23,7 @@ from harness.models.textual_inversion import Embedding, stand_in, standing_in, w
 CACHED_PROMPTS = 1024  # 0.3 GB of SDXL's embeddings in half precision
 
 Adapters = Sequence[tuple[Adapter, float]]  # those that act on one branch, each with its scale
+CacheKey = tuple[str, tuple[tuple[int, float], ...]]  # a text, and what acts on it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +45,7 @@ class PromptEncoder:
         self._acts = acts
         self._tokenizers = [t for t in (pipeline.tokenizer, pipeline.tokenizer_2) if t is not None]
         self._limit: int = self._tokenizers[0].model_max_length
-        self._cache: dict[tuple[str, tuple[tuple[int, float], ...]], Encoded] = {}  # oldest use first
+        self._cache: dict[CacheKey, Encoded] = {}  # oldest use first
 
     def positive(self, text: str, adapters: Adapters = ()) -> Encoded:
         """A prompt as the adapters have it; without gradients.
@@ -57,10 +58,23 @@ class PromptEncoder:
         # Not inference mode: what is made here may be conditioned on in training.
         with torch.inference_mode(False), torch.no_grad():
             encoded = self._cache.pop(key, None) or self._encode_with(text, adapters)
+        self._keep(key, encoded)
+        return encoded
+
+    def knows(self, text: str) -> bool:
+        """True where the text need not be encoded as long as no adapter acts on it."""
+        return (text, ()) in self._cache
+
+    def remember(self, text: str, *, embeds: torch.Tensor, pooled: torch.Tensor) -> None:
+        """Take these, copied to the model's device, for what `positive` gives without adapters."""
+        device = self._pipeline.device
+        embeds, pooled = (tensor.to(device, copy=True) for tensor in (embeds, pooled))
+        self._keep((text, ()), Encoded(embeds_1TD=embeds, pooled_1P=pooled))
+
+    def _keep(self, key: CacheKey, encoded: Encoded) -> None:
         self._cache[key] = encoded
         if len(self._cache) > CACHED_PROMPTS:
             del self._cache[next(iter(self._cache))]
-        return encoded
 
     def negative(self, text: str, adapters: Adapters = ()) -> Encoded:
         """A negative prompt. The empty one is zeros where the model's configuration says so."""

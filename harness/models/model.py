@@ -3,7 +3,7 @@
 Shape legend: B rows, N pictures, C latent channels, h w latent size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,22 @@ class Trainable(Protocol):
         ...
 
 
+class Texts(Protocol):
+    """The embeddings of texts on which no adapter acts: what the model knows, and files of more."""
+
+    def unknown(self, texts: Iterable[str]) -> set[str]:
+        """Those that would have to be encoded."""
+        ...
+
+    def write(self, texts: Iterable[str], file: Path) -> None:
+        """Encode them into a file. One that cannot be encoded is left out: drawing with it says why."""
+        ...
+
+    def read(self, texts: Iterable[str], file: Path) -> None:
+        """Know those of the texts that the file holds, as if they had been encoded here."""
+        ...
+
+
 class Model(Protocol):
     """A text-to-image model of the SDXL kind, loaded once per process."""
 
@@ -115,6 +131,7 @@ class Model(Protocol):
     resolution: int  # pixels, square
     scheduler: Scheduler  # its own, which draws where the settings name none
     device: "torch.device"
+    texts: Texts
 
     def draw(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
         """Pictures in the order of the rows. Each depends on its row alone, not on its neighbours."""

@@ -1,6 +1,6 @@
 """Training an adapter on a dataset's pictures, under one prompt or under their captions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ def train(
     *,
     pictures: Path,
     prior: Path | None,
+    latents: Sequence[Path] = (),
     resume: "Checkpoint | None",
     save: Callable[["Checkpoint"], None],
     save_at: Callable[[int], bool],
@@ -35,6 +36,7 @@ def train(
         model: left as it was found, weights and global random state included.
         pictures: the folder that `harness.recipes.build_dataset` wrote.
         prior: likewise for the class pictures of `training.prior`; None exactly where that is null.
+        latents: files of `latents.write_latents`; views that they hold are not encoded again.
         resume: a checkpoint of the same run; the result is then bit for bit (on the CPU) that of a run
             never interrupted. Nothing is done if it stands at the last snapshot already.
         save: called with the checkpoint of each snapshot after `resume`, and of each step that `save_at`
@@ -57,6 +59,7 @@ def train(
         model,
         pictures=pictures,
         prior=prior,
+        latents=latents,
         resume=resume,
         save=save,
         save_at=save_at,

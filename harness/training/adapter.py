@@ -5,7 +5,7 @@ al. 2022). Parameters and optimizer state are fp32 whatever the base's precision
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ def train_adapter(
     *,
     pictures: Path,
     prior: Path | None,
+    latents: Sequence[Path],
     resume: Checkpoint | None,
     save: Callable[[Checkpoint], None],
     save_at: Callable[[int], bool],
@@ -53,7 +54,7 @@ def train_adapter(
     if done >= last_step:
         return
     rank, size = rank_and_size()
-    plan = plan_steps(run, model, pictures=pictures, prior=prior, rank=rank, size=size)
+    plan = plan_steps(run, model, pictures=pictures, prior=prior, latents=latents, rank=rank, size=size)
     attached = model.attach(run.adapter, run.training.seed, checkpointing=checkpointing, compiled=compiled)
     with (
         explaining_memory(run, checkpointing=checkpointing),

@@ -1,6 +1,6 @@
 """What each step of a run is made of: which rows, from which pictures, in which passes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,14 @@ class StepPlan:
 
 
 def plan_steps(
-    run: TrainingRun, model: "Model", *, pictures: Path, prior: Path | None, rank: int, size: int
+    run: TrainingRun,
+    model: "Model",
+    *,
+    pictures: Path,
+    prior: Path | None,
+    latents: Sequence[Path],
+    rank: int,
+    size: int,
 ) -> StepPlan:
     """Read the datasets. Raises StageError, ModelError or TrainingError; see `harness.training.train`."""
     training, resolution = run.training, model.resolution
@@ -94,7 +101,7 @@ def plan_steps(
     return StepPlan(
         sources=tuple(sources),
         noising=Noising(
-            posteriors=Posteriors(model),
+            posteriors=Posteriors(model, stored=latents),
             alphas_cumprod=alphas_cumprod,
             prediction_type=prediction_type,
             resolution=resolution,

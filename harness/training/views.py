@@ -5,11 +5,14 @@ so a crop must come with the right numbers.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from harness.errors import TrainingError
@@ -85,11 +88,13 @@ class Posteriors:
 
     A view is known by its picture's content, corner and mirroring. Each is encoded alone, because a batch
     rounds otherwise than a single picture, and what is still to be encoded depends on where a run resumed.
-    The views used longest ago are dropped where there are more than `capacity` bytes of them.
+    `stored` files (`latents.py`) hold some that were encoded before. The views used longest ago are dropped
+    where there are more than `capacity` bytes of them.
     """
 
-    def __init__(self, model: "Model", *, capacity: int = CACHE_BYTES) -> None:
+    def __init__(self, model: "Model", *, stored: Sequence[Path] = (), capacity: int = CACHE_BYTES) -> None:
         self._model, self._capacity = model, capacity
+        self._stored = _names_in(stored)
         self._known: OrderedDict[tuple[str, View], tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
 
@@ -97,17 +102,24 @@ class Posteriors:
         """Mean and standard deviation, shape [C, h, w]. Raises TrainingError where the VAE overflows."""
         key = (picture.sha256, view)
         if key not in self._known:
-            self._known[key] = self._encode(picture, view)
+            self._known[key] = self._read(picture, view) or self._encode(picture, view)
             self._bytes += _bytes(self._known[key])
             while self._bytes > self._capacity and len(self._known) > 1:
                 self._bytes -= _bytes(self._known.popitem(last=False)[1])
         self._known.move_to_end(key)
         return self._known[key]
 
+    def _read(self, picture: TrainingPicture, view: View) -> tuple[Tensor, Tensor] | None:
+        mean, std = stored_names(picture, view)
+        if mean not in self._stored:
+            return None
+        return self._stored[mean].get_tensor(mean).clone(), self._stored[std].get_tensor(std).clone()
+
     def _encode(self, picture: TrainingPicture, view: View) -> tuple[Tensor, Tensor]:
         encoded = self._model.encode_images([cut(picture.pixels(), view, resolution=self._model.resolution)])
         mean_Chw, std_Chw = (
-            tensor_1Chw[0].to("cpu", torch.float32) for tensor_1Chw in (encoded.mean_NChw, encoded.std_NChw)
+            tensor_1Chw[0].to("cpu", torch.float32).contiguous()
+            for tensor_1Chw in (encoded.mean_NChw, encoded.std_NChw)
         )
         if not (mean_Chw.isfinite().all() and std_Chw.isfinite().all()):
             raise TrainingError(
@@ -115,6 +127,18 @@ class Posteriors:
                 "set model.vae to madebyollin/sdxl-vae-fp16-fix or model.precision to bf16"
             )
         return mean_Chw, std_Chw
+
+
+def stored_names(picture: TrainingPicture, view: View) -> tuple[str, str]:
+    """What the mean and the standard deviation of a view are called in a file."""
+    name = f"{picture.sha256} {view.left} {view.top} {'mirrored' if view.flip else 'plain'}"
+    return f"{name} mean", f"{name} std"
+
+
+def _names_in(files: Sequence[Path]) -> Mapping[str, Any]:
+    """The open file of each name; a tensor is read when it is asked for."""
+    opened = [safe_open(file, framework="pt") for file in files]
+    return {name: file for file in opened for name in file.offset_keys()}
 
 
 def _bytes(posterior: tuple[Tensor, Tensor]) -> int:
