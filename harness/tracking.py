@@ -6,10 +6,13 @@ nothing that a tracker does can cost a sweep its results.
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +23,13 @@ from harness.spec.sweep import NoTracking, TrackingSpec, WandbTracking
 if TYPE_CHECKING:
     from harness.results import Results
     from harness.workspace import Workspace
+
+
+PATIENCE_SECONDS = 90.0  # online, for one run
+
+
+def _nothing() -> None:
+    """Nobody counts."""
 
 
 class Tracker(Protocol):
@@ -66,22 +76,54 @@ class WandbTracker:
             *trial_runs(results, workspace, images_per_trial=self.spec.images_per_trial),
             sweep_run(results, workspace),
         ]
-        target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
+        write = self._write_all if self.spec.mode == "offline" else self._write_elsewhere
         try:
-            published = self._read_ledger()
-            with _quiet_wandb(self.folder):
-                for run in runs:
-                    known = published.get(f"{target} {run.run_id}")
-                    if known is None or known["digest"] != run.digest():
-                        self._drop_unsynced(known)
-                        written = self._write(run, workspace)
-                        published[f"{target} {run.run_id}"] = {"digest": run.digest(), "folder": written}
-                        self._write_ledger(published)
+            write(runs, workspace)
         except Exception as error:  # wandb's exceptions have no common base, and a mirror must cost no sweep
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrackingError(
                 f"W&B: {line}; the tables and the report are complete, `harness publish` tries again"
             ) from error
+
+    def _write_elsewhere(self, runs: list[Run], workspace: "Workspace") -> None:
+        """In a process of its own, which is ended where W&B takes too long over one run."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_in_own_process, args=(self, runs, workspace, theirs))
+        process.start()
+        theirs.close()
+        try:
+            while ours.poll(PATIENCE_SECONDS):
+                match ours.recv():
+                    case "written":
+                        continue
+                    case None:
+                        return
+                    case str(failure):
+                        raise TrackingError(failure)
+            raise TrackingError(f"no answer for {PATIENCE_SECONDS:g} s")
+        except EOFError:
+            raise TrackingError("its process ended without a word") from None
+        finally:
+            assert process.pid is not None
+            with suppress(ProcessLookupError):  # it is over, or had not come to lead a group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+
+    def _write_all(self, runs: list[Run], workspace: "Workspace", *, written: Callable[[], None] = _nothing) -> None:
+        """Write the runs that have changed; `written` is called after each."""
+        target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
+        published = self._read_ledger()
+        with _quiet_wandb(self.folder):
+            for run in runs:
+                known = published.get(f"{target} {run.run_id}")
+                if known is None or known["digest"] != run.digest():
+                    self._drop_unsynced(known)
+                    folder = self._write(run, workspace)
+                    published[f"{target} {run.run_id}"] = {"digest": run.digest(), "folder": folder}
+                    self._write_ledger(published)
+                    written()
 
     def _write(self, run: Run, workspace: "Workspace") -> str:
         """Write one run; gives the folder it was written to, relative to `wandb/`."""
@@ -155,6 +197,19 @@ class WandbTracker:
         temporary = self._ledger.with_suffix(".tmp")
         temporary.write_text(json.dumps(published, indent=1, sort_keys=True))
         temporary.replace(self._ledger)
+
+
+def _in_own_process(tracker: WandbTracker, runs: list[Run], workspace: "Workspace", told: Connection) -> None:
+    """Write the runs; tell "written" after each, and at the end null or why not."""
+    os.setsid()  # W&B starts processes, which are to end with this one
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    try:
+        tracker._write_all(runs, workspace, written=lambda: told.send("written"))
+        told.send(None)
+    except Exception as error:  # the driver says it in one line
+        told.send(f"{error}" or type(error).__name__)
 
 
 @contextmanager

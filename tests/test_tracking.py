@@ -2,21 +2,28 @@
 
 import json
 import os
+import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from harness import cli, tracking
 from harness.errors import HarnessError, TrackingError
-from harness.results import Results
+from harness.models.spec import SdxlModel
+from harness.results import Results, load
 from harness.spec.sweep import NoTracking, WandbTracking
 from harness.tracking import make_tracker
 from harness.workspace import Workspace
 from tests.report import example
+from tests.sweeps import write_sweep
 
 OFFLINE = WandbTracking(project="tests", images_per_trial=2)
 
@@ -200,3 +207,58 @@ def test_online_without_a_key_says_what_to_do(
 def test_no_tracking_does_nothing(results: Results, workspace: Path, tmp_path: Path) -> None:
     make_tracker(NoTracking(), folder=tmp_path).publish(results, Workspace(workspace))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """The address of a server that takes every call and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["mute", "nobody"])
+def test_a_sweep_does_not_care_whether_wandb_answers(
+    server: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tiny_spec: SdxlModel,
+    tiny_clip: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = request.getfixturevalue(server)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 8.0)
+    prompts = [{"text": "a green cat", "split": "dev"}, {"text": "a yellow hat", "split": "dev"}]
+    online = {"kind": "wandb", "mode": "online"}
+    changes = {"tracking": online, "axes": {}, "prompts": prompts}
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **changes)
+    monkeypatch.setattr(
+        sys, "argv", ["harness", "run", str(sweep), "-w", str(tmp_path), "--executor", "local"]
+    )
+    with suppress(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    (warning,) = [line for line in said.splitlines() if "W&B" in line]
+    assert "the tables and the report are complete, `harness publish` tries again" in warning
+    assert "Traceback" not in said
+    assert (load(tmp_path / "sweeps/small").trials["status"] == "completed").all()
+    assert (tmp_path / "sweeps/small/report.html").is_file()
+    assert not [process for process in psutil.process_iter() if talks_to(address, process)]
+
+
+def talks_to(address: str, process: psutil.Process) -> bool:
+    """Whether it was started to: a process that outlives the one that was given up."""
+    with suppress(psutil.Error):
+        started = process.environ().get("WANDB_BASE_URL") == address
+        return started and "resource_tracker" not in " ".join(process.cmdline())
+    return False
