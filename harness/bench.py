@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from harness.errors import Interrupted
+from harness.interrupt import Stop, never
 from harness.metrics.spec import MetricSpec
 from harness.models.model import DrawSettings
 from harness.models.spec import ModelSpec
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from harness.models.model import Model
 
 Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
-Report = Callable[[Kind, int], None]
+Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
+Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
 
 PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
 
@@ -46,10 +49,16 @@ class Bench:
     workspace: Workspace
     report: Report
     trainer: Trainer | None = None  # null: in this process
+    stop: Stop = never
 
     def model(self, spec: ModelSpec) -> "Model":
         """The model, loaded once per process and kept for the next task."""
         return _resident_model(spec)
+
+    def go_on(self) -> None:
+        """Raise Interrupted where all are to stop; called where nothing would be lost."""
+        if self.stop():
+            raise Interrupted("stopped by Ctrl-C; what is finished is kept, and the same command goes on")
 
     def pictures_at_once(self, model: "Model", settings: DrawSettings) -> int:
         """How many pictures are drawn in one batch: as told, or as many as the model has memory for."""

@@ -1,11 +1,13 @@
 """The command line: parse, call one function, print. `harness --help` shows examples."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -18,9 +20,8 @@ from harness.terminal import err, out
 
 if TYPE_CHECKING:
     from harness.bench import Bench
-    from harness.pipeline import Task
-    from harness.results import Results
 
+CLIENT = "ray://"  # begins the address of a cluster that is driven from outside
 EXAMPLES = """
 Examples:\n
   harness check sweeps/quickstart.yaml\n
@@ -107,38 +108,37 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster: auto (started on this machine) or HOST:PORT; default RAY_ADDRESS, else none."
+            help="Ray cluster: auto (started on this machine), HOST:PORT, or ray://HOST:PORT (driven from "
+            "outside); default RAY_ADDRESS, else none."
         ),
     ] = None,
 ) -> None:
     """Carry a sweep to its end. Run it again after any interruption: what is finished is never made twice."""
     from harness.execution import make_executor
-    from harness.pipeline import run_sweep
     from harness.progress import Display
+    from harness.session import carry_out, interruptible
+    from harness.workspace import Workspace
 
     if executor == "local" and address is not None:
         raise SpecError(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
+    address = address or os.environ.get("RAY_ADDRESS")
+    plan = expand(load_sweep(sweep, override or ()))
     display = Display(err)
-    bench = _bench(sweep, workspace, override, display)
-    bench.workspace.check_writable()
-    publisher = _Publisher(bench)
+    with interruptible(display) as stop:
+        if executor == "ray" and address is not None and address.startswith(CLIENT):
+            from harness.execution.client import drive_at
 
-    def announce(stage: str, tasks: "Sequence[Task]") -> None:
-        display.announce(stage, tasks, bench)
-
-    try:
-        with display.live():
-            finished = run_sweep(
-                bench, make_executor(executor, address=address), announce=announce, publish=publisher
-            )
-    except KeyboardInterrupt:
-        err.print("\nStopped. What is finished is kept; run the same command to go on.")
-        raise typer.Exit(130) from None
+            where, workers = _on_the_cluster(workspace), partial(make_executor, "ray")
+            work = partial(carry_out, plan=plan, address=where, make_workers=workers)
+            finished = drive_at(address, work, display, stop)
+        else:
+            workers = partial(make_executor, executor, address=address)
+            finished = carry_out(display, stop, plan=plan, address=workspace, make_workers=workers)
     if not finished.outcomes:
         out.print("Nothing to train, draw or score: the store has all of it.")
-    terminal.print_verdict(finished.results, publisher.folder)
+    terminal.print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
     failed = [outcome for outcome in finished.outcomes if outcome.failed]
     if failed:
         lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
@@ -157,13 +157,18 @@ def trial(
     """Run one trial in this process, without Ray, and print how it compares with its controls."""
     from harness.pipeline import run_trial
     from harness.progress import Display
+    from harness.session import interruptible, work_of
 
     display = Display(err)
-    bench = _bench(sweep, workspace, override, display)
+    bench = replace(_bench(sweep, workspace, override), report=display.report)
     chosen = _trial(bench.plan, index)
     bench.workspace.check_writable()
-    with display.live():
-        results = run_trial(bench, chosen, announce=lambda tasks: display.announce("trial", tasks, bench))
+    with interruptible(display) as stop:
+        results = run_trial(
+            replace(bench, stop=stop),
+            chosen,
+            announce=lambda tasks: display.begin("trial", work_of(tasks, bench)),
+        )
     terminal.print_contrasts(results, chosen.trial_id, "dev")
 
 
@@ -279,37 +284,22 @@ def _version(
         raise typer.Exit
 
 
-class _Publisher:
-    """Writes the report and mirrors the tables each time there are new ones."""
-
-    def __init__(self, bench: "Bench") -> None:
-        self.bench = bench
-        self.workspace, self.name = bench.workspace, bench.plan.sweep.name
-        self.folder = f"{self.workspace.address}/sweeps/{self.name}"
-
-    def __call__(self, results: "Results") -> bool:
-        from harness.report import write_report
-        from harness.tracking import make_tracker
-
-        here = self.workspace.sweep(self.name)
-        write_report(results, self.workspace, here / REPORT)
-        self.workspace.upload_sweep(self.name, [REPORT])
-        try:
-            tracker = make_tracker(self.bench.plan.sweep.tracking, folder=here)
-            tracker.publish(results, self.workspace)
-        except HarnessError as error:  # a mirror that fails costs no result
-            err.print(f"[yellow]tracking:[/] {escape(str(error))}", highlight=False)
-            return False
-        return True
+def _on_the_cluster(workspace: str) -> str:
+    """The workspace of a driver that runs there. Raises SpecError where it depends on where we are here."""
+    if "://" not in workspace and not workspace.startswith("/"):
+        raise SpecError(
+            f"--workspace {workspace}: with --address {CLIENT}HOST:PORT it is a folder of the cluster's; "
+            "name it from the root, as /shared/runs, or by a URL"
+        )
+    return workspace
 
 
-def _bench(sweep: Path, workspace: str, override: Sequence[str] | None, display: Any = None) -> "Bench":
+def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Bench":
     from harness.bench import Bench
     from harness.workspace import Workspace
 
-    report = display.report if display is not None else _ignore
     return Bench(
-        plan=expand(load_sweep(sweep, override or ())), workspace=Workspace(workspace), report=report
+        plan=expand(load_sweep(sweep, override or ())), workspace=Workspace(workspace), report=_ignore
     )
 
 

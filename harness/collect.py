@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,11 +16,14 @@ from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, r
 from harness.workspace import Workspace
 
 
-def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> results.Results:
+def collect(
+    plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events: Sequence[Mapping[str, Any]] = ()
+) -> results.Results:
     """Write the tables of a sweep and read them back.
 
     `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
-    and without a reason is `missing`. Raises StageError where something it reads is damaged.
+    and without a reason is `missing`. `events` are what befell the sweep (`Events.rows`). Raises StageError
+    where something it reads is damaged.
     """
     sweep = plan.sweep
     with surveyed(plan, workspace):
@@ -45,6 +48,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str]) -> res
         "host": platform.node(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "failures": dict(reasons),
+        "events": list(events),
     }
     tables.write(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about

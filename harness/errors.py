@@ -29,6 +29,12 @@ class ModelError(HarnessError):
     """A model or scorer cannot be loaded, or cannot do what the sweep asks of it."""
 
 
+class Interrupted(HarnessError):
+    """Ctrl-C was pressed, and all who worked have stopped where nothing is lost. The same command goes on."""
+
+    exit_code = 130
+
+
 class TrainingError(HarnessError):
     """Training gave no usable adapter, for instance because its loss became NaN."""
 

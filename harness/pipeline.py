@@ -6,11 +6,12 @@ A task is a plain function of a plan and a store: it runs in this process under 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast, get_args
 
-from harness.bench import Bench
+from harness.bench import Bench, Event, Kind
 from harness.collect import collect
 from harness.errors import HarnessError, StageError
+from harness.events import Events
 from harness.finished import mark, marked
 from harness.results import Results
 from harness.results.stats import select_best
@@ -71,12 +72,14 @@ def perform(task: Task, bench: Bench) -> None:
     """Make sure of everything a task names."""
     with explaining_lack_of_room(bench.workspace.root):
         for dataset_id in task.datasets:
+            bench.go_on()
             ensure_dataset(bench, dataset_id)
         for run_id in task.runs:
             ensure_snapshots(bench, run_id)
         for draw_id, split in task.draws:
             draw = bench.plan.draws[draw_id]
             ensure_pictures(bench, draw, bench.plan.cells(draw, split))
+            bench.go_on()
             while not ensure_scores(bench, draw):
                 ensure_pictures(bench, draw, bench.plan.cells(draw, split))
             if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
@@ -118,6 +121,8 @@ def run_sweep(
     `announce` hears what starts; `publish` gets tables, and says whether all has been shown.
     """
     plan, workspace = bench.plan, bench.workspace
+    events = Events(workspace, plan.sweep.name)
+    bench = _noting(bench, events)
     outcomes: list[Outcome] = []
 
     def carry_out(stage: str, tasks: Sequence[Task]) -> None:
@@ -128,32 +133,38 @@ def run_sweep(
         if open_tasks:
             outcomes.extend(executor.run(open_tasks, bench))
             workspace.look_again()
+            if bench.stop():
+                events.add("stopped", 1)
+            bench.go_on()
 
     def carry_out_trials() -> Results:
         for stage, tasks in trial_stages(plan):
             carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
         try:
-            return collect(plan, workspace, failures(outcomes))
+            return collect(plan, workspace, failures(outcomes), events.rows())
         except StageError:
-            if not take_away_damaged_tables(bench):
+            damaged = take_away_damaged_tables(bench)
+            if not damaged:
                 raise
+            bench.report("made again", damaged)
         return carry_out_trials()
 
     with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
         if (results := marked(plan, workspace)) is not None:
             return SweepRun(results=results, outcomes=[])
-        _write_plan(plan, workspace)
-        results = carry_out_trials()
-        shown = publish(results)
-        confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
-        with surveyed(plan, workspace):
-            confirmed = all(satisfied(task, bench) for task in confirmation)
-        if not confirmed:
-            carry_out("confirmation", confirmation)
-            results = collect(plan, workspace, failures(outcomes))
+        with events.driving():
+            _write_plan(plan, workspace)
+            results = carry_out_trials()
             shown = publish(results)
-        if shown and (results.trials["status"] == "completed").all() and not failures(outcomes):
-            mark(plan, workspace)
+            confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
+            with surveyed(plan, workspace):
+                confirmed = all(satisfied(task, bench) for task in confirmation)
+            if not confirmed:
+                carry_out("confirmation", confirmation)
+                results = collect(plan, workspace, failures(outcomes), events.rows())
+                shown = publish(results)
+            if shown and (results.trials["status"] == "completed").all() and not failures(outcomes):
+                mark(plan, workspace)
     return SweepRun(results=results, outcomes=outcomes)
 
 
@@ -168,6 +179,17 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
         perform(task, bench)
         workspace.look_again()
         return collect(plan, workspace, {})
+
+
+def _noting(bench: Bench, events: Events) -> Bench:
+    """The bench, whose reports of events are kept as well."""
+
+    def report(kind: Kind | Event, count: int) -> None:
+        if kind in get_args(Event):
+            events.add(cast(Event, kind), count)
+        bench.report(kind, count)
+
+    return replace(bench, report=report)
 
 
 def _write_plan(plan: Plan, workspace: Workspace) -> None:

@@ -1,10 +1,11 @@
 """The live display of a running sweep: stage, trials, pictures, training steps, time left."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -17,8 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from harness import inventory, pipeline
-from harness.bench import Bench, Kind
+from harness import inventory
+from harness.bench import Event, Kind
 
 LABELS: dict[Kind, str] = {
     "dataset_pictures": "training pictures",
@@ -32,7 +33,7 @@ class Display:
     """Shows what workers report. On a terminal one live line; elsewhere a line at each tenth of the work."""
 
     def __init__(self, console: Console) -> None:
-        """Nothing is drawn before `announce`."""
+        """Nothing is drawn before `begin`."""
         self.console = console
         self.progress = Progress(
             SpinnerColumn(),
@@ -47,8 +48,8 @@ class Display:
             speed_estimate_period=60,
             disable=not console.is_terminal,
         )
-        self.done: Counter[Kind] = Counter()
-        self.asked: dict[Kind, inventory.Count] = {}
+        self.done: Counter[Kind | Event] = Counter()
+        self.asked: Mapping[Kind, inventory.Count] = {}
         self.printed_tenths = 0
 
     @contextmanager
@@ -57,21 +58,9 @@ class Display:
         with self.progress:
             yield
 
-    def announce(self, stage: str, tasks: Sequence["pipeline.Task"], bench: Bench) -> None:
-        """Start a stage: count what its tasks have to make."""
-        self.asked = inventory.remaining(
-            bench,
-            [name for task in tasks for name in task.datasets],
-            [name for task in tasks for name in task.runs],
-            [pair for task in tasks for pair in task.draws],
-        )
-        trials = sum(
-            bench.plan.trials_ending_with[name]
-            for task in tasks
-            for name, split in task.draws
-            if split == "dev"
-        )
-        self.asked["trials"] = inventory.Count(asked=trials, missing=trials)
+    def begin(self, stage: str, asked: Mapping[Kind, inventory.Count]) -> None:
+        """Start a stage: so much is to be made in it."""
+        self.asked = asked
         self.done, self.printed_tenths = Counter(), 0
         for task_id in self.progress.task_ids:
             self.progress.remove_task(task_id)
@@ -79,7 +68,7 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(f"{stage}: {self._counts()}", highlight=False)
 
-    def report(self, kind: Kind, count: int) -> None:
+    def report(self, kind: Kind | Event, count: int) -> None:
         """Count what a worker has made."""
         self.done[kind] += count
         passes = sum(self._unit(kind) * self.done[kind] for kind in self.asked)
@@ -89,6 +78,10 @@ class Display:
         if not self.console.is_terminal and tenths > self.printed_tenths:
             self.printed_tenths = tenths
             self.console.print(f"  {10 * tenths}%  {self._counts()}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """A line above the live one, about something that costs no result."""
+        self.console.print(f"[yellow]{escape(text)}[/]", highlight=False)
 
     def _unit(self, kind: Kind) -> float:
         count = self.asked[kind]

@@ -40,10 +40,12 @@ def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
         for stage in bench.workspace.image_chunks(draw.draw_id):
             if not stage.whole(lambda name: name == IMAGES):
                 stage.remove()
+                bench.report("made again", 1)
         model = bench.model(draw.model)
         ensure_texts(bench, model, [draw.negative, *(cell.prompt for cell in cells)])
         at_once = bench.pictures_at_once(model, draw_settings(draw))
         for chunk in missing_pictures(bench, draw, cells, at_once):
+            bench.go_on()
             stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
             one_colour: list[str] = []
             with stage.build(
@@ -107,6 +109,7 @@ def ensure_scores(bench: Bench, draw: Draw) -> bool:
         if not missing_metrics(bench, chunk):
             continue
         if bench.workspace.take_away_damaged(chunk, ("draw", draw.draw_id)):
+            bench.report("made again", 1)
             return False
         with bench.workspace.claim("draw", draw.draw_id):
             missing = missing_metrics(bench, chunk)

@@ -22,7 +22,7 @@ from harness.stage import Stage, is_manifest
 from harness.stages import metric_name
 from harness.workspace import PLAN, Place, Workspace
 
-ABOUT = {"versions", "host", "finished_at", "failures"}  # in sweep.json beside the sweep itself
+ABOUT = {"versions", "host", "finished_at", "failures", "events"}  # in sweep.json beside the sweep itself
 
 # A left-over is a folder without a manifest: of a killed builder, or half removed.
 Kind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]

@@ -99,12 +99,15 @@ def print_verdict(results: "Results", folder: str) -> None:
     """The answer, as the report has it, and where everything is."""
     from harness.report.study import Study
     from harness.report.verdict import verdict
+    from harness.report.wording import events
 
     found = verdict(Study(results))
     colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
     out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
     for line in (*found.facts, *found.cautions):
         out.print(f"  {escape(line)}", highlight=False)
+    for line in events(results.sweep.get("events", [])):
+        out.print(f"  {line}", highlight=False)
     out.print(f"report  {folder}/report.html", highlight=False)
     out.print(f"tables  harness.results.load({folder!r})", highlight=False)
 

@@ -111,7 +111,9 @@ class WandbTracker:
             process.kill()
             process.join()
 
-    def _write_all(self, runs: list[Run], workspace: "Workspace", *, written: Callable[[], None] = _nothing) -> None:
+    def _write_all(
+        self, runs: list[Run], workspace: "Workspace", *, written: Callable[[], None] = _nothing
+    ) -> None:
         """Write the runs that have changed; `written` is called after each."""
         target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
         published = self._read_ledger()

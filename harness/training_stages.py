@@ -51,6 +51,7 @@ def _ensure_whole_dataset(bench: Bench, dataset_id: str) -> None:
     stage = bench.workspace.dataset(dataset_id)
     ensure_dataset(bench, dataset_id)
     if bench.workspace.take_away_damaged(stage, ("dataset", dataset_id)):
+        bench.report("made again", 1)
         ensure_dataset(bench, dataset_id)
 
 
@@ -63,10 +64,12 @@ def ensure_snapshots(bench: Bench, run_id: str) -> None:
         _ensure_whole_dataset(bench, dataset.dataset_id)
     with bench.workspace.claim("run", run_id):
         while missing := missing_snapshots(bench.workspace, run):
+            bench.go_on()
             segment = _segment(bench.workspace, run, missing)
             before = bench.workspace.snapshot(run_id, segment.start)
             if segment.start and not before.whole(is_training_state):
                 before.remove()
+                bench.report("made again", 1)
                 continue
             (bench.trainer or train_segment)(bench, segment)
 
@@ -115,6 +118,7 @@ def train_segment(bench: Bench, segment: Segment) -> None:
             passing.append(stage)
         while len(passing) > compute.keep_checkpoints:
             passing.pop(0).remove()
+        bench.go_on()
 
     resume = workspace.snapshot(run.run_id, segment.start)
     train(
@@ -125,7 +129,7 @@ def train_segment(bench: Bench, segment: Segment) -> None:
         latents=ensure_latents(bench, run),
         resume=Checkpoint.read(resume.fetch()) if segment.start else None,
         save=save,
-        save_at=lambda step: step % compute.checkpoint_every == 0,
+        save_at=lambda step: step % compute.checkpoint_every == 0 or bench.stop(),
         report=lambda _step, _loss: bench.report("training_steps", 1),
         checkpointing=compute.gradient_checkpointing,
         compiled=compute.compile,
@@ -161,6 +165,7 @@ def ensure_whole_adapter(bench: Bench, adapter: DrawAdapter) -> None:
     stage = bench.workspace.snapshot(adapter.run_id, adapter.steps)
     ensure_snapshots(bench, adapter.run_id)
     if bench.workspace.take_away_damaged(stage, ("run", adapter.run_id), is_adapter):
+        bench.report("made again", 1)
         ensure_snapshots(bench, adapter.run_id)
 
 

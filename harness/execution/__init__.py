@@ -1,5 +1,7 @@
 """How tasks are spread over workers: Ray Tune, or a plain loop in this process."""
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -7,9 +9,16 @@ if TYPE_CHECKING:
 
 ExecutorName = Literal["ray", "local"]
 
+# Read by Ray when it is imported. Here, because this runs before any file of this room.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end as a finished sweep
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
 
-def make_executor(name: ExecutorName, *, address: str | None = None) -> "Executor":
-    """The executor of that name. Ray is imported only when it is asked for.
+
+def make_executor(name: ExecutorName, *, address: str | None = None) -> AbstractContextManager["Executor"]:
+    """The executor of that name, for the time of a block. Ray is imported only when it is asked for.
 
     `address` is of a Ray cluster: `auto` (the one started on this machine) or HOST:PORT; null: what
     RAY_ADDRESS says, else a Ray of this process alone.
@@ -18,7 +27,7 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> "Executo
         case "local":
             from harness.execution.local import LocalExecutor
 
-            return LocalExecutor()
+            return nullcontext(LocalExecutor())
         case "ray":
             from harness.execution.ray_tune import RayTuneExecutor
 

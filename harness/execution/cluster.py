@@ -3,28 +3,30 @@
 import contextlib
 import logging
 import os
-from collections import Counter
+import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import ray
 
 from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
 from harness.pipeline import Task
 
-# Read by Ray when it is imported, so they must stand before the import.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # one more copy of every result
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end as a finished sweep
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
-
-import ray
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # how long Ray waits for a head that does not answer
+PATIENCE = 0.5  # the part of it that we wait
+WAIT_FOR_NODES_SECONDS = 20.0
+NODE_GROUP = "ray.io/node-group"  # a node's label where KubeRay or the autoscaler started it
 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[bool]:
     """A Ray to work with: the one connected already, the one at the address, or a fresh local one.
 
-    Yields whether it is a fresh one of this machine alone.
+    Yields whether it is a fresh one of this machine alone. Where the head is lost, this process ends.
     """
     if ray.is_initialized():
         yield False
@@ -41,9 +43,50 @@ def connected(address: str | None) -> Iterator[bool]:
     except ConnectionError as error:
         raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
     try:
-        yield address is None
+        with _watched_head():
+            yield address is None
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched_head() -> Iterator[None]:
+    """End this process, in one line, where the head has not answered for long.
+
+    From a thread, for the main one then waits in Ray, where no Python runs. Ray itself would wait longer, and
+    then abort the process.
+    """
+    head = ray.get_runtime_context().gcs_address
+    host, _, port = head.rpartition(":")
+    patience = PATIENCE * float(os.environ.get(RECONNECT, 60))
+    over = threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not over.wait(1.0):
+            try:
+                socket.create_connection((host, int(port)), timeout=2.0).close()
+                seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen > patience:
+                    _give_up(head)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _give_up(head: str) -> NoReturn:
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display had hidden it
+    print(
+        f"{show_cursor}\nerror: the head of the Ray cluster at {head} does not answer any more; what is "
+        "finished is kept: start a cluster, and the same command goes on",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:
@@ -55,30 +98,66 @@ def at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
     """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
     if not takes_several_processes(tasks, compute):
         return compute.max_concurrent
-    has, asked = _resources(), _of_one_process(compute)
-    fitting = min(int(has.get(name, 0) // amount) for name, amount in asked.items() if amount)
-    together = max(1, fitting // compute.training_workers)  # a cluster that grows may have room for it later
+    together = max(1, _room(compute) // compute.training_workers)  # a cluster that grows may have more later
     return min(together, compute.max_concurrent or together)
 
 
-def _resources() -> Counter[str]:
-    """What all nodes have. Not `ray.cluster_resources()`, which knows nothing in its first moments."""
-    found: Counter[str] = Counter()
-    for node in ray.nodes():
-        found.update(node["Resources"] if node["Alive"] else {})
-    return found
+def of_one_process(compute: ComputeSpec) -> dict[str, float]:
+    """What one process holds, by Ray's names: where several train one trial, each has its share."""
+    asked = {"GPU": compute.gpus_per_trial, **compute.resources}
+    shares = {name: amount / compute.training_workers for name, amount in asked.items()}
+    return {"CPU": compute.cpus_per_trial, **shares}
 
 
-def _of_one_process(compute: ComputeSpec) -> dict[str, float]:
-    return {"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial / compute.training_workers}
+def check_it_fits(compute: ComputeSpec, *, alone: bool) -> None:
+    """Raise HarnessError where no node will ever have what a worker asks for; Tune would wait for it.
+
+    `alone`: this machine is all there is. Nodes of a cluster may join a little late; one that grows by itself
+    is not judged by what it has now.
+    """
+    deadline = time.monotonic() + WAIT_FOR_NODES_SECONDS
+    while _room(compute) < compute.training_workers:
+        if any(node["Labels"].get(NODE_GROUP) for node in _alive()):
+            return
+        if alone or time.monotonic() > deadline:
+            raise HarnessError(_does_not_fit(compute))
+        time.sleep(0.5)
 
 
-def check_it_fits(compute: ComputeSpec) -> None:
-    """Raise HarnessError where this machine will never have what a trial asks for; Tune would wait for it."""
-    has, one = _resources(), _of_one_process(compute)
-    if any(amount * compute.training_workers > has.get(name, 0) for name, amount in one.items()):
-        raise HarnessError(
-            f"compute: {compute.training_workers} processes of {one['CPU']:g} CPU and {one['GPU']:g} GPU do "
-            f"not fit into this machine ({has.get('CPU', 0):g} CPU, {has.get('GPU', 0):g} GPU); lower "
-            "cpus_per_trial, gpus_per_trial or workers_per_trial, or name a cluster by --address"
+def _room(compute: ComputeSpec) -> int:
+    """How many processes the nodes hold side by side."""
+    asked = {name: amount for name, amount in of_one_process(compute).items() if amount}
+    return sum(
+        min(int(has.get(name, 0) / amount + 1e-9) for name, amount in asked.items())  # 1 / 0.1 may be 9.99…
+        for has in (node["Resources"] for node in _alive())
+    )
+
+
+def _alive() -> list[dict[str, Any]]:
+    """The nodes. Not `ray.cluster_resources()`, which knows nothing in its first moments."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _does_not_fit(compute: ComputeSpec) -> str:
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in of_one_process(compute).items())
+    nodes = [
+        ", ".join(
+            f"{amount:g} {name}"
+            for name, amount in sorted(node["Resources"].items())
+            if _asked_by_users(name)
         )
+        for node in _alive()
+    ]
+    where = "this machine" if len(nodes) == 1 else f"any of the {len(nodes)} nodes"
+    keys = "cpus_per_trial, gpus_per_trial, resources or workers_per_trial"
+    processes = "one process" if compute.training_workers == 1 else f"{compute.training_workers} processes"
+    verb = "does" if compute.training_workers == 1 else "do"
+    return (
+        f"compute: {processes} of {asked} {verb} not fit into {where} "
+        f"({'; '.join(nodes)}); lower {keys}, or name a cluster that has them by --address"
+    )
+
+
+def _asked_by_users(resource: str) -> bool:
+    """Not what Ray counts for itself."""
+    return not resource.startswith(("node:", "memory", "object_store_memory", "accelerator_type:"))

@@ -12,9 +12,9 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from harness.bench import Bench, Kind, Segment
+from harness.bench import Bench, Event, Kind, Segment
 from harness.errors import HarnessError, TrainingError
-from harness.execution.spec import ComputeSpec
+from harness.execution.cluster import of_one_process
 from harness.training_stages import train_segment
 
 
@@ -32,7 +32,7 @@ def train_on_workers(bench: Bench, segment: Segment) -> None:
         scaling_config=ScalingConfig(
             num_workers=compute.training_workers,
             use_gpu=compute.gpus_per_trial > 0,
-            resources_per_worker=_share_of(compute),
+            resources_per_worker={name: share for name, share in of_one_process(compute).items() if share},
         ),
         run_config=RunConfig(
             name=segment.run_id, storage_path=str(folder), failure_config=FailureConfig(max_failures=0)
@@ -56,13 +56,6 @@ def train_on_workers(bench: Bench, segment: Segment) -> None:
     bench.report("training_steps", segment.snapshots[-1] - segment.start)
 
 
-def _share_of(compute: ComputeSpec) -> dict[str, float]:
-    share = {"CPU": compute.cpus_per_trial}
-    if compute.gpus_per_trial:
-        share["GPU"] = compute.gpus_per_trial / compute.training_workers
-    return share
-
-
 def _train_share(config: dict[str, Any]) -> None:
     """What each process does; torch.distributed is set up by Ray Train."""
     import torch
@@ -72,5 +65,5 @@ def _train_share(config: dict[str, Any]) -> None:
     train_segment(bench, config["segment"])
 
 
-def _silent(kind: Kind, count: int) -> None:
+def _silent(kind: Kind | Event, count: int) -> None:
     """The processes report through the one that started them."""

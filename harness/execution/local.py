@@ -23,6 +23,8 @@ class LocalExecutor:
         for task in tasks:
             try:
                 outcomes.append(_attempt(task, bench))
+                if bench.stop():
+                    break
             except (
                 Exception
             ) as error:  # the trial's boundary: recorded here, and shown as a row with its reason

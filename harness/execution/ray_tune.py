@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,17 +18,22 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from harness.bench import Bench, Kind
-from harness.execution.cluster import at_once, check_it_fits, connected, takes_several_processes
-
-# isort: split
-# Ray reads settings when it is imported; cluster.py makes them.
 import ray
 from ray import tune
 
+from harness.bench import Bench, Event, Kind
+from harness.execution.cluster import (
+    at_once,
+    check_it_fits,
+    connected,
+    of_one_process,
+    takes_several_processes,
+)
 from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
+from harness.execution.losses import NODE_LOSSES, Losses
 from harness.execution.spec import ComputeSpec
+from harness.execution.stopping import Asked, Stopping
 from harness.pipeline import Outcome, Task, attempt
 
 REPORT_EVERY_SECONDS = 2.0
@@ -37,36 +43,66 @@ OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word
 class RayTuneExecutor:
     """Fans tasks out through `tune.Tuner`: on the cluster at `address`, else at RAY_ADDRESS, else here.
 
-    Uses the Ray that this process is connected to already, if it is.
+    Connects when there is something to do, and then stays connected to the end of its block.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS")
+        self._connection = contextlib.ExitStack()
+        self._connected = False
+
+    def __enter__(self) -> "RayTuneExecutor":
+        """Nothing is connected before there is something to do."""
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Leave Ray; one of this process alone ends."""
+        self._connection.__exit__(*raised)
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
-        compute = bench.plan.sweep.compute
-        with connected(self.address) as alone, _storage(bench) as storage:
-            if alone:
-                check_it_fits(compute)
-            tuner = tune.Tuner(
-                _trainable(tasks, bench, compute, notes=Path(storage) / OVERTIME),
-                param_space={"task": tune.grid_search(list(range(len(tasks))))},
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=at_once(tasks, compute),
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    name=bench.plan.sweep.name,
-                    storage_path=storage,
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=compute.max_failures),
-                    callbacks=[_Progress(bench)],
-                ),
-            )
-            overtime = partial(_overtime, compute, Path(storage) / OVERTIME)
-            return _outcomes(tasks, tuner.fit(), overtime=overtime)
+        if not self._connected:
+            alone = self._connection.enter_context(connected(self.address))
+            self._connected = True
+            check_it_fits(bench.plan.sweep.compute, alone=alone)
+        outcomes, lost = _tuned(tasks, bench)
+        for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
+            if not lost or bench.stop():
+                break
+            numbers = sorted(lost)
+            bench.report("tried again", len(numbers))
+            again, lost_again = _tuned([tasks[number] for number in numbers], bench)
+            outcomes.update(zip(numbers, again.values(), strict=True))
+            lost = {numbers[number] for number in lost_again}
+        return list(outcomes.values())
+
+
+def _tuned(tasks: Sequence[Task], bench: Bench) -> tuple[dict[int, Outcome], set[int]]:
+    """One run of Tune: the outcome of each task by its number, in order; and those that lost nodes ended."""
+    compute = bench.plan.sweep.compute
+    sign = f"stop {uuid.uuid4().hex}"
+    stopping, losses = Stopping(bench.stop, sign), Losses(bench.report)
+    with _storage(bench) as storage:
+        overtime = Path(storage) / OVERTIME
+        tuner = tune.Tuner(
+            _trainable(tasks, replace(bench, stop=Asked(sign)), compute, notes=overtime),
+            param_space={"task": tune.grid_search(list(range(len(tasks))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once(tasks, compute),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=bench.plan.sweep.name,
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+                callbacks=[_Progress(bench), stopping, losses],
+                stop=stopping,
+            ),
+        )
+        outcomes = _outcomes(tasks, tuner.fit(), overtime=partial(_overtime, compute, overtime))
+    return dict(enumerate(outcomes)), losses.left
 
 
 def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path) -> Any:
@@ -87,8 +123,8 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, not
     trainable = tune.with_parameters(perform_task, carried=carried)
     if several:  # its processes ask for resources of their own; Tune wants a trial to hold something: a byte
         return tune.with_resources(trainable, {"cpu": 0, "gpu": 0, "memory": 1})
-    gpus = compute.gpus_per_trial / compute.training_workers  # what is not trained takes one process
-    return tune.with_resources(trainable, {"cpu": compute.cpus_per_trial, "gpu": gpus})
+    asked = of_one_process(compute)  # what is not trained takes one process
+    return tune.with_resources(trainable, {"cpu": asked.pop("CPU"), "gpu": asked.pop("GPU"), **asked})
 
 
 @lru_cache(maxsize=1)
@@ -120,10 +156,10 @@ class _Batched:
     """Counts handed to Tune at most every other second: each hand-over stops the worker until it is read."""
 
     def __init__(self) -> None:
-        self.counts: Counter[Kind] = Counter()
+        self.counts: Counter[Kind | Event] = Counter()
         self.handed_over = time.monotonic()
 
-    def add(self, kind: Kind, count: int) -> None:
+    def add(self, kind: Kind | Event, count: int) -> None:
         self.counts[kind] += count
         if time.monotonic() - self.handed_over > REPORT_EVERY_SECONDS:
             tune.report({"progress": dict(self.counts), "ended": False})
@@ -131,7 +167,7 @@ class _Batched:
             self.handed_over = time.monotonic()
 
 
-def _silent(kind: Kind, count: int) -> None:
+def _silent(kind: Kind | Event, count: int) -> None:
     """Stands in for the driver's report, which cannot travel; the worker puts its own in place."""
 
 

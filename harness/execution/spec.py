@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from harness.spec.base import Frozen
+from harness.spec.base import Frozen, Text
 
 
 class ComputeSpec(Frozen):
@@ -14,11 +14,17 @@ class ComputeSpec(Frozen):
     gpus_per_trial: Annotated[
         float, Field(ge=0, description="a fraction shares one; 2 or more train data-parallel")
     ] = 0
+    resources: Annotated[
+        dict[Text, Annotated[float, Field(gt=0)]],
+        Field(description="custom resources of the cluster's nodes that a trial holds, as a100: 0.5"),
+    ] = Field(default_factory=dict)
     workers_per_trial: Annotated[
         int | None, Field(ge=1, description="processes that train one trial data-parallel; null: one per GPU")
     ] = None
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
-    max_failures: Annotated[int, Field(ge=0, description="times a lost or failed task is tried again")] = 1
+    max_failures: Annotated[
+        int, Field(ge=0, description="times a failed task is tried again; a lost node is none")
+    ] = 1
     timeout_minutes: Annotated[
         float | None, Field(gt=0, description="a task that takes longer is ended; null: no limit")
     ] = None
@@ -33,6 +39,13 @@ class ComputeSpec(Frozen):
     keep_checkpoints: Annotated[
         int, Field(ge=1, description="of one run, besides its trials' snapshots; older ones are removed")
     ] = 2
+
+    @field_validator("resources")
+    @classmethod
+    def _custom(cls, resources: dict[str, float]) -> dict[str, float]:
+        if own := sorted(name for name in resources if name.lower() in ("cpu", "gpu", "memory")):
+            raise ValueError(f"{own[0]} is no custom resource; use cpus_per_trial or gpus_per_trial")
+        return resources
 
     @property
     def training_workers(self) -> int:

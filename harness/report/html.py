@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from harness.workspace import Workspace
 
 TEMPLATES = Path(__file__).parent / "templates"
-FACTS = ("versions", "host", "finished_at", "seconds", "failures")  # in sweep.json beside the specification
+# In sweep.json beside the specification.
+FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")
 
 
 def write(results: "Results", workspace: "Workspace", target: Path) -> None:
@@ -66,6 +67,7 @@ def render(results: "Results", workspace: "Workspace") -> str:
         dose=dose_response(study),
         trials=_trials(study),
         failures=_failures(study),
+        events=wording.events(study.sweep.get("events", [])),
         arms=arm_rows(study),
         curves=_curves(study, thumbnails),
         losses=loss_curves(study),

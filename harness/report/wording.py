@@ -1,6 +1,7 @@
 """Numbers and names as people read them. A missing number is an em dash, never 0."""
 
 import math
+from typing import Any
 
 MISSING = "—"
 
@@ -94,3 +95,22 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+EVENTS = {
+    "worker lost": "a worker ended unexpectedly or was killed",
+    "node lost": "a node of the cluster was lost with its workers",
+    "tried again": "a task was tried again, from its last checkpoint",
+    "made again": "a part of the store was found damaged and made again",
+    "stopped": "the sweep was stopped by Ctrl-C",
+    "driver lost": "the driver was killed or lost its cluster, and was started again",
+}
+
+
+def events(rows: list[dict[str, Any]]) -> list[str]:
+    """What befell a sweep (`events` of `sweep.json`), a line for each kind, with the driver's clock."""
+    return [
+        f"{EVENTS[row['what']]}: {count(row['count'], 'time')}, "
+        f"last at {row['last'][:16].replace('T', ' ')} UTC"
+        for row in rows
+    ]

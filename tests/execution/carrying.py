@@ -31,7 +31,8 @@ class Display:
 def carry_out(plan: Plan, root: Path | str, name: ExecutorName) -> SweepRun:
     """The sweep from nothing to its tables."""
     bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
-    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: True)
+    with make_executor(name) as executor:
+        return run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def assert_same(these: Results, those: Results) -> None:

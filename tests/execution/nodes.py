@@ -1,5 +1,7 @@
 """A cluster of Ray nodes on this machine, each with a raylet and workers of its own, and what ends them."""
 
+import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -24,11 +26,13 @@ STARTED = "Ray runtime started"
 class Node:
     """A node: `ray start` as a process, and all that it starts."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, **environment: str) -> None:
         """Wait until it has started."""
         command = [str(RAY), "start", "--block", "--disable-usage-stats", STORE, *arguments]
         with log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, start_new_session=True, env={**os.environ, **environment}
+            )
         deadline = time.monotonic() + 60
         while STARTED not in (said := log.read_text()):
             assert self.process.poll() is None and time.monotonic() < deadline, said
@@ -41,6 +45,15 @@ class Node:
             return [node, *node.children(recursive=True)]
         return []
 
+    def workers(self) -> list[psutil.Process]:
+        """Those of its processes that perform a task."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if "ImplicitFunc" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def lose(self) -> None:
         """As when a machine's power fails: everything on it ends at once."""
         for process in self.processes():
@@ -50,40 +63,42 @@ class Node:
 
 
 class Nodes:
-    """The head, which performs no tasks, and nodes of one CPU each."""
+    """The head, which performs no tasks and has a port for clients, and nodes of one CPU each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[Node] = []
+        self.numbers = itertools.count()
         port = free_port()
-        self.address = f"127.0.0.1:{port}"
+        self.address, client_port = f"127.0.0.1:{port}", free_port()
+        self.client_address = f"ray://127.0.0.1:{client_port}"
         self.head = Node(
             "--head",
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
+            f"--ray-client-server-port={client_port}",
             "--num-cpus=0",
             "--include-dashboard=false",
             f"--system-config={NOTICED}",
             log=folder / "head.log",
         )
 
-    def join(self) -> Node:
-        """A node more."""
-        number = len(self.started)
+    def join(self, *arguments: str, **environment: str) -> Node:
+        """One more."""
+        number = next(self.numbers)
         address = ("--node-ip-address=127.0.0.1", f"--address={self.address}", "--num-cpus=1")
         agent = f"--dashboard-agent-listen-port={free_port()}"
-        node = Node(*address, agent, log=self.folder / f"{number}.log")
+        node = Node(*address, agent, *arguments, log=self.folder / f"{number}.log", **environment)
         self.started.append(node)
         return node
 
     def kill_workers(self) -> list[int]:
         """Kill -9 every process that performs a task; their ids."""
         killed = []
-        for process in (process for node in self.started for process in node.processes()):
+        for process in (process for node in self.started for process in node.workers()):
             with suppress(psutil.NoSuchProcess):
-                if "ImplicitFunc" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
+                process.kill()
+                killed.append(process.pid)
         return killed
 
     def close(self) -> None:

@@ -71,6 +71,7 @@ def after_damage(
         damage(file)
     again = carry_out(plan, root, "local")
     assert not [outcome for outcome in again.outcomes if outcome.failed]
+    assert [row["what"] for row in again.results.sweep["events"]] == ["made again"]
     for path, expected in again.results.images[["path", "sha256"]].astype(str).to_numpy():
         assert hashlib.sha256((root / path).read_bytes()).hexdigest() == expected
     return of_dev(again.results)

@@ -9,6 +9,7 @@ from typing import get_args
 
 import psutil
 import pytest
+import ray
 
 from harness.bench import Bench
 from harness.execution import ExecutorName, make_executor
@@ -35,7 +36,8 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     impossible = Task(name="impossible", runs=("no such run",))  # an unforeseen error: KeyError in the worker
     display = Display()
     bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=display.report)
-    outcomes = make_executor(name).run([impossible, *good], bench)
+    with make_executor(name) as executor:
+        outcomes = executor.run([impossible, *good], bench)
     assert [outcome.task for outcome in outcomes] == [impossible, *good]
     assert outcomes[0].reason is not None and "no such run" in outcomes[0].reason
     assert outcomes[1].reason is None
@@ -45,12 +47,17 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
 
 @pytest.mark.slow
 def test_ray_and_the_loop_make_the_same_pictures_and_scores(
-    plan: Plan, tmp_path: Path, one_thread: None
+    plan: Plan, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = carry_out(plan, tmp_path / "local", "local")
-    ray = carry_out(plan, tmp_path / "ray", "ray")
-    assert not [outcome for outcome in ray.outcomes if outcome.failed]
-    assert_same(ray.results, local.results)
+    starts = []
+    start = ray.init
+    monkeypatch.setattr(ray, "init", lambda **how: starts.append(how) or start(**how))
+    through_ray = carry_out(plan, tmp_path / "ray", "ray")
+    assert len(starts) == 1, "one Ray for the trials and for the confirmation"
+    assert not ray.is_initialized()
+    assert not [outcome for outcome in through_ray.outcomes if outcome.failed]
+    assert_same(through_ray.results, local.results)
 
 
 @pytest.mark.slow

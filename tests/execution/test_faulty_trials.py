@@ -74,7 +74,8 @@ def carry_out(plan: Plan, root: Path, name: ExecutorName, faults: dict[float, st
         faults={runs[rate]: fault for rate, fault in faults.items()},
         tries=root / "tries",
     )
-    return run_sweep(bench, make_executor(name), announce=lambda *_: None, publish=lambda _: True)
+    with make_executor(name) as executor:
+        return run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:

@@ -41,14 +41,19 @@ def plan(file: Path) -> Plan:
     return expand(load_sweep(file))
 
 
-def run(file: Path, workspace: Path) -> Results:
+def run(file: Path, workspace: Path, *more: str) -> Results:
     """On the cluster, by a process of its own: one that had another Ray before cannot join this one."""
     command = [
-        str(part) for part in (Path(sys.executable).with_name("harness"), "run", file, "-w", workspace)
+        str(part) for part in (Path(sys.executable).with_name("harness"), "run", file, "-w", workspace, *more)
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     return results.load(workspace / "sweeps" / "small")
+
+
+def counted(found: Results) -> dict[str, int]:
+    """What befell the sweep, as its report has it."""
+    return {row["what"]: row["count"] for row in found.sweep["events"]}
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +75,10 @@ def test_a_node_lost_in_training_while_another_joins(
         return True
 
     with once(lambda: any(workspace.snapshots(run_id) for run_id in plan.runs), replace_it) as done:
-        disturbed = run(file, tmp_path)
+        disturbed = run(file, tmp_path, "--set", "compute.max_failures=0")
     assert done, "no node was lost, so this shows nothing"
     assert_same(disturbed, undisturbed)
+    assert counted(disturbed) == {"node lost": 1, "tried again": 1}
     resumed = [
         stage.manifest()["facts"]["from_step"]
         for run_id in plan.runs
@@ -100,4 +106,5 @@ def test_a_worker_killed(
         disturbed = run(file, tmp_path)
     assert done, "no worker was killed, so this shows nothing"
     assert_same(disturbed, undisturbed)
+    assert counted(disturbed)["worker lost"] == counted(disturbed)["tried again"] == 1
     assert not list(tmp_path.glob("*/*/.tmp-*")), "what the killed worker had begun is cleared away"

@@ -127,7 +127,9 @@ def test_a_driver_killed_under_ray_leaves_nobody_and_is_started_again(
     # Ray's agents take a minute longer; they hold nothing.
     _, left = psutil.wait_procs(orphans, timeout=0)
     assert not [process for process in left if "Agent" not in process.name()]
-    assert_same(results.load(root / "sweeps" / "small"), undisturbed)
+    found = results.load(root / "sweeps" / "small")
+    assert_same(found, undisturbed)
+    assert [(row["what"], row["count"]) for row in found.sweep["events"]] == [("driver lost", 1)]
     manifests = [json.loads(file.read_text()) for file in root.glob("adapters/*/steps-*/manifest.json")]
     assert max(manifest["facts"]["from_step"] for manifest in manifests) > 0
 

@@ -1,0 +1,39 @@
+"""What befell a sweep is counted over all its calls, and a driver that was lost is noticed by the next."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.events import EVENTS, Events
+from harness.report.wording import events as said
+from harness.workspace import Workspace
+
+
+def test_counts_last_over_calls(tmp_path: Path) -> None:
+    for _ in range(2):
+        events = Events(Workspace(tmp_path), "s")
+        with events.driving():
+            events.add("worker lost", 2)
+    (row,) = events.rows()
+    assert row["what"] == "worker lost" and row["count"] == 4 and row["first"] <= row["last"]
+    (line,) = said([row])
+    assert line.startswith("a worker ended unexpectedly or was killed: 4 times, last at 20")
+
+
+def test_a_driver_that_came_to_no_end_was_lost(tmp_path: Path) -> None:
+    killed = Events(Workspace(tmp_path), "s").driving()
+    killed.__enter__()
+    again = Events(Workspace(tmp_path), "s")
+    with pytest.raises(KeyboardInterrupt), again.driving():
+        raise KeyboardInterrupt
+    last = Events(Workspace(tmp_path), "s")
+    with last.driving():
+        assert [(row["what"], row["count"]) for row in last.rows()] == [("driver lost", 1)]
+
+
+def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "sweeps/s").mkdir(parents=True)
+    (tmp_path / "sweeps/s" / EVENTS).write_text('{"driven": tr')
+    events = Events(Workspace(tmp_path), "s")
+    with events.driving():
+        assert events.rows() == []
