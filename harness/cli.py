@@ -80,20 +80,21 @@ def check(
 ) -> None:
     """Read a sweep and print what it would cost; nothing is made."""
     from harness.estimate import estimated
-    from harness.inventory import confirmation_pictures, described, inventory
+    from harness.inventory import confirmation_pictures, described, encodings, inventory
     from harness.stages import surveyed
 
     bench = _bench(sweep, workspace, override)
     plan = bench.plan
     with surveyed(plan, bench.workspace):
         counts = inventory(bench)
+        encoded = encodings(bench, counts)
         times = estimated(bench, counts) if estimate else None
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
-        out.print_json(json.dumps({**described(plan, counts), **timed}))
+        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **timed}))
         return
     terminal.print_plan(plan)
-    terminal.print_inventory(counts, confirmation_pictures(plan), times)
+    terminal.print_inventory(counts, encoded, confirmation_pictures(plan), times)
 
 
 @app.command()

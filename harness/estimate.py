@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness import inventory
@@ -84,6 +85,7 @@ class Estimate:
     seconds: float | None
     complete: bool
     workers: int
+    workers_are_told: bool  # by compute.max_concurrent; else as many as this machine has room for
     cpu_hours: float
     gpu_hours: float
 
@@ -108,14 +110,25 @@ def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
         seconds=seconds if known else None,
         complete=not any(share.untimed for share in shares.values()),
         workers=workers(compute),
+        workers_are_told=compute.max_concurrent is not None,
         cpu_hours=process_seconds * compute.cpus_per_trial / 3600,
         gpu_hours=process_seconds * compute.gpus_per_trial / compute.training_workers / 3600,
     )
 
 
 def workers(compute: ComputeSpec) -> int:
-    """How many tasks run at once: as many as told, or as this machine has CPUs for."""
-    return compute.max_concurrent or max(1, int((os.cpu_count() or 1) / compute.cpus_per_trial))
+    """How many processes work at once: as many as told, or as this machine has CPUs and GPUs for."""
+    if compute.max_concurrent:
+        return compute.max_concurrent
+    room = (os.cpu_count() or 1) / compute.cpus_per_trial
+    if compute.gpus_per_trial:
+        room = min(room, gpus() * compute.training_workers / compute.gpus_per_trial)
+    return max(1, int(room))
+
+
+def gpus() -> int:
+    """How many GPUs this machine has, at least one: who asks for them means to have them somewhere."""
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
 def past_timings(workspace: Workspace) -> list[Timing]:

@@ -4,11 +4,13 @@ Cost is counted in passes: one row going once through the UNet. A picture is two
 denoising step; a training step is its batch, three times (forward, and twice that for backward).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.bench import Bench, Kind
+from harness.encoded_stages import missing_texts, sees_all, texts_of, views_of
 from harness.generation.plan import Chunk
 from harness.recipes import picture_count
 from harness.recipes.spec import FolderRecipe
@@ -103,6 +105,32 @@ def inventory(bench: Bench) -> dict[str, Count]:
     }
 
 
+def encodings(bench: Bench, counts: Mapping[str, Count]) -> dict[str, Count]:
+    """What is encoded once: asked for is what the store has, and what the missing work will put there."""
+    drawing = any(counts[name].missing for name in ("control pictures", "adapter pictures"))
+    return {"latents": _latents(bench), "prompt embeddings": _texts(bench, drawing=drawing)}
+
+
+def _latents(bench: Bench) -> Count:
+    found: dict[tuple[str, str], Count] = {}
+    for run in bench.plan.runs.values():
+        for dataset, view in views_of(run):
+            pictures = picture_count(dataset.recipe)
+            stored = bench.workspace.latents(dataset.dataset_id, view).done
+            if stored or (sees_all(run, pictures) and training_steps(bench, run).missing):
+                found[dataset.dataset_id, view] = Count(asked=pictures, missing=0 if stored else pictures)
+    return total(found.values())
+
+
+def _texts(bench: Bench, *, drawing: bool) -> Count:
+    counts = []
+    for model in {draw.model for draw in bench.plan.draws.values()}:
+        missing = len(missing_texts(bench.workspace, bench.plan, model))
+        stored = len(texts_of(bench.plan, model)) - missing
+        counts.append(Count(asked=stored + missing * drawing, missing=missing * drawing))
+    return total(counts)
+
+
 def runs_of_one_length(plan: Plan) -> list[TrainingRun]:
     """Runs that are not the beginning of a longer one, though the sweep varies the steps."""
     if "training.steps" not in plan.sweep.axes:
@@ -119,8 +147,11 @@ def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
             {"index": trial.index, "trial_id": trial.trial_id, **trial.params} for trial in plan.trials
         ],
         "training_runs": len(plan.runs),
+        "training_runs_of_trials": len({trial.run_id for trial in plan.trials}),
         "runs_of_one_length": {run.run_id: run.training.schedule.kind for run in runs_of_one_length(plan)},
         "datasets": len(plan.datasets),
+        "prompts": Counter(prompt.split for prompt in plan.sweep.prompts),
+        "seeds": len(plan.sweep.seeds),
         "arms": [{"name": arm.name, "is_control": arm.is_control} for arm in plan.sweep.arms],
         "confirmation_pictures": confirmation_pictures(plan),
         **{name: asdict(count) for name, count in counts.items()},

@@ -1,7 +1,8 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 from harness.errors import SpecError
 from harness.estimate import CONFIRMATION, Estimate, Share
 from harness.inventory import Count, runs_of_one_length
-from harness.spec.expand import Plan
+from harness.spec.expand import Plan, TrainingRun
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -37,29 +38,68 @@ def print_plan(plan: Plan) -> None:
         out.print(f"… and {len(plan.trials) - len(shown)} more")
     if by_length := runs_of_one_length(plan):
         out.print(
-            f"{len(by_length)} training runs are of one length each: under a "
-            f"{by_length[0].training.schedule.kind} schedule no run is the beginning of a longer one"
+            f"{len(by_length)} training runs are of one length each, those of trials "
+            f"{_trials_of(plan, by_length)}: under a {_kinds(by_length)} schedule no run is the beginning "
+            "of a longer one"
         )
     out.print(
         f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
+    out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
+
+
+def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:
+    ids = {run.run_id for run in runs}
+    numbers = [str(trial.index) for trial in plan.trials if trial.run_id in ids]
+    return ", ".join(numbers[:12]) + (", …" if len(numbers) > 12 else "")
+
+
+def _kinds(runs: Sequence[TrainingRun]) -> str:
+    return " or ".join(dict.fromkeys(run.training.schedule.kind for run in runs))
+
+
+def _sharing(plan: Plan) -> str:
+    own = len({trial.run_id for trial in plan.trials})
+    trials = f"training runs: {own} of the trials"
+    if own < len(plan.trials):
+        trials += ", which share them where they differ in training.steps alone"
+    others = len(plan.runs) - own
+    return trials + (f", {others} of other arms' adapters" if others else "")
+
+
+def _drawn(plan: Plan) -> str:
+    prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
+    seeds = len(plan.sweep.seeds)
+    return (
+        f"pictures of an arm: {prompts['dev']} dev and {prompts['test']} test prompts × "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
 
 
 def print_inventory(
-    counts: Mapping[str, Count], confirmation: int, estimated: Estimate | None = None
+    counts: Mapping[str, Count],
+    encoded: Mapping[str, Count],
+    confirmation: int,
+    estimated: Estimate | None = None,
 ) -> None:
     """What is asked for, what the store has, what is left to make, and how long that takes."""
     headings = ["asked", "in store", "to make", *(["time", "from timings"] if estimated else [])]
     table = Table("", *headings, box=None, pad_edge=False)
     for name, count in counts.items():
-        cells = [f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}"]
-        table.add_row(name, *cells, *(_time(estimated.shares[name]) if estimated else []))
+        table.add_row(name, *_cells(count), *(_time(estimated.shares[name]) if estimated else []))
     last = _time(estimated.shares[CONFIRMATION]) if estimated else []
     table.add_row(CONFIRMATION, f"{confirmation}", "", "once selected", *last)
+    for name, count in encoded.items():
+        table.add_row(name, *_cells(count), *(["", "not timed"] if estimated else []))
     out.print(table)
     if estimated:
-        out.print(_said(estimated), highlight=False)
+        passes = sum(count.passes for count in counts.values())
+        out.print(_said(estimated, passes), highlight=False)
+
+
+def _cells(count: Count) -> list[str]:
+    return [f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}"]
 
 
 def _time(share: Share) -> list[str]:
@@ -73,17 +113,28 @@ def _time(share: Share) -> list[str]:
     return [some + duration(share.seconds), f"{share.timings}{how}"]
 
 
-def _said(estimated: Estimate) -> str:
+def _said(estimated: Estimate, passes: float) -> str:
     if estimated.seconds is None:
-        return "How long it takes is not known: this workspace has no past timings of such work."
+        return (
+            "How long it takes is not known: this workspace has no past timings of such work. To have some, "
+            f"run one trial (harness trial SWEEP.yaml 0). In all it is {passes:,.0f} passes of a row through "
+            "the UNet."
+        )
     if estimated.complete and not estimated.seconds:
         return "Nothing is left to train or draw."
     some = "about" if estimated.complete else "at least"
-    return (
-        f"{some} {duration(estimated.seconds)} on {estimated.workers} workers at once · "
-        f"{estimated.cpu_hours:.2g} CPU-hours · {estimated.gpu_hours:.2g} GPU-hours "
-        "(loading models and scoring not counted)"
-    )
+    workers = f"{estimated.workers} {'worker' if estimated.workers == 1 else 'workers at once'}"
+    why = "compute.max_concurrent" if estimated.workers_are_told else "this machine's room"
+    hours = [f"{_hours(estimated.cpu_hours)} CPU-hours"]
+    hours += [f"{_hours(estimated.gpu_hours)} GPU-hours" if estimated.gpu_hours else "no GPU"]
+    text = f"{some} {duration(estimated.seconds)} on {workers} ({why}) · {' · '.join(hours)}"
+    if not estimated.workers_are_told:
+        text += ". For a cluster: --set compute.max_concurrent=N"
+    return text + ". Loading models, encoding and scoring are not counted."
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
 def trial_number(text: str) -> int | Literal["best"]:

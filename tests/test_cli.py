@@ -39,6 +39,9 @@ def test_check_prints_the_plan_and_makes_nothing(
     printed = capsys.readouterr().out
     assert "2 trials · 2 training runs · 2 datasets" in printed
     assert "training steps" in printed
+    said = " ".join(printed.split())
+    assert "training runs: 1 of the trials, which share them" in said and "1 of other arms' adapters" in said
+    assert "2 dev and 1 test prompts × 2 seeds" in said
     assert not workspace.exists()
 
 
@@ -48,6 +51,8 @@ def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str
     assert [trial["training.steps"] for trial in plan["trials"]] == [2, 4]
     assert plan["training steps"] == {"asked": 8, "missing": 8, "passes": 8 * 2 * 3}
     assert plan["adapter pictures"]["asked"] == 2 * 2 * 4
+    assert plan["latents"]["missing"] == 4 + 3 and plan["prompt embeddings"]["missing"] == 3 + 2
+    assert plan["training_runs_of_trials"] == 1 and plan["prompts"] == {"dev": 2, "test": 1}
     assert plan["name"] == "small" and plan["question"]
     assert {arm["name"]: arm["is_control"] for arm in plan["arms"]} == {
         "baseline": True,
@@ -63,6 +68,9 @@ def test_check_says_which_runs_share_no_steps(sweep: Path, capsys: pytest.Captur
     plan = json.loads(capsys.readouterr().out)
     assert set(plan["runs_of_one_length"].values()) == {"cosine"}
     assert len(plan["runs_of_one_length"]) == plan["training_runs"] == 4
+    assert harness("check", sweep, "--set", "training.schedule={'kind': 'cosine'}") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "those of trials 0, 1: under a cosine schedule" in said
 
 
 def test_check_estimates_from_past_timings_alone(
@@ -72,6 +80,7 @@ def test_check_estimates_from_past_timings_alone(
     assert harness("check", sweep, *where, "--estimate") == 0
     printed = capsys.readouterr().out
     assert "no past timings" in printed and "How long it takes is not known" in printed
+    assert "passes of a row" in " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
     assert harness("run", sweep, *where, "--executor", "local") == 0
     capsys.readouterr()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from harness import estimate as estimates
 from harness.bench import Bench
 from harness.estimate import Estimate, estimated
 from harness.execution.spec import ComputeSpec
-from harness.inventory import Count, confirmation_pictures, inventory, training_steps
+from harness.inventory import Count, confirmation_pictures, encodings, inventory, training_steps
 from harness.models.spec import SdxlModel
 from harness.spec.base import Frozen
 from harness.spec.expand import Plan, TrainingRun
@@ -166,3 +167,33 @@ def test_several_processes_of_one_run_are_all_paid_for(bench: Bench) -> None:
     found = estimate(replace(bench, plan=replace(bench.plan, sweep=sweep)))
     assert found.seconds == pytest.approx(400)  # both runs at once, on two each
     assert found.gpu_hours == pytest.approx(800 * 2 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [({}, 16), ({"cpus_per_trial": 4}, 4), ({"max_concurrent": 40}, 40)]
+    + [({"gpus_per_trial": gpus}, room) for gpus, room in ((1, 2), (0.5, 4), (2, 2), (0.1, 16))],
+)
+def test_as_many_work_as_this_machine_has_room_for(
+    compute: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(estimates, "gpus", lambda: 2)
+    assert estimates.workers(ComputeSpec(**compute)) == expected
+
+
+def test_what_is_encoded_once_is_asked_for_while_work_needs_it(bench: Bench) -> None:
+    def asked_and_missing() -> dict[str, tuple[int, int]]:
+        found = encodings(bench, inventory(bench))
+        return {name: (count.asked, count.missing) for name, count in found.items()}
+
+    assert asked_and_missing() == {"latents": (7, 7), "prompt embeddings": (5, 5)}
+    run = bench.plan.runs[bench.plan.trials[0].run_id]
+    with bench.workspace.latents(run.dataset.dataset_id, "center").build():
+        pass
+    assert asked_and_missing()["latents"] == (7, 3)
+    for one in bench.plan.runs.values():
+        for steps in one.snapshots:
+            with bench.workspace.snapshot(one.run_id, steps).build():
+                pass
+    assert asked_and_missing()["latents"] == (4, 0)
