@@ -18,10 +18,10 @@ from harness.models.adapter_file import Adapter, read_adapter, save_adapter
 from harness.models.encoding import Adapters, Encoded, PromptEncoder
 from harness.models.loading import Pipelines
 from harness.models.merge import merged
-from harness.models.model import DrawSettings, Picture, Posterior, Row
+from harness.models.model import DrawSettings, Picture, Posterior, Row, Texts
 from harness.models.rowwise import Acting, acting
 from harness.models.spec import ModelSpec
-from harness.models.texts import Texts
+from harness.models.texts import StoredTexts
 from harness.spec.adapter import AdapterSpec
 from harness.spec.evaluation import Branch, MergeSpec, Scheduler
 
@@ -55,7 +55,9 @@ class Sdxl:
         self._words = PromptEncoder(self._base, acts=True)
         self._refiner_words = None if self._refiner is None else PromptEncoder(self._refiner, acts=False)
         words = {"base": self._words, "refiner": self._refiner_words}
-        self.texts = Texts({name: encoder for name, encoder in words.items() if encoder is not None})
+        self.texts: Texts = StoredTexts(
+            {name: encoder for name, encoder in words.items() if encoder is not None}
+        )
         self._read = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._read_adapter)
         self._merged = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._merge)
         self._at_once: dict[DrawSettings, int] = {}

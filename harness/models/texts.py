@@ -11,7 +11,7 @@ from harness.errors import ModelError
 from harness.models.encoding import PromptEncoder
 
 
-class Texts:
+class StoredTexts:
     """What a model's text encoders make of texts while no adapter acts on them; weights in compel's syntax.
 
     Each text is encoded alone, and its file holds it to the last bit.
