@@ -1,16 +1,13 @@
-"""`harness store`: what is needed stays, what is damaged is found, what is neither can go."""
+"""The store: what is needed stays, what is damaged is found, what is neither can go."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from harness import cli
 from harness.bench import Bench
 from harness.errors import WorkspaceError
 from harness.estimate import Estimate, estimated
@@ -18,11 +15,12 @@ from harness.execution.local import LocalExecutor
 from harness.inventory import inventory
 from harness.models.spec import SdxlModel
 from harness.pipeline import Outcome, SweepRun, Task, run_sweep
-from harness.spec.expand import Cell, Draw, Plan, TrainingRun
+from harness.spec.expand import Plan, TrainingRun
 from harness.stage import Stage, write_json
 from harness.stages import metric_name
 from harness.store import collect_garbage, find, holdings, verify
 from harness.workspace import PLAN, Workspace
+from tests.stages_by_hand import damage, make, make_pictures, own_draw, own_run, plan_sweep, train
 from tests.sweeps import small_plan
 
 
@@ -34,40 +32,6 @@ def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "w")
-
-
-def plan_sweep(workspace: Workspace, plan: Plan) -> None:
-    """What a run of this sweep writes first."""
-    folder = workspace.sweep(plan.sweep.name)
-    folder.mkdir(parents=True)
-    write_json(folder / PLAN, plan.sweep.model_dump(mode="json"))
-
-
-def make(stage: Stage, *files: str, **facts: Any) -> str:
-    """Make a stage by hand; its name."""
-    with stage.build(**facts) as folder:
-        for file in files or ("file.txt",):
-            (folder / file).write_text(f"content of {file}")
-    return stage.path.relative_to(stage.path.parents[1]).as_posix()
-
-
-def make_pictures(workspace: Workspace, draw_id: str, chunk_id: str, cells: tuple[Cell, ...]) -> Stage:
-    stage = workspace.images(draw_id, chunk_id)
-    make(stage, *(f"{cell.image_id}.png" for cell in cells))
-    return stage
-
-
-def train(workspace: Workspace, run: TrainingRun, *steps: int, from_step: int = 0) -> None:
-    for step in steps:
-        make(workspace.snapshot(run.run_id, step), from_step=from_step, step=step, train_seconds=1.0)
-
-
-def own_run(plan: Plan) -> TrainingRun:
-    return plan.runs[plan.trials[0].run_id]
-
-
-def own_draw(plan: Plan) -> Draw:
-    return plan.draws[plan.trials[0].draws["wrong_lora"]]
 
 
 def unneeded(workspace: Workspace) -> set[str]:
@@ -244,18 +208,6 @@ def test_scores_of_a_metric_whose_weights_are_elsewhere_stay(
     assert unneeded(workspace) == {f"scores/contrast-0/{draw.draw_id}-c1"}
 
 
-def damage(stage: Stage, how: str) -> None:
-    file = stage.path / ("manifest.json" if "manifest" in how else "file.txt")
-    content = file.read_bytes()
-    match how.split()[0]:
-        case "truncated":
-            file.write_bytes(content[:-4])
-        case "flipped":
-            file.write_bytes(bytes([content[0] ^ 0x80]) + content[1:])
-        case "missing":
-            file.unlink()
-
-
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "truncated manifest", "flipped manifest"])
 def test_damage_is_named_and_taken_away(how: str, workspace: Workspace) -> None:
     for name in ("x1", "x2"):
@@ -292,52 +244,6 @@ def test_one_is_found_by_the_beginning_of_its_id(workspace: Workspace) -> None:
         find(found, "ab")
     with pytest.raises(WorkspaceError, match="no stage 'xyz'"):
         find(found, "xyz")
-
-
-def harness(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    sys.argv = ["harness", *map(str, arguments)]
-    capsys.readouterr()
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out + printed.err
-
-
-def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    plan_sweep(workspace, plan)
-    make(workspace.dataset(own_run(plan).dataset.dataset_id), note="hello")
-    make(workspace.dataset("x1"))
-    where = ("--workspace", workspace.root)
-
-    code, said = harness(capsys, "store", "ls", *where)
-    assert code == 0 and "no sweep" in said and "small" in said
-    code, said = harness(capsys, "store", "ls", "--json", *where)
-    stages = {stage["name"]: stage for stage in json.loads(said)["stages"]}
-    assert stages["datasets/x1"]["needed_by"] == [] and stages["datasets/x1"]["bytes"] > 0
-
-    code, said = harness(capsys, "store", "show", own_run(plan).dataset.dataset_id[:6], *where)
-    assert code == 0 and "hello" in said and "file.txt" in said
-    code, said = harness(capsys, "store", "show", "x1", "--json", *where)
-    assert json.loads(said)["manifest"]["files"]["file.txt"]["bytes"] == len("content of file.txt")
-
-    code, said = harness(capsys, "store", "gc", "--json", *where)
-    assert [stage["name"] for stage in json.loads(said)["unneeded"]] == ["datasets/x1"]
-    assert workspace.dataset("x1").done
-    damage(workspace.dataset("x1"), "flipped")
-    code, said = harness(capsys, "store", "verify", *where)
-    assert code == 1 and "file.txt does not match" in said and workspace.dataset("x1").done
-    code, said = harness(capsys, "store", "verify", "--delete-damaged", "--json", *where)
-    assert code == 0 and json.loads(said)["damaged"][0]["state"] == "removed"
-
-    make(workspace.dataset("x1"))
-    code, said = harness(capsys, "store", "gc", "--delete", *where)
-    assert code == 0 and "removed" in said and not workspace.dataset("x1").done
-    assert "nothing to remove" in harness(capsys, "store", "gc", *where)[1]
-    code, said = harness(capsys, "store", "ls", "--workspace", workspace.root / "nowhere")
-    assert code == 2 and "there is no such folder" in said
 
 
 def carry_out(plan: Plan, workspace: Workspace) -> tuple[SweepRun, Counter[str]]:
