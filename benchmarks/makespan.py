@@ -144,9 +144,7 @@ def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=SEEDS, help="18 trials each")
-    parser.add_argument(
-        "--timings", type=Path, help="a workspace that says what a unit takes"
-    )
+    parser.add_argument("--timings", type=Path, help="a workspace that says what a unit takes")
     given = parser.parse_args()
     costs = Assumed()
     rate = assumed_rate(costs) if given.timings is None else measured_rate(Workspace(given.timings))

@@ -36,7 +36,10 @@ class PretendedBench(Bench):
 
     def model(self, spec: ModelSpec) -> "Model":
         """Knows no more than drawing and making datasets ask for."""
-        flat = SimpleNamespace(spec=spec, resolution=SIDE, scheduler="EulerDiscreteScheduler", draw=_draw)
+        known = SimpleNamespace(unknown=lambda texts: set())  # no text need be encoded
+        flat = SimpleNamespace(
+            spec=spec, resolution=SIDE, scheduler="EulerDiscreteScheduler", draw=_draw, texts=known
+        )
         return cast("Model", flat)
 
 

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from harness import results
 from harness.results import stats, tables
-from harness.spec.expand import Draw, Plan, Trial, param_label
+from harness.spec.expand import Cell, Draw, Plan, Trial, param_label
 from harness.stage import Stage, versions
-from harness.stages import SCORES, TRAINING_RECORD, drawn_images, metric_name, read_parquet, surveyed
+from harness.stages import IMAGES, SCORES, TRAINING_RECORD, metric_name, read_arrow, surveyed
 from harness.workspace import Workspace
 
 
@@ -28,7 +29,7 @@ def collect(
     sweep = plan.sweep
     with surveyed(plan, workspace):
         images = _images(plan, workspace)
-        scores = _scores(plan, workspace)
+        scores = _scores(plan, workspace, images)
         trials = _trials(plan, workspace, images, reasons)
     draws = _draws(plan)
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
@@ -79,23 +80,31 @@ def _draws(plan: Plan) -> pd.DataFrame:
 
 def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
     """Pictures that the sweep asks for; a store that other sweeps share may hold more."""
-    frames = []
-    owner = _owners(plan)
-    for draw in plan.draws.values():
-        drawn = drawn_images(workspace, draw.draw_id)
-        wanted = {cell.image_id: cell for split in ("dev", "test") for cell in plan.cells(draw, split)}
-        if len(drawn):
-            frame = drawn[drawn["image_id"].isin(wanted)].assign(
-                trial_id=owner.get(draw.draw_id), arm=draw.arm
-            )
-            # A prompt's split and tags belong to the sweep, not to the picture.
-            frames.append(
-                frame.assign(
-                    split=[wanted[image_id].split for image_id in frame["image_id"]],
-                    tags=pd.Series([list(wanted[i].tags) for i in frame["image_id"]], index=frame.index),
-                )
-            )
-    return pd.concat(frames, ignore_index=True) if frames else tables.empty("images")
+    chunks = [chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id)]
+    if not chunks:
+        return tables.empty("images")
+    parts = [read_arrow(chunk, IMAGES) for chunk in chunks]
+    folders = [
+        workspace.relative(c.path) for c, part in zip(chunks, parts, strict=True) for _ in range(len(part))
+    ]
+    drawn: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+    drawn["path"] = [f"{folder}/{name}" for folder, name in zip(folders, drawn["path"], strict=True)]
+    wanted, owner = _wanted(plan), _owners(plan)
+    drawn = drawn[drawn["image_id"].isin(list(wanted))].reset_index(drop=True)
+    cells = [wanted[image_id] for image_id in drawn["image_id"]]
+    return drawn.assign(
+        trial_id=pd.Series([owner.get(cell.draw_id) for cell in cells], dtype=object),
+        arm=[plan.draws[cell.draw_id].arm for cell in cells],
+        # A prompt's split and tags belong to the sweep, not to the picture.
+        split=[cell.split for cell in cells],
+        tags=pd.Series([list(cell.tags) for cell in cells], dtype=object),
+    )
+
+
+def _wanted(plan: Plan) -> dict[str, Cell]:
+    """Every picture that any draw may have, by its id."""
+    every = (plan.cells(draw, split) for draw in plan.draws.values() for split in ("dev", "test"))
+    return {cell.image_id: cell for cells in every for cell in cells}
 
 
 def _owners(plan: Plan) -> dict[str, str]:
@@ -109,29 +118,25 @@ def _owners(plan: Plan) -> dict[str, str]:
     }
 
 
-def _scores(plan: Plan, workspace: Workspace) -> pd.DataFrame:
-    wanted = {
-        cell.image_id
-        for draw in plan.draws.values()
-        for split in ("dev", "test")
-        for cell in plan.cells(draw, split)
-    }
-    frames = []
-    for draw_id in plan.draws:
-        for chunk in workspace.image_chunks(draw_id):
-            for metric in plan.sweep.metrics:
-                stage = workspace.scores(metric_name(metric), chunk)
-                if stage.done:
-                    frame = read_parquet(stage, SCORES)
-                    frames.append(frame[frame["image_id"].isin(wanted)])
-    return pd.concat(frames, ignore_index=True) if frames else tables.empty("scores")
+def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFrame:
+    """Of these pictures."""
+    metrics = [metric_name(metric) for metric in plan.sweep.metrics]
+    chunks = (chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id))
+    stages = (workspace.scores(metric, chunk) for chunk in chunks for metric in metrics)
+    parts = [read_arrow(stage, SCORES) for stage in stages if stage.done]
+    if not parts:
+        return tables.empty("scores")
+    # A column without any value has no type of its own.
+    scored: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
+    return scored[scored["image_id"].isin(images["image_id"])].reset_index(drop=True)
 
 
 def _trials(
     plan: Plan, workspace: Workspace, images: pd.DataFrame, reasons: Mapping[str, str]
 ) -> pd.DataFrame:
     drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
-    rows = [_trial_row(plan, workspace, trial, dict(drawn), reasons) for trial in plan.trials]
+    counts = dict(drawn)
+    rows = [_trial_row(plan, workspace, trial, counts, reasons) for trial in plan.trials]
     frame = pd.DataFrame(rows)
     for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
         frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)

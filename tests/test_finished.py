@@ -1,6 +1,8 @@
 """A finished sweep is known by its mark, and by nothing less than all that its tables are made of."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +106,19 @@ def test_in_a_bucket_a_finished_sweep_is_known_on_another_machine(
     there.image_chunks(next(iter(plan.draws)))[0].remove()
     there.look_again()
     assert marked(plan, there) is None
+
+
+def test_running_it_again_loads_no_heavy_library(plan: Plan, workspace: Workspace) -> None:
+    """`harness run` with nothing to make: Ray's and torch's imports would take longer than all it does."""
+    page = workspace.sweep("small") / "report.html"
+    page.unlink(missing_ok=True)
+    carry_out(plan, workspace)
+    sets = [word for change in CHANGES for word in ("--set", change)]
+    program = (
+        "import sys; from harness.cli import app; app(standalone_mode=False); "
+        "print([name for name in ('ray', 'torch', 'matplotlib') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, "run", str(QUICKSTART), "-w", str(workspace.root), *sets]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Nothing to train, draw or score" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

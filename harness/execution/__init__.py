@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
 
 
 def make_executor(name: ExecutorName, *, address: str | None = None) -> AbstractContextManager["Executor"]:
-    """The executor of that name, for the time of a block. Ray is imported only when it is asked for.
+    """The executor of that name, for the time of a block. Ray is imported when there is something to do.
 
     `address` is of a Ray cluster: `auto` (the one started on this machine) or HOST:PORT; null: what
     RAY_ADDRESS says, else a Ray of this process alone.
@@ -29,6 +29,6 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
 
             return nullcontext(LocalExecutor())
         case "ray":
-            from harness.execution.ray_tune import RayTuneExecutor
+            from harness.execution.when_needed import RayWhenNeeded
 
-            return RayTuneExecutor(address)
+            return RayWhenNeeded(address)

@@ -1,0 +1,34 @@
+"""Ray Tune, imported once there is something to do: a finished sweep is looked at in less time than that."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from harness.bench import Bench
+from harness.pipeline import Executor, Outcome, Task
+
+
+class RayWhenNeeded:
+    """As `RayTuneExecutor`, for the time of a block."""
+
+    def __init__(self, address: str | None) -> None:
+        """Nothing is imported, and nobody is asked."""
+        self.address = address
+        self._block = ExitStack()
+        self._executor: Executor | None = None
+
+    def __enter__(self) -> "RayWhenNeeded":
+        """Nothing is imported before there is something to do."""
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Leave Ray, if it was needed."""
+        self._block.__exit__(*raised)
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        """Perform all tasks."""
+        if self._executor is None:
+            from harness.execution.ray_tune import RayTuneExecutor
+
+            self._executor = self._block.enter_context(RayTuneExecutor(self.address))
+        return self._executor.run(tasks, bench)
