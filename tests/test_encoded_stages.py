@@ -35,7 +35,7 @@ def replan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Replan:
     return changed
 
 
-def bench_of(plan: Plan, root: Path) -> Bench:
+def bench_of(plan: Plan, root: Path | str) -> Bench:
     return Bench(plan=plan, workspace=Workspace(root), report=lambda *_: None)
 
 
@@ -43,7 +43,7 @@ def own_run(plan: Plan) -> TrainingRun:
     return plan.runs[plan.trials[0].run_id]
 
 
-def train(plan: Plan, root: Path) -> tuple[Bench, bytes]:
+def train(plan: Plan, root: Path | str) -> tuple[Bench, bytes]:
     """The bytes of the own run's last adapter."""
     bench, run = bench_of(plan, root), own_run(plan)
     ensure_snapshots(bench, run.run_id)
@@ -51,7 +51,7 @@ def train(plan: Plan, root: Path) -> tuple[Bench, bytes]:
     return bench, stage.read("pytorch_lora_weights.safetensors")
 
 
-def draw_controls(plan: Plan, root: Path) -> tuple[Bench, list[str]]:
+def draw_controls(plan: Plan, root: Path | str) -> tuple[Bench, list[str]]:
     """The hashes of the controls' pictures, drawn by a worker that has just begun."""
     benches._resident_model.cache_clear()
     bench, found = bench_of(plan, root), []
@@ -121,6 +121,23 @@ def test_views_that_hardly_come_again_are_not_stored(replan: Replan, tmp_path: P
     assert not encoded_stages.views_of(
         replace(run, training=run.training.model_copy(update={"crop": "random"}))
     )
+
+
+def test_one_machine_reads_from_a_bucket_what_another_encoded(
+    s3: str, replan: Replan, tmp_path: Path, encoded: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_controls(replan(), s3)
+    train(replan(), s3)
+    assert encoded
+    encoded.clear()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "another"))
+    benches._resident_model.cache_clear()
+    bench = bench_of(replan(adapter={"rank": 1}), s3)
+    model = bench.model(own_run(bench.plan).dataset.model)
+    encoded_stages.ensure_texts(bench, model, texts_of(bench.plan, model.spec))
+    assert not encoded and not model.texts.unknown(texts_of(bench.plan, model.spec))
+    train(bench.plan, s3)
+    assert set(encoded) <= {"wrong", ""}  # what is trained under
 
 
 def test_damaged_latents_are_made_again(replan: Replan, tmp_path: Path) -> None:
