@@ -176,18 +176,18 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
     found: list[_Needs] = []
     unreadable: dict[str, str] = {}
     for name in workspace.sweep_names():
-        folder = workspace.fetch_sweep(name)
-        files = [folder / name for name in (PLAN, "sweep.json") if (folder / name).is_file()]
+        folder, where = workspace.fetch_sweep(name), workspace.shown(workspace.sweep(name))
+        files = [folder / file for file in (PLAN, "sweep.json") if (folder / file).is_file()]
         if not files:
-            unreadable[folder.name] = f"{folder} does not say what its sweep needs: it has no {PLAN}"
+            unreadable[name] = f"{where} does not say what its sweep needs: it has no {PLAN}"
         try:
             sweeps: list[SweepSpec] = []  # one, where the sweep is finished and nobody has begun another
             for file in files:
                 sweeps += [sweep for sweep in [_sweep(file)] if sweep not in sweeps]
             named = _named(folder)
-            found += [_Needs(workspace, folder.name, expand(sweep), named) for sweep in sweeps]
+            found += [_Needs(workspace, name, expand(sweep), named) for sweep in sweeps]
         except (OSError, ValueError, KeyError, HarnessError):
-            unreadable[folder.name] = f"{folder} does not hold a sweep that this version reads"
+            unreadable[name] = f"{where} does not hold a sweep that this version reads"
     return found, unreadable
 
 

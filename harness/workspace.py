@@ -221,7 +221,16 @@ class Workspace:
 
     def check_writable(self) -> None:
         """Raise WorkspaceError, before any work, when nothing can be written here."""
-        self._storage.check_writable()
+        with self.mark():
+            pass
+
+    def mark(self) -> AbstractContextManager[str]:
+        """While the block runs, whoever looks into this workspace, not into one like it, `sees` this."""
+        return self._storage.mark()
+
+    def sees(self, mark: str) -> bool:
+        """True where the mark is there."""
+        return self._storage.sees(mark)
 
     @contextmanager
     def claim(self, kind: str, identity: str) -> Iterator[None]:

@@ -32,6 +32,7 @@ from harness.execution.cluster import (
 from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
 from harness.execution.losses import NODE_LOSSES, Losses
+from harness.execution.shared import check_all_nodes_see
 from harness.execution.spec import ComputeSpec
 from harness.execution.stopping import Asked, Stopping
 from harness.pipeline import Outcome, Task, attempt
@@ -65,6 +66,7 @@ class RayTuneExecutor:
             alone = self._connection.enter_context(connected(self.address))
             self._connected = True
             check_it_fits(bench.plan.sweep.compute, alone=alone)
+            check_all_nodes_see(bench.workspace)
         outcomes, lost = _tuned(tasks, bench)
         for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
             if not lost or bench.stop():

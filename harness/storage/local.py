@@ -24,15 +24,23 @@ class LocalStorage:
         """False where there is no such folder."""
         return self.root.is_dir()
 
-    def check_writable(self) -> None:
-        """Raise WorkspaceError where nothing can be written."""
-        probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
+    @contextmanager
+    def mark(self) -> Iterator[str]:
+        """An empty file, as long as the block runs. Raises WorkspaceError where it cannot be written."""
+        mark = f".mark-{uuid.uuid4().hex}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            (self.root / mark).write_bytes(b"")
         except OSError as error:
             raise WorkspaceError(f"--workspace {self.root} cannot be written: {error.strerror}") from None
+        try:
+            yield mark
+        finally:
+            (self.root / mark).unlink(missing_ok=True)
+
+    def sees(self, mark: str) -> bool:
+        """True where the file is there."""
+        return (self.root / mark).exists()
 
     def stage(self, name: str) -> Stage:
         """The stage in this folder, finished or not."""

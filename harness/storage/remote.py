@@ -40,12 +40,20 @@ class RemoteStorage:
         """False where nothing has a name that begins so."""
         return bool(self.bucket.folders(""))
 
-    def check_writable(self) -> None:
-        """Raise WorkspaceError where nothing can be listed, written or removed."""
-        probe = f".probe-{uuid.uuid4().hex}"
-        self.bucket.find(probe)
-        self.bucket.create(probe, b"")
-        self.bucket.remove([probe])
+    @contextmanager
+    def mark(self) -> Iterator[str]:
+        """An object, as long as the block runs. Raises WorkspaceError where it cannot be written."""
+        mark = f".marks/{uuid.uuid4().hex}"
+        self.bucket.write(mark, b"")
+        try:
+            self.bucket.find(".marks")
+            yield mark
+        finally:
+            self.bucket.remove([mark])
+
+    def sees(self, mark: str) -> bool:
+        """True where the object is there."""
+        return self.bucket.facts(mark) is not None
 
     def stage(self, name: str) -> RemoteStage:
         """The stage in this folder, finished or not."""
@@ -59,7 +67,8 @@ class RemoteStorage:
             look = Survey(self.bucket.find(name))
             self._seen.update(look.finished())
             return look.folders(name)
-        return self.bucket.folders(name)
+        # Not the bucket's own word for it: some servers still know of folders that are empty.
+        return Survey(self.bucket.find(name)).folders(name) if name not in TOPS else self.bucket.folders(name)
 
     @contextmanager
     def survey(self) -> Iterator[None]:

@@ -32,8 +32,15 @@ class Storage(Protocol):
         """False where there is nothing at all."""
         ...
 
-    def check_writable(self) -> None:
-        """Raise WorkspaceError where nothing can be written."""
+    def mark(self) -> AbstractContextManager[str]:
+        """While the block runs, whoever looks into the same place `sees` this mark.
+
+        Raises WorkspaceError where nothing can be written.
+        """
+        ...
+
+    def sees(self, mark: str) -> bool:
+        """True where the mark is there."""
         ...
 
     def stage(self, name: str) -> Stage:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -26,9 +27,14 @@ STARTED = "Ray runtime started"
 class Node:
     """A node: `ray start` as a process, and all that it starts."""
 
-    def __init__(self, *arguments: str, log: Path, **environment: str) -> None:
-        """Wait until it has started."""
+    def __init__(
+        self, *arguments: str, log: Path, unseen: Path | None = None, **environment: str
+    ) -> None:
+        """Wait until it has started. The folder `unseen` is one of its own, as on another machine."""
         command = [str(RAY), "start", "--block", "--disable-usage-stats", STORE, *arguments]
+        if unseen is not None:
+            mounted = f"mount -t tmpfs tmpfs {shlex.quote(str(unseen))} && exec {shlex.join(command)}"
+            command = ["unshare", "--mount", "sh", "-c", mounted]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, start_new_session=True, env={**os.environ, **environment}
@@ -83,12 +89,13 @@ class Nodes:
             log=folder / "head.log",
         )
 
-    def join(self, *arguments: str, **environment: str) -> Node:
-        """One more."""
+    def join(self, *arguments: str, unseen: Path | None = None, **environment: str) -> Node:
+        """One more. The folder `unseen` is one of its own, as on another machine."""
         number = next(self.numbers)
         address = ("--node-ip-address=127.0.0.1", f"--address={self.address}", "--num-cpus=1")
         agent = f"--dashboard-agent-listen-port={free_port()}"
-        node = Node(*address, agent, *arguments, log=self.folder / f"{number}.log", **environment)
+        log = self.folder / f"{number}.log"
+        node = Node(*address, agent, *arguments, log=log, unseen=unseen, **environment)
         self.started.append(node)
         return node
 
