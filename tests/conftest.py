@@ -66,4 +66,5 @@ def s3(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     for name, value in server.environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HARNESS_LEASE_SECONDS", "6")
     return f"s3://{server.BUCKET}/{uuid.uuid4().hex[:8]}"

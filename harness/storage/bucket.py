@@ -4,12 +4,13 @@ Credentials and endpoint are what the file system finds by itself: for S3 that i
 (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL …) and its files.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +22,9 @@ PATIENCE_SECONDS = 120.0  # trouble that may pass is waited out for so long,
 FIRST_PATIENCE_SECONDS = 10.0  # and so long before the first answer: the address may be wrong
 S3 = {
     "use_listings_cache": False,  # others write there too
+    "skip_instance_cache": True,  # `_open` has one, which knows the environment
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 4},
+        "retries": {"mode": "standard", "max_attempts": 3},
         "connect_timeout": 10,
         "read_timeout": 60,
     },
@@ -57,14 +59,14 @@ class Bucket:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        protocol = self.url.partition("://")[0]
+        given = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
         try:
-            fs, path = fsspec.core.url_to_fs(self.url, **(S3 if protocol in ("s3", "s3a") else {}))
+            return _open(self.url, given)
         except ImportError as error:
+            protocol = self.url.partition("://")[0]
             raise WorkspaceError(f"--workspace {self.url} needs {EXTRAS.get(protocol, error)}") from None
         except ValueError as error:
             raise WorkspaceError(f"--workspace {self.url}: {error}") from None
-        return fs, path.rstrip("/")
 
     def find(self, folder: str) -> dict[str, Facts]:
         """All objects below a folder, by their names below the URL."""
@@ -195,6 +197,14 @@ class Bucket:
         ):
             return _line(error)
         return None
+
+
+@lru_cache(maxsize=8)
+def _open(url: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
+    """The file system, with the connections that it keeps, and the path. Another environment has another."""
+    options = S3 if url.startswith(("s3://", "s3a://")) else {}
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, path.rstrip("/")
 
 
 def _is_answer(error: Exception) -> bool:

@@ -127,15 +127,16 @@ class _Watch:
         self._since = 0.0
 
     def dead(self, lease: Lease) -> bool:
-        """True where it stood still for its time, or its holder's process, on this machine, is gone."""
+        """True where it stood still for its time; of a process on this machine, where that is gone."""
         if self._last is None or (self._last.generation, self._last.content) != (
             lease.generation,
             lease.content,
         ):
             self.alive = self._last is not None
             self._last, self._since = lease, time.monotonic()
-        if lease.says.get("machine") == _machine() and not _runs(lease.says):
-            return True
+        if lease.says.get("machine") == _machine() is not None:
+            self.alive = _runs(lease.says)
+            return not self.alive
         seconds = lease.says.get("seconds", LEASE_SECONDS)  # the holder's: it decides how often it beats
         return time.monotonic() - self._since > seconds
 
@@ -193,4 +194,4 @@ def _started(process: int) -> str | None:
 
 
 def _runs(lease: dict[str, Any]) -> bool:
-    return lease["machine"] is None or _started(lease["process"]) == lease["started"]
+    return _started(lease["process"]) == lease["started"]

@@ -61,7 +61,7 @@ class RemoteStage(Stage):
         return max((time for time in times if time is not None), default=datetime.now(UTC))
 
     def stamp(self, *names: str) -> str:
-        """Tokens of the manifest and of these files; another text once one is another."""
+        """Tokens of the manifest and of these files in the bucket; another text once one is another."""
         there = self.storage.files(self.name)
         return " ".join(there[name].token if name in there else "none" for name in (MANIFEST, *names))
 

@@ -41,8 +41,12 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
 ) -> None:
     sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip)
     here = carry_out(small_plan(tmp_path, tiny_spec, tiny_clip), tmp_path / "w", "local").results
-    code, said = harness(capsys, "run", sweep, "-w", s3, "--executor", "local")
+    with server.proxy(s3_endpoint, server.now_and_then(seed=1, share=0.1)) as in_the_way:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", in_the_way.endpoint)
+        code, said = harness(capsys, "run", sweep, "-w", s3, "--executor", "local")
     assert code == 0, said
+    assert {"busy", "reset", "cut", "slow"} <= set(in_the_way.done)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     folder = f"{s3}/sweeps/small"
     assert f"report  {folder}/report.html" in said
     assert_same(results.load(folder), here)
