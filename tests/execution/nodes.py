@@ -27,9 +27,7 @@ STARTED = "Ray runtime started"
 class Node:
     """A node: `ray start` as a process, and all that it starts."""
 
-    def __init__(
-        self, *arguments: str, log: Path, unseen: Path | None = None, **environment: str
-    ) -> None:
+    def __init__(self, *arguments: str, log: Path, unseen: Path | None = None, **environment: str) -> None:
         """Wait until it has started. The folder `unseen` is one of its own, as on another machine."""
         command = [str(RAY), "start", "--block", "--disable-usage-stats", STORE, *arguments]
         if unseen is not None:

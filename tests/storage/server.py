@@ -50,6 +50,7 @@ def s3_server(folder: Path) -> Iterator[str]:
     ports = free_ports(2 * len(PORTS))
     given = dict(zip([*PORTS, *(f"{name}.grpc" for name in PORTS)], ports, strict=True))
     command = [
+        *("setpriv", "--pdeathsig", "KILL"),  # nor is it left over where the tests are killed
         *(str(WEED), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *("-s3", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.iam=false"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=64"),

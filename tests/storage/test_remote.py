@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StageError, WorkspaceError
-from harness.workspace import Workspace
+from harness.storage.remote import TOPS
+from harness.workspace import FOLDERS, Workspace
 from tests.storage import server
 
 
@@ -211,3 +212,7 @@ def test_a_sweep_has_one_driver(s3: str) -> None:
         pass
     with workspace.drive("s"):
         pass
+
+
+def test_a_survey_looks_everywhere_that_stages_are() -> None:
+    assert set(TOPS) == {top for top, _ in FOLDERS.values()}
