@@ -49,14 +49,14 @@ app.add_typer(cli_store.app, name="store")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
 SweepFolder = Annotated[
-    str, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME.", metavar="FOLDER")
+    str, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME, or its URL.", metavar="FOLDER")
 ]
 Where = Annotated[
     str,
     typer.Option(
         "--workspace",
         "-w",
-        help="Folder of the store, shared by all its sweeps.",
+        help="The store, shared by all its sweeps: a folder, or s3://BUCKET/PREFIX.",
         metavar="FOLDER",
     ),
 ]

@@ -20,7 +20,10 @@ app = typer.Typer(
     no_args_is_help=True, help="What the store of a workspace holds, whether it is whole, and making room."
 )
 
-Where = Annotated[str, typer.Option("--workspace", "-w", help="Folder of the store.", metavar="FOLDER")]
+Where = Annotated[
+    str,
+    typer.Option("--workspace", "-w", help="The store: a folder, or s3://BUCKET/PREFIX.", metavar="FOLDER"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: one object, every stage.")]
 
 
