@@ -57,9 +57,9 @@ def plan_steps(
     *,
     pictures: Path,
     prior: Path | None,
-    latents: Sequence[Path],
     rank: int,
     size: int,
+    latents: Sequence[Path] = (),
 ) -> StepPlan:
     """Read the datasets. Raises StageError, ModelError or TrainingError; see `harness.training.train`."""
     training, resolution = run.training, model.resolution
