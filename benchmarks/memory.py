@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.ledger import GIB, Ledger, fused_attention
 from benchmarks.machine import print_table
+from harness.models.model import Fresh
 from harness.models.random import hollow_pipelines
 from harness.models.spec import Precision, SdxlModel
 from harness.models.trainable import attach
@@ -82,8 +83,9 @@ def measure(step: Step) -> Memory:
     ).base
     parts = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae)
     base = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    with attach(pipeline, step.adapter, 0, checkpointing=step.checkpointing) as trainable:
-        parameters = [p for group in trainable.groups() for p in group.parameters]
+    fresh = Fresh(adapter=step.adapter, seed=0)
+    with attach(pipeline, [fresh], checkpointing=step.checkpointing) as trainable:
+        parameters = [p for group in trainable.members[0].groups() for p in group.parameters]
         adapter = sum(p.numel() * p.element_size() for p in parameters)
         inputs = _inputs(step, pipeline.unet.dtype)
         with fused_attention(), Ledger(known=[*pipeline.unet.parameters(), *inputs]) as ledger:

@@ -15,7 +15,7 @@ from benchmarks.machine import print_table
 from benchmarks.plain import plain_lora, plain_picture
 from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.models.loading import Pipelines
-from harness.models.model import DrawSettings, Row, RowAdapter
+from harness.models.model import DrawSettings, Fresh, Row, RowAdapter
 from harness.models.sdxl import Sdxl
 from harness.spec.adapter import LowRankAdapter
 
@@ -42,8 +42,8 @@ def rows(adapter: Path, count: int) -> list[Row]:
 def write_adapter(model: Sdxl, folder: Path) -> Path:
     """A LoRA that acts: both matrices random, as after training."""
     spec = LowRankAdapter(rank=RANK)
-    with model.attach(spec, 0) as trainable:
-        state = trainable.state_dict()
+    with model.attach([Fresh(adapter=spec, seed=0)]) as trainable:
+        state = trainable.members[0].state_dict()
     generator = torch.Generator().manual_seed(0)
     state = {
         name: 0.1 * torch.randn(tensor.shape, generator=generator) if ".lora_B." in name else tensor

@@ -1,11 +1,12 @@
 """What is measured: a model by name, pictures to train on, and a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from harness.errors import HarnessError
 from harness.models.loading import Pipelines, load_emoji
 from harness.models.random import random_pipelines
 from harness.models.sdxl import Sdxl
@@ -15,6 +16,8 @@ from harness.recipes.spec import FolderRecipe
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Dataset, TrainingRun
 from harness.spec.training import TrainingSpec
+from harness.training.checkpoint import Checkpoint
+from harness.training.member import Job
 
 MODELS = ("emoji", "sdxl-random")
 
@@ -56,16 +59,42 @@ def write(images: Sequence[Image.Image], folder: Path) -> Path:
 
 
 def training_run(
-    model: Sdxl, *, steps: int, batch_size: int, rank: int = 8, learning_rate: float = 1e-4
+    model: Sdxl, *, steps: int, batch_size: int, rank: int = 8, learning_rate: float = 1e-4, seed: int = 0
 ) -> TrainingRun:
     """A LoRA on the attention, trained on the prompt `wrong`: the settings that diffusers' script has too."""
-    training = TrainingSpec(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+    training = TrainingSpec(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     recipe = FolderRecipe(path=Path("pictures"))
     return TrainingRun(
-        run_id="benchmark",
+        run_id=f"benchmark-{seed}",
         dataset=Dataset(dataset_id="benchmark", model=model.spec, recipe=recipe),
         adapter=LowRankAdapter(rank=rank),
         training=training,
         snapshots=(steps,),
         prior=None,
     )
+
+
+def job(
+    run: TrainingRun,
+    dataset: Path,
+    *,
+    save: Callable[[Checkpoint, float], None] = lambda _checkpoint, _seconds: None,
+    report: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> Job:
+    """The run as training takes it, from its beginning. An error ends the measurement."""
+    return Job(
+        run=run,
+        pictures=dataset,
+        prior=None,
+        latents=(),
+        resume=None,
+        save=save,
+        save_at=lambda _: False,
+        report=report,
+        ended=_raised,
+    )
+
+
+def _raised(error: HarnessError | None) -> None:
+    if error is not None:
+        raise error

@@ -14,7 +14,7 @@ from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.models.loading import Pipelines
 from harness.models.sdxl import Sdxl
 from harness.training import train
-from harness.training.adapter import LOOK_EVERY
+from harness.training.pack import LOOK_EVERY
 
 PICTURES = 8
 RANK = 8
@@ -25,29 +25,31 @@ def warm_up(model: Sdxl) -> int:
     return LOOK_EVERY if model.device.type == "cuda" else 2
 
 
-def harness_round(model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool) -> Spent:
-    """What a step of `harness.training.train` takes, its first steps and its setting up left out."""
+def harness_round(
+    model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool = False, together: int = 1
+) -> Spent:
+    """What a step of one run takes in `harness.training.train`, its first steps and setting up left out.
+
+    `together` runs are trained in one pack, and share the time.
+    """
     first = warm_up(model)
     last = first + steps
-    run = subject.training_run(model, steps=last, batch_size=batch_size, rank=RANK)
     times: dict[int, Spent] = {}
 
     def note(step: int, _loss: float) -> None:
         if step in (first, last):
             times[step] = now(model.device)
 
-    train(
-        run,
-        model,
-        pictures=dataset,
-        prior=None,
-        resume=None,
-        save=lambda _: None,
-        save_at=lambda _: False,
-        report=note,
-        compiled=compiled,
-    )
-    return times[last].since(times[first], items=steps)
+    jobs = [
+        subject.job(
+            subject.training_run(model, steps=last, batch_size=batch_size, rank=RANK, seed=seed),
+            dataset,
+            **({"report": note} if seed == together - 1 else {}),
+        )
+        for seed in range(together)
+    ]
+    train(jobs, model, at_once=together, compiled=compiled)
+    return times[last].since(times[first], items=steps * together)
 
 
 def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> Spent:
@@ -80,7 +82,7 @@ def main() -> None:
         dataset = subject.write(images, Path(folder) / "pictures")
         ways = [
             Way(name="plain", round=lambda: plain_round(pipelines, model, **size)),
-            Way(name="harness", round=lambda: harness_round(model, dataset, **size, compiled=False)),
+            Way(name="harness", round=lambda: harness_round(model, dataset, **size)),
         ]
         if given.compiled:
             ways.append(

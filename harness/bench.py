@@ -1,11 +1,11 @@
 """What a worker is handed: the plan, the store, whom to report to; and the models that it keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from harness.errors import Interrupted
+from harness.errors import HarnessError, Interrupted
 from harness.interrupt import Stop, never
 from harness.metrics.spec import MetricSpec
 from harness.models.model import DrawSettings
@@ -34,10 +34,10 @@ class Segment:
 
 
 class Trainer(Protocol):
-    """Trains a segment and leaves its snapshots in the store: in this process, or in several at once."""
+    """Trains segments and leaves their snapshots in the store: in this process, or in several at once."""
 
-    def __call__(self, bench: "Bench", segment: Segment) -> None:
-        """Train; the datasets are there, and nobody else trains this run."""
+    def __call__(self, bench: "Bench", segments: Sequence[Segment]) -> dict[str, HarnessError]:
+        """Train; the datasets are there, and nobody else trains these runs. Gives what failed, by run."""
         ...
 
 

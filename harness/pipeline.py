@@ -4,8 +4,9 @@ What is made is in `stages.py`, how work is spread in `execution/`, what is read
 A task is a plain function of a plan and a store: it runs in this process under a debugger, or anywhere.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, get_args
 
 from harness.bench import Bench, Event, Kind
@@ -16,6 +17,7 @@ from harness.finished import mark, marked
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
+from harness.spec.packing import packs
 from harness.stage import explaining_lack_of_room, write_json
 from harness.stages import (
     ensure_pictures,
@@ -27,6 +29,8 @@ from harness.stages import (
 )
 from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
 from harness.workspace import PLAN, Workspace
+
+MOST_IN_A_PACK = 16  # so that a lost worker costs the time of no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +45,14 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a task ended. `reason` is one line, null when it completed."""
+    """How a task ended. `reason` is one line, null when it completed.
+
+    `reasons` are those of single runs, where the others of the task completed.
+    """
 
     task: Task
     reason: str | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -54,6 +62,10 @@ class Outcome:
 
 class Executor(Protocol):
     """Spreads tasks over workers: one outcome per task, in order; one that fails loses no other."""
+
+    def workers(self, bench: Bench) -> int:
+        """How many tasks it can carry out side by side."""
+        ...
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks and wait for them. Progress goes to `bench.report`, in this process."""
@@ -68,31 +80,34 @@ class SweepRun:
     outcomes: list[Outcome]
 
 
-def perform(task: Task, bench: Bench) -> None:
-    """Make sure of everything a task names."""
+def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
+    """Make sure of everything a task names; gives the runs that could not be trained, with reasons."""
     with explaining_lack_of_room(bench.workspace.root):
         for dataset_id in task.datasets:
             bench.go_on()
             ensure_dataset(bench, dataset_id)
-        for run_id in task.runs:
-            ensure_snapshots(bench, run_id)
+        failed = ensure_snapshots(bench, task.runs)
         for draw_id, split in task.draws:
             draw = bench.plan.draws[draw_id]
+            if any(adapter.run_id in failed for adapter in draw.adapters):
+                continue
             ensure_pictures(bench, draw, bench.plan.cells(draw, split))
             bench.go_on()
             while not ensure_scores(bench, draw):
                 ensure_pictures(bench, draw, bench.plan.cells(draw, split))
             if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
                 bench.report("trials", ended)
+    return failed
 
 
 def attempt(task: Task, bench: Bench) -> Outcome:
     """Perform a task and say how it ended; what no retry can mend is an outcome, all else is raised."""
     try:
-        perform(task, bench)
+        failed = perform(task, bench)
     except HarnessError as error:
         return Outcome(task=task, reason=str(error))
-    return Outcome(task=task)
+    reasons = {run_id: str(error) for run_id, error in failed.items()}
+    return Outcome(task=task, reason="; ".join(reasons.values()) or None, reasons=reasons)
 
 
 def satisfied(task: Task, bench: Bench) -> bool:
@@ -138,7 +153,10 @@ def run_sweep(
             bench.go_on()
 
     def carry_out_trials() -> Results:
-        for stage, tasks in trial_stages(plan):
+        compute, workers = plan.sweep.compute, 1
+        if compute.pack == "auto" and any(missing_snapshots(workspace, run) for run in plan.runs.values()):
+            workers = executor.workers(bench)
+        for stage, tasks in trial_stages(plan, workers=workers):
             carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
         try:
             return collect(plan, workspace, failures(outcomes), events.rows())
@@ -176,7 +194,8 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
         _write_plan(plan, workspace)
         take_away_damaged_tables(bench)
         announce([task])
-        perform(task, bench)
+        for error in perform(task, bench).values():
+            raise error
         workspace.look_again()
         return collect(plan, workspace, {})
 
@@ -203,12 +222,14 @@ def _write_plan(plan: Plan, workspace: Workspace) -> None:
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """The reason of each failed task, by the run and the draws it was to make."""
-    return {
-        identity: outcome.reason
-        for outcome in outcomes
-        if outcome.reason is not None
-        for identity in (*outcome.task.runs, *(draw_id for draw_id, _ in outcome.task.draws))
-    }
+    found: dict[str, str] = {}
+    for outcome in outcomes:
+        if outcome.reasons:
+            found |= outcome.reasons
+        elif outcome.reason is not None:
+            concerned = (*outcome.task.runs, *(draw_id for draw_id, _ in outcome.task.draws))
+            found |= dict.fromkeys(concerned, outcome.reason)
+    return found
 
 
 def control_tasks(plan: Plan) -> list[Task]:
@@ -221,13 +242,15 @@ def control_tasks(plan: Plan) -> list[Task]:
     return datasets + controls
 
 
-def trial_stages(plan: Plan) -> list[tuple[str, list[Task]]]:
+def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]]:
     """What is carried out before the selection; the tasks of one stage wait for nothing but each other.
+
+    `workers` are those that training runs are packed for, where `compute.pack` leaves it open.
 
     Training that takes several processes is a stage of its own: its task holds all of them, and drawing
     needs one.
     """
-    controls, trials = control_tasks(plan), trial_tasks(plan)
+    controls, trials = control_tasks(plan), trial_tasks(plan, workers=workers)
     if plan.sweep.compute.training_workers == 1:
         return [("trials", controls + trials)]
     training = [replace(task, draws=()) for task in trials]
@@ -235,16 +258,32 @@ def trial_stages(plan: Plan) -> list[tuple[str, list[Task]]]:
     return [("controls", controls), ("training", training), ("trials", drawing)]
 
 
-def trial_tasks(plan: Plan) -> list[Task]:
-    """One task per training run: train it, then draw and score the dev pictures of all its snapshots."""
+def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
+    """One task per pack of training runs: train it, then draw and score the dev pictures of its snapshots."""
     return [
         Task(
-            name=f"run {run_id}",
-            runs=(run_id,),
-            draws=tuple((draw.draw_id, "dev") for draw in plan.draws_of_run(run_id)),
+            name=" ".join(["run", *(run.run_id for run in pack)]),
+            runs=tuple(run.run_id for run in pack),
+            draws=tuple((draw.draw_id, "dev") for run in pack for draw in plan.draws_of_run(run.run_id)),
         )
-        for run_id in plan.runs
+        for pack in packs(list(plan.runs.values()), pack_size(plan, workers=workers))
     ]
+
+
+def pack_size(plan: Plan, *, workers: int) -> int:
+    """Runs that one task trains: enough for every worker to have a pack, if nothing else is asked for.
+
+    How many of them go through the base together is the worker's to find out.
+    """
+    compute = plan.sweep.compute
+    match compute.pack:
+        case "off":
+            return 1
+        case "auto":
+            several = compute.training_workers > 1
+            return 1 if several else min(MOST_IN_A_PACK, math.ceil(len(plan.runs) / workers))
+        case number:
+            return number
 
 
 def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:

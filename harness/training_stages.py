@@ -5,18 +5,25 @@ looks again, and makes only what is missing. What is used is looked at first: da
 """
 
 import json
-import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.bench import Bench, Segment
 from harness.encoded_stages import ensure_latents
+from harness.errors import HarnessError
 from harness.models.model import DrawSettings
 from harness.recipes.spec import Drawn
 from harness.spec.expand import DrawAdapter, TrainingRun
+from harness.spec.packing import packs
 from harness.stage import EMA, Stage, is_adapter, is_training_state
 from harness.workspace import Workspace
+
+if TYPE_CHECKING:
+    from harness.models.model import Model
+    from harness.training.member import Job
 
 
 def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
@@ -55,23 +62,47 @@ def _ensure_whole_dataset(bench: Bench, dataset_id: str) -> None:
         ensure_dataset(bench, dataset_id)
 
 
-def ensure_snapshots(bench: Bench, run_id: str) -> None:
-    """All snapshots that the plan asks of a run, continuing from the nearest one that exists."""
-    run = bench.plan.runs[run_id]
-    if not missing_snapshots(bench.workspace, run):
-        return
-    for dataset in run.datasets:
-        _ensure_whole_dataset(bench, dataset.dataset_id)
-    with bench.workspace.claim("run", run_id):
-        while missing := missing_snapshots(bench.workspace, run):
-            bench.go_on()
-            segment = _segment(bench.workspace, run, missing)
-            before = bench.workspace.snapshot(run_id, segment.start)
-            if segment.start and not before.whole(is_training_state):
-                before.remove()
-                bench.report("made again", 1)
-                continue
-            (bench.trainer or train_segment)(bench, segment)
+def ensure_snapshots(bench: Bench, run_ids: Sequence[str]) -> dict[str, HarnessError]:
+    """All snapshots that the plan asks of these runs, each continuing from the nearest one that exists.
+
+    Runs that can be are trained together. Gives what ended early, by its run; the others are whole.
+    """
+    runs = [bench.plan.runs[run_id] for run_id in run_ids]
+    runs = [run for run in runs if missing_snapshots(bench.workspace, run)]
+    for dataset_id in dict.fromkeys(dataset.dataset_id for run in runs for dataset in run.datasets):
+        _ensure_whole_dataset(bench, dataset_id)
+    failed: dict[str, HarnessError] = {}
+    for pack in packs(runs, 1 if bench.plan.sweep.compute.pack == "off" else max(1, len(runs))):
+        _train_claimed(bench, pack, failed)
+    return failed
+
+
+def _train_claimed(bench: Bench, pack: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
+    """Those that nobody else trains, together; then the others, each once it is free."""
+    workspace, elsewhere = bench.workspace, []
+    with ExitStack() as claims:
+        free = []
+        for run in pack:
+            is_free = claims.enter_context(workspace.claim_if_free("run", run.run_id))
+            (free if is_free else elsewhere).append(run)
+        for run in free:
+            workspace.clear_left_overs("run", run.run_id)
+        _train(bench, free, failed)
+    for run in elsewhere:
+        with workspace.claim("run", run.run_id):
+            _train(bench, [run], failed)
+
+
+def _train(bench: Bench, runs: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
+    """Until every run has its snapshots, or has failed. The runs are claimed."""
+    while segments := [
+        segment
+        for run in runs
+        if run.run_id not in failed and (segment := _next_segment(bench, run)) is not None
+    ]:
+        bench.go_on()
+        failed.update((bench.trainer or train_segments)(bench, segments))
+        bench.go_on()
 
 
 def missing_snapshots(workspace: Workspace, run: TrainingRun) -> list[int]:
@@ -84,28 +115,65 @@ def resume_step(workspace: Workspace, run: TrainingRun, before: int) -> int:
     return max((steps for steps in workspace.snapshots(run.run_id) if steps < before), default=0)
 
 
-def _segment(workspace: Workspace, run: TrainingRun, missing: list[int]) -> Segment:
-    """From the last checkpoint before the first missing snapshot, up to the next one that exists."""
+def _next_segment(bench: Bench, run: TrainingRun) -> Segment | None:
+    """From the last whole checkpoint before the first missing snapshot, up to the next one that exists."""
+    workspace = bench.workspace
+    missing = missing_snapshots(workspace, run)
+    if not missing:
+        return None
+    while start := resume_step(workspace, run, missing[0]):
+        before = workspace.snapshot(run.run_id, start)
+        if before.whole(is_training_state):
+            break
+        before.remove()
+        bench.report("made again", 1)
     existing = [steps for steps in workspace.snapshots(run.run_id) if steps > missing[0]]
     return Segment(
         run_id=run.run_id,
-        start=resume_step(workspace, run, missing[0]),
+        start=start,
         snapshots=tuple(steps for steps in missing if not existing or steps < existing[0]),
     )
 
 
-def train_segment(bench: Bench, segment: Segment) -> None:
+def train_segments(bench: Bench, segments: Sequence[Segment]) -> dict[str, HarnessError]:
     """The Trainer of one process. Under torch.distributed it is one of several; the first alone saves."""
     from harness.training import train
+
+    compute = bench.plan.sweep.compute
+    model = bench.model(bench.plan.runs[segments[0].run_id].dataset.model)
+    failed: dict[str, HarnessError] = {}
+    train(
+        (_job(bench, model, segment, failed) for segment in segments),
+        model,
+        at_once=_at_once(bench, model, segments),
+        checkpointing=compute.gradient_checkpointing,
+        compiled=compute.compile,
+    )
+    return failed
+
+
+def _at_once(bench: Bench, model: "Model", segments: Sequence[Segment]) -> int:
+    match bench.plan.sweep.compute.pack:
+        case "off":
+            return 1
+        case "auto":
+            from harness.training.fit import runs_at_once
+
+            runs = [bench.plan.runs[segment.run_id] for segment in segments]
+            return runs_at_once(runs, model, checkpointing=bench.plan.sweep.compute.gradient_checkpointing)
+        case number:
+            return number
+
+
+def _job(bench: Bench, model: "Model", segment: Segment, failed: dict[str, HarnessError]) -> "Job":
+    """A segment as training takes it: its checkpoints go into the store."""
     from harness.training.checkpoint import Checkpoint
+    from harness.training.member import Job
 
     run, workspace, compute = bench.plan.runs[segment.run_id], bench.workspace, bench.plan.sweep.compute
-    model = bench.model(run.dataset.model)
-    started = time.monotonic()
     passing: list[Stage] = []  # checkpoints that are no trial's snapshot, made here, the oldest first
 
-    def save(checkpoint: Checkpoint) -> None:
-        seconds = time.monotonic() - started
+    def save(checkpoint: Checkpoint, seconds: float) -> None:
         stage = workspace.snapshot(run.run_id, checkpoint.step)
         about = {"run": _run_json(run), "step": checkpoint.step, "from_step": segment.start}
         with stage.build(**about, train_seconds=seconds) as folder:
@@ -120,19 +188,21 @@ def train_segment(bench: Bench, segment: Segment) -> None:
             passing.pop(0).remove()
         bench.go_on()
 
+    def ended(error: HarnessError | None) -> None:
+        if error is not None:
+            failed[run.run_id] = error
+
     resume = workspace.snapshot(run.run_id, segment.start)
-    train(
-        _until(run, segment.snapshots),
-        model,
+    return Job(
+        run=_until(run, segment.snapshots),
         pictures=workspace.dataset(run.dataset.dataset_id).fetch(),
         prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).fetch(),
-        latents=ensure_latents(bench, run),
+        latents=tuple(ensure_latents(bench, run)),
         resume=Checkpoint.read(resume.fetch()) if segment.start else None,
         save=save,
         save_at=lambda step: step % compute.checkpoint_every == 0 or bench.stop(),
         report=lambda _step, _loss: bench.report("training_steps", 1),
-        checkpointing=compute.gradient_checkpointing,
-        compiled=compute.compile,
+        ended=ended,
     )
 
 
@@ -163,10 +233,15 @@ def ensure_whole_adapter(bench: Bench, adapter: DrawAdapter) -> None:
     if adapter.run_id is None or adapter.steps is None:
         return
     stage = bench.workspace.snapshot(adapter.run_id, adapter.steps)
-    ensure_snapshots(bench, adapter.run_id)
+    _ensure_trained(bench, adapter.run_id)
     if bench.workspace.take_away_damaged(stage, ("run", adapter.run_id), is_adapter):
         bench.report("made again", 1)
-        ensure_snapshots(bench, adapter.run_id)
+        _ensure_trained(bench, adapter.run_id)
+
+
+def _ensure_trained(bench: Bench, run_id: str) -> None:
+    for error in ensure_snapshots(bench, [run_id]).values():
+        raise error
 
 
 def adapter_path(workspace: Workspace, adapter: DrawAdapter) -> Path:

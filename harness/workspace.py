@@ -239,10 +239,14 @@ class Workspace:
         A dead process's claim is let go of. Left-overs of a killed builder are removed.
         """
         with self._storage.hold(_lock(kind, identity), self.waiting):
-            for pattern in LEFT_OVERS[kind]:
-                for left_over in self.root.glob(pattern.format(identity)):
-                    shutil.rmtree(left_over, ignore_errors=True)
+            self.clear_left_overs(kind, identity)
             yield
+
+    def clear_left_overs(self, kind: str, identity: str) -> None:
+        """Remove what a killed builder left behind. The caller holds the claim."""
+        for pattern in LEFT_OVERS[kind]:
+            for left_over in self.root.glob(pattern.format(identity)):
+                shutil.rmtree(left_over, ignore_errors=True)
 
     def take_away_damaged(
         self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = every

@@ -46,7 +46,8 @@ def own_run(plan: Plan) -> TrainingRun:
 def train(plan: Plan, root: Path | str) -> tuple[Bench, bytes]:
     """The bytes of the own run's last adapter."""
     bench, run = bench_of(plan, root), own_run(plan)
-    ensure_snapshots(bench, run.run_id)
+    for error in ensure_snapshots(bench, [run.run_id]).values():
+        raise error
     stage = bench.workspace.snapshot(run.run_id, run.snapshots[-1])
     return bench, stage.read("pytorch_lora_weights.safetensors")
 

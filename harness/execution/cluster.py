@@ -102,6 +102,12 @@ def at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
     return min(together, compute.max_concurrent or together)
 
 
+def workers(compute: ComputeSpec) -> int:
+    """How many tasks the cluster has room for as it is; at least one."""
+    together = max(1, _room(compute) // compute.training_workers)
+    return min(together, compute.max_concurrent or together)
+
+
 def of_one_process(compute: ComputeSpec) -> dict[str, float]:
     """What one process holds, by Ray's names: where several train one trial, each has its share."""
     asked = {"GPU": compute.gpus_per_trial, **compute.resources}

@@ -6,6 +6,7 @@ one process at the same batch, up to the order in which numbers are added.
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,24 @@ from ray.train.torch import TorchTrainer
 from harness.bench import Bench, Event, Kind, Segment
 from harness.errors import HarnessError, TrainingError
 from harness.execution.cluster import of_one_process
-from harness.training_stages import train_segment
+from harness.training_stages import train_segments
 
 
-def train_on_workers(bench: Bench, segment: Segment) -> None:
-    """The `Trainer` of `compute.training_workers` processes; progress is reported when they have ended.
+def train_on_workers(bench: Bench, segments: Sequence[Segment]) -> dict[str, HarnessError]:
+    """The `Trainer` of `compute.training_workers` processes, one run after the other."""
+    failed: dict[str, HarnessError] = {}
+    for segment in segments:
+        try:
+            _train_on_workers(bench, segment)
+        except HarnessError as error:
+            failed[segment.run_id] = error
+    return failed
 
-    Raises what the training itself raised, and TrainingError where processes were lost. Tune tries again.
+
+def _train_on_workers(bench: Bench, segment: Segment) -> None:
+    """Progress is reported when the processes have ended.
+
+    Raises what the training itself raised, and RuntimeError where processes were lost. Tune tries again.
     """
     compute = bench.plan.sweep.compute
     folder = bench.workspace.sweep(bench.plan.sweep.name) / ".train" / segment.run_id
@@ -62,7 +74,8 @@ def _train_share(config: dict[str, Any]) -> None:
 
     bench: Bench = config["bench"]
     torch.set_num_threads(max(1, int(bench.plan.sweep.compute.cpus_per_trial)))
-    train_segment(bench, config["segment"])
+    for error in train_segments(bench, [config["segment"]]).values():
+        raise error
 
 
 def _silent(kind: Kind | Event, count: int) -> None:

@@ -12,6 +12,10 @@ from harness.pipeline import Outcome, Task, attempt
 class LocalExecutor:
     """One task after the other. An unforeseen error becomes that task's outcome; the others go on."""
 
+    def workers(self, bench: Bench) -> int:
+        """This process."""
+        return 1
+
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks. Raises SpecError where one training run is to take several processes."""
         if bench.plan.sweep.compute.training_workers > 1:

@@ -28,6 +28,7 @@ from harness.execution.cluster import (
     connected,
     of_one_process,
     takes_several_processes,
+    workers,
 )
 from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
@@ -60,13 +61,14 @@ class RayTuneExecutor:
         """Leave Ray; one of this process alone ends."""
         self._connection.__exit__(*raised)
 
+    def workers(self, bench: Bench) -> int:
+        """As many as the cluster has room for now."""
+        self._connect(bench)
+        return workers(bench.plan.sweep.compute)
+
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
-        if not self._connected:
-            alone = self._connection.enter_context(connected(self.address))
-            self._connected = True
-            check_it_fits(bench.plan.sweep.compute, alone=alone)
-            check_all_nodes_see(bench.workspace)
+        self._connect(bench)
         outcomes, lost = _tuned(tasks, bench)
         for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
             if not lost or bench.stop():
@@ -77,6 +79,13 @@ class RayTuneExecutor:
             outcomes.update(zip(numbers, again.values(), strict=True))
             lost = {numbers[number] for number in lost_again}
         return list(outcomes.values())
+
+    def _connect(self, bench: Bench) -> None:
+        if not self._connected:
+            alone = self._connection.enter_context(connected(self.address))
+            self._connected = True
+            check_it_fits(bench.plan.sweep.compute, alone=alone)
+            check_all_nodes_see(bench.workspace)
 
 
 def _tuned(tasks: Sequence[Task], bench: Bench) -> tuple[dict[int, Outcome], set[int]]:
@@ -118,7 +127,8 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, not
         progress = _Batched()
         equipped = replace(bench, report=progress.add, trainer=trainer)
         outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]))
-        tune.report({"progress": dict(progress.counts), "reason": outcome.reason, "ended": True})
+        ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
+        tune.report({"progress": dict(progress.counts), **ended})
 
     # A plan is megabytes for a large sweep: sent once through the object store, and opened once per worker.
     carried = pickle.dumps((list(tasks), replace(bench, report=_silent)))
@@ -208,7 +218,8 @@ def _outcomes(
         if result.error is not None:
             found[number] = Outcome(task=tasks[number], reason=overtime(number) or _one_line(result.error))
         elif result.metrics and result.metrics.get("ended"):
-            found[number] = Outcome(task=tasks[number], reason=result.metrics["reason"])
+            told = result.metrics
+            found[number] = Outcome(task=tasks[number], reason=told["reason"], reasons=told["reasons"])
     lost = "the worker ended without saying how"
     return [found.get(number, Outcome(task=task, reason=lost)) for number, task in enumerate(tasks)]
 

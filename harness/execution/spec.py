@@ -1,6 +1,6 @@
 """How a sweep is carried out. Nothing here changes a number, so nothing here is fingerprinted."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,6 +35,10 @@ class ComputeSpec(Frozen):
         bool, Field(description="train in less memory, about a third slower")
     ] = False
     compile: Annotated[bool, Field(description="torch.compile the UNet: a slow start, then faster")] = False
+    pack: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto", "off"],
+        Field(description="runs trained in one forward pass; auto: as many as pay and fit; off: one"),
+    ] = "off"
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
     keep_checkpoints: Annotated[
         int, Field(ge=1, description="of one run, besides its trials' snapshots; older ones are removed")

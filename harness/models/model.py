@@ -3,7 +3,7 @@
 Shape legend: B rows, N pictures, C latent channels, h w latent size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +78,46 @@ class ParameterGroup:
     parameters: "list[torch.nn.Parameter]"
 
 
-class Trainable(Protocol):
-    """A model with one fresh adapter attached and only that adapter trainable (fp32 whatever the base is)."""
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """An adapter to be trained from its beginning, which `seed` alone decides."""
+
+    adapter: AdapterSpec
+    seed: int
+
+
+class Member(Protocol):
+    """One trial's adapter among those that are trained together."""
 
     def groups(self) -> list[ParameterGroup]:
         """The adapter's parameters, fp32, each once, in a stable order; no group is empty."""
         ...
+
+    def clear_gradients(self) -> None:
+        """Make every parameter's gradient zero."""
+        ...
+
+    def state_dict(self) -> dict[str, "torch.Tensor"]:
+        """The adapter in diffusers' key layout (`unet.….lora_A.weight`), fp32, on the CPU."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, "torch.Tensor"]) -> None:
+        """Put back what `state_dict` gave, whatever adapters it was trained beside."""
+        ...
+
+    def trimmed(self, number: int, values: "torch.Tensor") -> "torch.Tensor":
+        """What an optimizer keeps for parameter `number` (in the groups' order), as if trained alone."""
+        ...
+
+    def padded(self, number: int, values: "torch.Tensor") -> "torch.Tensor":
+        """What `trimmed` gave, as this parameter has it now. On the CPU."""
+        ...
+
+
+class Trainable(Protocol):
+    """A model with fresh adapters attached and only them trainable (fp32 whatever the base is)."""
+
+    members: Sequence[Member]
 
     def predict(
         self,
@@ -91,20 +125,17 @@ class Trainable(Protocol):
         timesteps_B: "torch.Tensor",
         captions: Sequence[str],
         time_ids_B6: "torch.Tensor",
+        *,
+        counts: Sequence[int] | None = None,
+        dropout_seeds: Sequence[int] | None = None,
     ) -> "torch.Tensor":
         """The UNet's output (ε or v, as the model's scheduler says), shape [B, C, h, w], fp32.
 
         Each row has its own caption (the empty one is the unconditional) and micro-conditioning: original
-        height and width, crop's top and left, target height and width, in pixels.
+        height and width, crop's top and left, target height and width, in pixels. `counts` are the rows of
+        each member, neighbours in the members' order; null: all are the only member's. Dropout acts where
+        gradients are kept, each member's drawn from its own seed (null: 0).
         """
-        ...
-
-    def state_dict(self) -> dict[str, "torch.Tensor"]:
-        """The adapter in diffusers' key layout (`unet.….lora_A.weight`), fp32, on the CPU."""
-        ...
-
-    def load_state_dict(self, state: dict[str, "torch.Tensor"]) -> None:
-        """Put back what `state_dict` gave."""
         ...
 
 
@@ -146,9 +177,9 @@ class Model(Protocol):
         ...
 
     def attach(
-        self, adapter: AdapterSpec, seed: int, *, checkpointing: bool = False, compiled: bool = False
+        self, fresh: Sequence[Fresh], *, checkpointing: bool = False, compiled: bool = False
     ) -> AbstractContextManager[Trainable]:
-        """A fresh adapter, initialised from `seed`; on leaving, the model is exactly what it was.
+        """Fresh adapters, low-rank or one of another kind; on leaving, the model is exactly what it was.
 
         `checkpointing` computes activations again in the backward pass; `compiled` runs the UNet through
         torch.compile.

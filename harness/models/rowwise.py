@@ -1,14 +1,12 @@
 """Row-wise adapters: every row of a batch names those that act on it; the frozen base runs once for all.
 
-A LoRA adds scale · B A x to the output of a layer (Hu et al. 2021). Here it is added to some rows of the
-batch only, as S-LoRA (Sheng et al. 2023) and Punica (Chen et al. 2023) do for language models. The base's
-weights are never touched, so taking the adapters away restores it exactly. Autograd works through it.
+The base's weights are never touched, so taking the adapters away restores it exactly. Several adapters on
+one row each add their own difference from the base, so their order means nothing: A beside A and B beside B
+they are one adapter of their ranks' sum. Autograd works through it. See `grouped.py` for the products.
 
-With a magnitude m (DoRA, Liu et al. 2024) the layer is m / ‖W + scale · B A‖ · (W + scale · B A), its norm
-taken over the inputs of each output. As in PEFT the magnitude does not fade with the scale. Several adapters
-on one row each add their own difference from the base, so their order means nothing.
+As in PEFT a DoRA's magnitude does not fade with the scale.
 
-Shape legend: B rows of the batch, n rows an adapter acts on, I in, O out, R rank, k kernel.
+Shape legend: B rows of the batch, G groups of rows on which the same acts, I in, O out, R rank, k kernel.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.errors import ModelError
+from harness.models.grouped import RANKS, Span, add_low_rank, spans
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,14 +43,14 @@ def acting(unet: torch.nn.Module, rows: Sequence[Acting]) -> Iterator[None]:
 
     Raises ModelError where an adapter was made for another UNet.
     """
-    places: dict[int, list[tuple[int, float]]] = {}  # one entry per distinct adapter
-    parts: dict[int, LowRank] = {}
-    for row, adapters in enumerate(rows):
-        for part, scale in adapters:
-            if scale != 0:
-                parts[id(part)] = part
-                places.setdefault(id(part), []).append((row, scale))
-    with _hooked(unet, [(part, places[key]) for key, part in parts.items()], batch=len(rows)):
+    groups: dict[tuple[tuple[int, float], ...], Acting] = {}  # each distinct set of adapters and scales
+    keys = []
+    for adapters in rows:
+        adapters = [(part, scale) for part, scale in adapters if scale != 0]
+        keys.append(tuple((id(part), scale) for part, scale in adapters))
+        groups.setdefault(keys[-1], adapters)
+    order = {key: place for place, key in enumerate(groups)}
+    with _hooked(unet, list(groups.values()), [order[key] for key in keys]):
         yield
 
 
@@ -61,61 +60,84 @@ def acting_on_all(module: torch.nn.Module, adapters: Acting) -> Iterator[None]:
 
     Raises ModelError where an adapter was made for another model.
     """
-    with _hooked(module, [(part, [(0, scale)]) for part, scale in adapters if scale != 0], batch=None):
+    with _hooked(module, [[(part, scale) for part, scale in adapters if scale != 0]], None):
         yield
 
 
 @contextmanager
 def _hooked(
-    root: torch.nn.Module, parts: Sequence[tuple[LowRank, Sequence[tuple[int, float]]]], *, batch: int | None
+    root: torch.nn.Module, groups: Sequence[Acting], group_of_row: Sequence[int] | None
 ) -> Iterator[None]:
-    """Hooks on the modules that the parts name; without `batch` each part's one place stands for all rows."""
+    """Hooks on the modules that the adapters name; without rows the one group's act on all."""
     modules = dict(root.named_modules())
-    groups: dict[str, list[_Group]] = {}
-    for part, places in parts:
-        for name, layer in part.items():
-            module = _fitting(name, layer, modules.get(name))
-            groups.setdefault(name, []).append(_group(module, layer, places, every_row=batch is None))
+    names = dict.fromkeys(name for adapters in groups for part, _ in adapters for name in part)
     hooks = []
     try:
-        for name, of_module in groups.items():
-            hooks.append(modules[name].register_forward_hook(_Hook(of_module, batch=batch)))
+        for name in names:
+            own = [[(part[name], scale) for part, scale in group if name in part] for group in groups]
+            for layer, _ in (one for group in own for one in group):
+                _check_fits(name, layer, modules.get(name))
+            hooks.append(modules[name].register_forward_hook(_hook(modules[name], own, group_of_row)))
         yield
     finally:
         for handle in hooks:
             handle.remove()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Group:
-    """One adapter's layer for one module, the rows it acts on (null: all) and its whole scale on each."""
-
-    layer: LowRankLayer
-    rows_n: torch.Tensor | None
-    scales_n: torch.Tensor
-    gains_nO: torch.Tensor | None  # DoRA's m / ‖W + scale · B A‖
-
-
-def _group(
-    module: torch.nn.Module, layer: LowRankLayer, places: Sequence[tuple[int, float]], *, every_row: bool
-) -> _Group:
-    device, dtype = layer.down.device, layer.down.dtype
-    scales = [scale * layer.scale for _, scale in places]
-    gains_nO = None
-    if layer.magnitude_O is not None:
-        by_scale = {scale: _gain(module, layer, layer.magnitude_O, scale) for scale in set(scales)}
-        gains_nO = torch.stack([by_scale[scale] for scale in scales])
-    return _Group(
-        layer=layer,
-        rows_n=None if every_row else torch.tensor([row for row, _ in places], device=device),
-        scales_n=torch.tensor(scales, device=device).to(dtype),
-        gains_nO=gains_nO,
+def _hook(
+    module: torch.nn.Module,
+    groups: Sequence[Sequence[tuple[LowRankLayer, float]]],
+    group_of_row: Sequence[int] | None,
+) -> "_Hook":
+    """The layer's hook. Groups of which nothing acts here have no rows in it."""
+    acts = [group for group in groups if group]
+    merged = [_merged(module, group) for group in acts]
+    rank = max(len(down) for down, _, _ in merged)
+    rank += -rank % RANKS
+    more_GO = None
+    if any(more_O is not None for _, _, more_O in merged):
+        more_GO = torch.stack(
+            [merged[0][1].new_zeros(up.shape[1]) if m is None else m for _, up, m in merged]
+        )
+    if group_of_row is None:
+        rows, batch = None, None
+    else:
+        place = iter(range(len(acts)))
+        places = [next(place) if group else None for group in groups]
+        rows, batch = spans([places[group] for group in group_of_row]), len(group_of_row)
+    return _Hook(
+        rows=rows,
+        batch=batch,
+        down=torch.stack([_widened(down, rank) for down, _, _ in merged]),
+        up_GRO=torch.stack([_widened(up_RO, rank) for _, up_RO, _ in merged]),
+        more_GO=more_GO,
     )
+
+
+def _merged(
+    module: torch.nn.Module, adapters: Sequence[tuple[LowRankLayer, float]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A group's adapters as one: A [R, …], B with scales and gains [R, O], and what DoRA adds of the base."""
+    downs, ups, more_O = [], [], None
+    for layer, scale in adapters:
+        up_RO = layer.up.flatten(1).transpose(0, 1) * (scale * layer.scale)
+        if layer.magnitude_O is not None:
+            gain_O = _gain(module, layer, layer.magnitude_O, scale * layer.scale)
+            up_RO = up_RO * gain_O.to(up_RO.dtype)
+            more_O = gain_O - 1 if more_O is None else more_O + gain_O - 1
+        downs.append(layer.down)
+        ups.append(up_RO)
+    return torch.cat(downs), torch.cat(ups), more_O
+
+
+def _widened(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    return F.pad(matrix, (*[0, 0] * (matrix.ndim - 1), 0, rank - len(matrix)))
 
 
 def _gain(
     module: torch.nn.Module, layer: LowRankLayer, magnitude_O: torch.Tensor, scale: float
 ) -> torch.Tensor:
+    """DoRA's m / ‖W + scale · B A‖."""
     assert isinstance(module.weight, torch.Tensor)
     weight_OX = module.weight.detach().flatten(1).float()
     added_OX = layer.up.flatten(1).float() @ layer.down.flatten(1).float()
@@ -124,7 +146,7 @@ def _gain(
     return magnitude_O.float() / norm_O
 
 
-def _fitting(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> torch.nn.Module:
+def _check_fits(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> None:
     match module:
         case torch.nn.Linear():
             fits = layer.down.shape[1:] == module.weight.shape[1:]
@@ -134,54 +156,30 @@ def _fitting(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> 
             fits &= layer.up.shape == (module.weight.shape[0], layer.down.shape[0], 1, 1)
         case _:
             fits = False
-    if module is None or not fits:
+    if not fits:
         raise ModelError(
             f"an adapter acts on {name} as a layer of {tuple(layer.down.shape)} and {tuple(layer.up.shape)}, "
             "which this model has not; it was trained on another model"
         )
-    return module
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Hook:
     """A forward hook that adds the adapters' part to the rows they act on."""
 
-    def __init__(self, groups: Sequence[_Group], *, batch: int | None) -> None:
-        self._groups = groups
-        self._batch = batch
+    rows: Sequence[Span] | None
+    batch: int | None
+    down: torch.Tensor
+    up_GRO: torch.Tensor
+    more_GO: torch.Tensor | None
 
     def __call__(
         self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], base: torch.Tensor
     ) -> torch.Tensor:
-        x, out = inputs[0], base
-        assert self._batch in (None, x.shape[0]), (
-            f"{x.shape[0]} rows in the batch, {self._batch} were described"
+        x = inputs[0]
+        assert self.batch in (None, x.shape[0]), (
+            f"{x.shape[0]} rows in the batch, {self.batch} were described"
         )
-        for group in self._groups:
-            if group.rows_n is None:
-                out = out + _added(module, group, x, base)
-            else:
-                rows_n = group.rows_n
-                added = _added(module, group, x.index_select(0, rows_n), base.index_select(0, rows_n))
-                out = out.index_add(0, rows_n, added)
-        return out
-
-
-def _added(module: torch.nn.Module, group: _Group, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """What the adapter adds to the base's output of its rows, in the base's precision."""
-    layer = group.layer
-    x = x.to(layer.down.dtype)
-    spread: tuple[int, ...]
-    if isinstance(module, torch.nn.Conv2d):
-        assert not isinstance(module.padding, str)
-        low = F.conv2d(x, layer.down, None, module.stride, module.padding, module.dilation)
-        added, spread = F.conv2d(low, layer.up), (-1, 1, 1)
-    else:
-        added = F.linear(F.linear(x, layer.down), layer.up)
-        spread = (*[1] * (x.ndim - 2), -1)
-    added = added * group.scales_n.view(-1, *[1] * (added.ndim - 1))
-    if group.gains_nO is not None:
-        gains = group.gains_nO.view(group.gains_nO.shape[0], *spread)
-        if module.bias is not None:
-            base = base - module.bias.view(spread)  # type: ignore[operator]
-        added = (gains - 1) * base + gains * added
-    return added.to(base.dtype)
+        return add_low_rank(
+            module, x, base, self.rows, down=self.down, up_GRO=self.up_GRO, more_GO=self.more_GO
+        )

@@ -16,9 +16,10 @@ from harness.errors import ModelError
 from harness.models import schedulers, trainable, vae
 from harness.models.adapter_file import Adapter, read_adapter, save_adapter
 from harness.models.encoding import Adapters, Encoded, PromptEncoder
+from harness.models.invariant import make_invariant
 from harness.models.loading import Pipelines
 from harness.models.merge import merged
-from harness.models.model import DrawSettings, Picture, Posterior, Row, Texts
+from harness.models.model import DrawSettings, Fresh, Picture, Posterior, Row, Texts
 from harness.models.rowwise import Acting, acting
 from harness.models.spec import ModelSpec
 from harness.models.texts import StoredTexts
@@ -49,6 +50,11 @@ class Sdxl:
             for pipeline in (self._base, self._refiner):
                 if pipeline is not None:
                     pipeline.unet.to(memory_format=torch.channels_last)
+        elif self._unet.dtype == torch.float32:
+            for pipeline in (self._base, self._refiner):
+                if pipeline is not None:
+                    make_invariant(pipeline.unet)
+                    make_invariant(pipeline.vae)
         self._own_scheduler = self._base.scheduler
         self.scheduler: Scheduler = schedulers.own_name(self._own_scheduler, "the model")
         self.resolution: int = self._unet.config.sample_size * self._base.vae_scale_factor
@@ -100,10 +106,10 @@ class Sdxl:
         return vae.encode(self._base, images)
 
     def attach(
-        self, adapter: AdapterSpec, seed: int, *, checkpointing: bool = False, compiled: bool = False
-    ) -> AbstractContextManager[trainable.TrainableAdapter]:
-        """A fresh adapter to train; see `trainable.attach`."""
-        return trainable.attach(self._base, adapter, seed, checkpointing=checkpointing, compiled=compiled)
+        self, fresh: Sequence[Fresh], *, checkpointing: bool = False, compiled: bool = False
+    ) -> AbstractContextManager[trainable.TrainablePack]:
+        """Fresh adapters to train; see `trainable.attach`."""
+        return trainable.attach(self._base, fresh, checkpointing=checkpointing, compiled=compiled)
 
     def noise_schedule(self) -> tuple[torch.Tensor, str]:
         """`alphas_cumprod` (with zero terminal SNR, Euler makes the last 2⁻²⁴) and the prediction type."""

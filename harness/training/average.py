@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 if TYPE_CHECKING:
-    from harness.models.model import Trainable
+    from harness.models.model import Member
 
 
 class MovingAverage:
@@ -27,21 +27,21 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Take in the parameters after step 1, 2, …."""
         newest = (1 - self._decay) / -math.expm1(step * math.log(self._decay))
-        torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], newest)
+        difference = torch._foreach_sub([p.detach() for p in self._parameters], self._average)
+        torch._foreach_mul_(difference, newest)
+        torch._foreach_add_(self._average, difference)
 
     @torch.no_grad()
-    def state_dict(self, trainable: "Trainable") -> dict[str, Tensor]:
+    def state_dict(self, member: "Member") -> dict[str, Tensor]:
         """The average under the adapter's own keys, fp32, on the CPU."""
         last = [parameter.detach().clone() for parameter in self._parameters]
         torch._foreach_copy_([p.detach() for p in self._parameters], self._average)
-        state = {
-            name: tensor.detach().to("cpu", copy=True) for name, tensor in trainable.state_dict().items()
-        }
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in member.state_dict().items()}
         torch._foreach_copy_([p.detach() for p in self._parameters], last)
         return state
 
     @torch.no_grad()
-    def load_state_dict(self, trainable: "Trainable", state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, member: "Member", state: dict[str, Tensor]) -> None:
         """Put back what `state_dict` gave; the adapter itself is left holding the average."""
-        trainable.load_state_dict(state)
+        member.load_state_dict(state)
         self._average = [parameter.detach().clone() for parameter in self._parameters]

@@ -4,24 +4,9 @@ The figures are of full-size SDXL at 1024 px in bf16, counted by `python -m benc
 device: 6.5 GiB of base, and for each picture of a batch 7.3 GiB of activations, 0.5 with checkpointing.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-
-from harness.errors import TrainingError
 from harness.models.spec import ModelSpec
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import TrainingRun
-
-
-@contextmanager
-def explaining_memory(run: TrainingRun, *, checkpointing: bool) -> Iterator[None]:
-    """Turn CUDA's error into one that names the settings that save most, what saves most first."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(out_of_memory(run, checkpointing=checkpointing)) from error
 
 
 def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:

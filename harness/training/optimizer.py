@@ -106,6 +106,19 @@ def set_rates(
         settings["lr"] = group_rate(group, training) * schedule_factor(training, step)
 
 
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[Parameter], limit: float) -> None:
+    """Scale the gradients so that the norm of all of them is at most `limit` (Pascanu et al. 2013).
+
+    The norm is summed up in double precision, so that the padding of a pack does not round it otherwise.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0).float()
+    torch._foreach_mul_(gradients, factor)
+
+
 def parameters_of(groups: Sequence["ParameterGroup"]) -> list[Parameter]:
     """All parameters in the groups' order."""
     return [parameter for group in groups for parameter in group.parameters]

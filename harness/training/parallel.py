@@ -27,11 +27,10 @@ def sum_over_processes(parameters: Sequence[Parameter], loss: Tensor) -> Tensor:
     """Add up the gradients of all processes in place, and their losses, in one message; returns the loss."""
     if rank_and_size()[1] == 1:
         return loss
-    gradients = [parameter.grad for parameter in parameters]
-    assert all(gradient is not None for gradient in gradients)
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients if gradient is not None), loss.view(1)])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    assert len(gradients) == len(parameters)
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.view(1)])
     dist.all_reduce(flat)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, summed in zip(parameters, flat[:-1].split(sizes), strict=True):
-        parameter.grad = summed.view_as(parameter)
+    for gradient, summed in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
     return flat[-1]

@@ -1,6 +1,6 @@
 """What each step of a run is made of: which rows, from which pictures, in which passes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,11 +57,14 @@ def plan_steps(
     *,
     pictures: Path,
     prior: Path | None,
+    posteriors: Posteriors,
     rank: int,
     size: int,
-    latents: Sequence[Path] = (),
 ) -> StepPlan:
-    """Read the datasets. Raises StageError, ModelError or TrainingError; see `harness.training.train`."""
+    """Read the datasets; pictures are encoded by `posteriors`, which runs may share.
+
+    Raises StageError, ModelError or TrainingError; see `harness.training.train`.
+    """
     training, resolution = run.training, model.resolution
     rows_per_step = training.batch_size * training.gradient_accumulation
     if rows_per_step < size:
@@ -101,7 +104,7 @@ def plan_steps(
     return StepPlan(
         sources=tuple(sources),
         noising=Noising(
-            posteriors=Posteriors(model, stored=latents),
+            posteriors=posteriors,
             alphas_cumprod=alphas_cumprod,
             prediction_type=prediction_type,
             resolution=resolution,

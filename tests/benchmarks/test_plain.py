@@ -10,11 +10,12 @@ import torch
 from benchmarks import picture, subject, training_step
 from benchmarks.plain import plain_lora, plain_picture, plain_training
 from harness.models.loading import Pipelines
-from harness.models.model import DrawSettings
+from harness.models.model import DrawSettings, Fresh
 from harness.models.sdxl import Sdxl
 from harness.training import train
 from harness.training.checkpoint import Checkpoint
 from harness.training.plan import plan_steps
+from harness.training.views import Posteriors
 
 STEPS = 3
 Loaded = tuple[Pipelines, Sdxl]
@@ -31,20 +32,12 @@ def test_the_plain_loop_trains_the_same_adapter(loaded: Loaded, tmp_path: Path) 
     images = subject.pictures(4, model.resolution)
     dataset = subject.write(images, tmp_path / "pictures")
     run = subject.training_run(model, steps=STEPS, batch_size=2, learning_rate=1e-3)
-    with model.attach(run.adapter, run.training.seed) as trainable:
-        start = trainable.state_dict()
+    with model.attach([Fresh(adapter=run.adapter, seed=run.training.seed)]) as trainable:
+        start = trainable.members[0].state_dict()
     saved: list[Checkpoint] = []
-    train(
-        run,
-        model,
-        pictures=dataset,
-        prior=None,
-        resume=None,
-        save=saved.append,
-        save_at=lambda _: False,
-        report=lambda *_: None,
-    )
-    plan = plan_steps(run, model, pictures=dataset, prior=None, rank=0, size=1)
+    train([subject.job(run, dataset, save=lambda checkpoint, _: saved.append(checkpoint))], model)
+    posteriors = Posteriors(model)
+    plan = plan_steps(run, model, pictures=dataset, prior=None, posteriors=posteriors, rank=0, size=1)
     alphas_cumprod, _ = model.noise_schedule()
     losses = []
     with plain_training(pipelines, images, run.training, rank=8) as loop:

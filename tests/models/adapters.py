@@ -1,16 +1,43 @@
 """Adapters with visible effect, written by the harness itself, for the tests of models and generation."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.models.model import Fresh, ParameterGroup
 from harness.spec.adapter import AdapterSpec, LowRankAdapter
 
 if TYPE_CHECKING:
-    from harness.models.model import Model
+    from harness.models.model import Model, Trainable
 
 SPREAD = 0.1
+
+
+class Alone:
+    """A trainable of one member, and that member."""
+
+    def __init__(self, trainable: "Trainable") -> None:
+        (self.member,) = trainable.members
+        self.predict = trainable.predict
+
+    def groups(self) -> list[ParameterGroup]:
+        return self.member.groups()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.member.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.member.load_state_dict(state)
+
+
+@contextmanager
+def attached(model: "Model", adapter: AdapterSpec, seed: int, **options: Any) -> Iterator[Alone]:
+    """The model with one fresh adapter to train."""
+    with model.attach([Fresh(adapter=adapter, seed=seed)], **options) as trainable:
+        yield Alone(trainable)
 
 
 def random_adapter(
@@ -25,7 +52,7 @@ def random_adapter(
     """Save an adapter whose numbers are all random, as if trained; returns `folder`."""
     adapter = adapter or LowRankAdapter(rank=rank, alpha=alpha)
     generator = torch.Generator().manual_seed(seed)
-    with model.attach(adapter, seed) as trainable:
+    with attached(model, adapter, seed) as trainable:
         state = {
             key: _trained(key, tensor, generator) for key, tensor in sorted(trainable.state_dict().items())
         }

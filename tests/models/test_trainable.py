@@ -9,9 +9,11 @@ import torch
 
 from harness.errors import ModelError
 from harness.models import load_model
-from harness.models.model import DrawSettings, Model, Row, Trainable
+from harness.models.model import DrawSettings, Fresh, Model, Row
 from harness.models.targets import unet_targets
+from harness.models.trainable import is_attached
 from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from tests.models.adapters import Alone, attached
 from tests.models.test_sdxl import seeded
 from tests.models.tiny import tiny_spec as spec_of
 
@@ -35,11 +37,11 @@ def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, Sequence[str], torch.
     return noise[:rows], torch.tensor([10, 500, 900][:rows]), CAPTIONS[:rows], time_ids[:rows]
 
 
-def parameters_of(trainable: Trainable) -> list[torch.nn.Parameter]:
+def parameters_of(trainable: Alone) -> list[torch.nn.Parameter]:
     return [parameter for group in trainable.groups() for parameter in group.parameters]
 
 
-def randomise(trainable: Trainable) -> None:
+def randomise(trainable: Alone) -> None:
     """As if it were trained: then every part of it bears on what is predicted."""
     generator = seeded(1)
     state = {
@@ -51,7 +53,7 @@ def randomise(trainable: Trainable) -> None:
     trainable.load_state_dict(state)
 
 
-def gradients(trainable: Trainable) -> list[torch.Tensor]:
+def gradients(trainable: Alone) -> list[torch.Tensor]:
     trainable.predict(*inputs(3)).square().sum().backward()
     found = []
     for parameter in parameters_of(trainable):
@@ -85,9 +87,9 @@ def plain_prediction(model: Model, rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["attention", *WHOLE])
 def test_a_fresh_adapter_changes_nothing(tiny_model: Model, kind: str):
-    with torch.no_grad(), tiny_model.attach(KINDS[kind], 0) as trainable:
+    with torch.no_grad(), attached(tiny_model, KINDS[kind], 0) as trainable:
         predicted = trainable.predict(*inputs(3))
-    with torch.no_grad(), tiny_model.attach(TextualInversion(word="ugly"), 0) as nothing:
+    with torch.no_grad(), attached(tiny_model, TextualInversion(word="ugly"), 0) as nothing:
         expected = nothing.predict(*inputs(3))
     assert predicted.dtype == torch.float32
     if kind == "dora":  # which divides each norm by itself
@@ -122,11 +124,11 @@ def test_leaving_gives_the_model_back_exactly(tiny_model: Model, kind: str):
         return {f"{i}.{n}": t.clone() for i, part in enumerate(parts) for n, t in part.state_dict().items()}
 
     before, numbers, random = modules(), values(), torch.get_rng_state()
-    with tiny_model.attach(KINDS[kind], 0, checkpointing=True) as trainable:
+    with attached(tiny_model, KINDS[kind], 0, checkpointing=True) as trainable:
         trainable.predict(*inputs(3))
         randomise(trainable)
     torch.set_rng_state(random)
-    with pytest.raises(KeyboardInterrupt), tiny_model.attach(KINDS[kind], 0):
+    with pytest.raises(KeyboardInterrupt), attached(tiny_model, KINDS[kind], 0):
         raise KeyboardInterrupt
     assert torch.equal(random, torch.get_rng_state())
     assert modules() == before
@@ -138,7 +140,7 @@ def test_leaving_gives_the_model_back_exactly(tiny_model: Model, kind: str):
 def test_the_start_depends_on_the_seed_alone(tiny_model: Model, half_model: Model):
     starts = []
     for model, seed in [(tiny_model, 1), (tiny_model, 1), (half_model, 1), (tiny_model, 2)]:
-        with model.attach(WHOLE["lora"], seed) as trainable:
+        with attached(model, WHOLE["lora"], seed) as trainable:
             starts.append(trainable.state_dict())
     for same in starts[1:3]:
         assert all(torch.equal(same[key], tensor) for key, tensor in starts[0].items())
@@ -149,7 +151,7 @@ def test_the_start_depends_on_the_seed_alone(tiny_model: Model, half_model: Mode
 
 @pytest.mark.parametrize("kind", ["attention", "dora", "word"])
 def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Model, kind: str):
-    with half_model.attach(KINDS[kind], 0) as trainable:
+    with attached(half_model, KINDS[kind], 0) as trainable:
         parameters = parameters_of(trainable)
         assert base_of(half_model).unet.conv_in.weight.dtype != torch.float32
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
@@ -182,7 +184,7 @@ def test_each_target_is_its_layers(tiny_model: Model, targets: Any, endings: set
     assert {next(e for e in endings if name.endswith(f".{e}")) for name in names} == endings
     every = [name for name, _ in unet.named_modules() if name.endswith(tuple(f".{e}" for e in endings))]
     assert names == sorted(every) and "conv_in" not in names
-    with tiny_model.attach(LowRankAdapter(rank=2, targets=targets), 0) as trainable:
+    with attached(tiny_model, LowRankAdapter(rank=2, targets=targets), 0) as trainable:
         assert {key.split(".lora_")[0] for key in trainable.state_dict()} == {
             f"unet.{name}" for name in names
         }
@@ -190,7 +192,7 @@ def test_each_target_is_its_layers(tiny_model: Model, targets: Any, endings: set
 
 def test_blocks_choose_where(tiny_model: Model):
     blocks = ("mid_block", "up_blocks.0.attentions.1")
-    with tiny_model.attach(LowRankAdapter(rank=2, blocks=blocks), 0) as trainable:
+    with attached(tiny_model, LowRankAdapter(rank=2, blocks=blocks), 0) as trainable:
         modules = {key.removeprefix("unet.") for key in trainable.state_dict()}
     assert all(name.startswith(tuple(f"{block}." for block in blocks)) for name in modules)
     assert all(any(name.startswith(f"{block}.") for name in modules) for block in blocks)
@@ -199,34 +201,41 @@ def test_blocks_choose_where(tiny_model: Model):
             "there is down_blocks.1, down_blocks.1.attentions.0, mid_block, mid_block.attentions.0, up_blocks"
         )
         with pytest.raises(ModelError, match=f"{block}, where the UNet has nothing of attention; {allowed}"):
-            tiny_model.attach(LowRankAdapter(blocks=("mid_block", block)), 0).__enter__()
-    assert not hasattr(base_of(tiny_model).unet, "peft_config")
+            tiny_model.attach(
+                [Fresh(adapter=LowRankAdapter(blocks=("mid_block", block)), seed=0)]
+            ).__enter__()
+    assert not is_attached(base_of(tiny_model))
 
 
-def test_groups_are_by_part_and_side(tiny_model: Model):
-    def sizes(adapter: AdapterSpec) -> dict[tuple[str, str], int]:
-        with tiny_model.attach(adapter, 0) as trainable:
-            groups = trainable.groups()
-            assert len({id(p) for p in parameters_of(trainable)}) == sum(len(g.parameters) for g in groups)
-            return {(group.part, group.side): len(group.parameters) for group in groups}
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_are_by_part_and_side(tiny_model: Model, kind: str):
+    with attached(tiny_model, KINDS[kind], 0) as trainable:
+        groups, state = trainable.groups(), trainable.state_dict()
+    of_state: dict[tuple[str, str], int] = {}
+    for key, tensor in state.items():
+        if not key.endswith("_start"):
+            part = "unet" if key.startswith("unet.") else "text_encoders"
+            side = "up" if ".lora_B." in key or key.endswith("magnitude_vector") else "down"
+            of_state[part, side] = of_state.get((part, side), 0) + tensor.numel()
+    own = {}
+    for number, group in enumerate(groups):
+        kept = [trainable.member.trimmed(number, parameter) for parameter in group.parameters]
+        own[group.part, group.side] = sum(parameter.numel() for parameter in kept)
+    assert own == of_state
 
-    plain = sizes(ADAPTER)
-    assert plain.keys() == {("unet", "down"), ("unet", "up")} and len(set(plain.values())) == 1
-    dora = sizes(LowRankAdapter(kind="dora", text_encoders=True))
-    for part in ("unet", "text_encoders"):
-        assert dora[part, "up"] == 2 * dora[part, "down"]  # B matrices and magnitudes
-    # 3 layers each, of which SDXL does not use the first encoder's last.
-    assert dora["text_encoders", "down"] == (2 + 3) * 4
-    assert sizes(TextualInversion()) == {("text_encoders", "down"): 2}
+
+def test_the_text_encoders_layers_are_those_that_sdxl_uses(tiny_model: Model):
+    with attached(tiny_model, LowRankAdapter(text_encoders=True), 0) as trainable:
+        layers = [key for key in trainable.state_dict() if key.startswith("text") and "lora_A" in key]
+    assert len(layers) == (2 + 3) * 4  # 3 layers each, of which SDXL does not use the first encoder's last
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_trained_with_and_without_checkpointing(tiny_model: Model, kind: str):
     found = []
     for checkpointing in (False, True):
-        with tiny_model.attach(KINDS[kind], 0, checkpointing=checkpointing) as trainable:
+        with attached(tiny_model, KINDS[kind], 0, checkpointing=checkpointing) as trainable:
             randomise(trainable)
-            torch.manual_seed(3)  # of dropout
             found.append(gradients(trainable))
     assert all(gradient.abs().max() > 0 for gradient in found[0])
     for plain, checkpointed in zip(*found, strict=True):
@@ -239,7 +248,7 @@ def test_checkpointing_computes_activations_again(tiny_model: Model):
     # Before, not after: computing again stops as soon as it has what the backward pass needs.
     handle = resnet.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
-        with tiny_model.attach(ADAPTER, 0, checkpointing=checkpointing) as trainable:
+        with attached(tiny_model, ADAPTER, 0, checkpointing=checkpointing) as trainable:
             gradients(trainable)
     handle.remove()
     assert len(calls) == 1 + 2
@@ -247,19 +256,18 @@ def test_checkpointing_computes_activations_again(tiny_model: Model):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_dropout_acts_in_training_alone(tiny_model: Model, kind: str):
-    with tiny_model.attach(WHOLE[kind], 0) as trainable:
+    with attached(tiny_model, WHOLE[kind], 0) as trainable:
         randomise(trainable)
         drawn = []
         for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            drawn.append(trainable.predict(*inputs(3)).detach())
+            drawn.append(trainable.predict(*inputs(3), dropout_seeds=[seed]).detach())
         assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
         with torch.no_grad():
             fixed = [trainable.predict(*inputs(3)) for _ in range(2)]
         state = trainable.state_dict()
     assert torch.equal(fixed[0], fixed[1]) and not torch.equal(fixed[0], drawn[0])
     without = LowRankAdapter(kind=kind, rank=2, targets=EVERYWHERE, text_encoders=True)
-    with torch.no_grad(), tiny_model.attach(without, 0) as trainable:
+    with torch.no_grad(), attached(tiny_model, without, 0) as trainable:
         trainable.load_state_dict(state)
         torch.testing.assert_close(trainable.predict(*inputs(3)), fixed[0], rtol=1e-4, atol=1e-5)
 
@@ -267,13 +275,13 @@ def test_dropout_acts_in_training_alone(tiny_model: Model, kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_goes_round(tiny_model: Model, kind: str):
     with torch.no_grad():
-        with tiny_model.attach(KINDS[kind], 0) as trainable:
+        with attached(tiny_model, KINDS[kind], 0) as trainable:
             fresh = trainable.predict(*inputs(3))
             randomise(trainable)
             state = trainable.state_dict()
             expected = trainable.predict(*inputs(3))
             assert not torch.equal(fresh, expected)
-        with tiny_model.attach(KINDS[kind], 7) as trainable:
+        with attached(tiny_model, KINDS[kind], 7) as trainable:
             trainable.load_state_dict(state)
             assert torch.equal(trainable.predict(*inputs(3)), expected)
             for parameter in parameters_of(trainable):
@@ -290,7 +298,7 @@ def test_captions_are_encoded_once_where_the_encoders_are_frozen(tiny_model: Mod
     noise, timesteps, _, time_ids = inputs(2)
     for adapter, expected in ((ADAPTER, 2), (LowRankAdapter(text_encoders=True), 4), (TextualInversion(), 4)):
         calls.clear()
-        with tiny_model.attach(adapter, 0) as trainable:
+        with attached(tiny_model, adapter, 0) as trainable:
             for captions in (["a fox", "a fox"], ["a cat", "a fox"], ["a cat", "a cat"]):
                 trainable.predict(noise, timesteps, captions, time_ids)
         assert len(calls) == expected
@@ -299,7 +307,7 @@ def test_captions_are_encoded_once_where_the_encoders_are_frozen(tiny_model: Mod
 
 def test_each_row_has_its_own_caption_and_size(tiny_model: Model):
     noise, timesteps, captions, time_ids = inputs(3)
-    with torch.no_grad(), tiny_model.attach(ADAPTER, 0) as trainable:
+    with torch.no_grad(), attached(tiny_model, ADAPTER, 0) as trainable:
         together = trainable.predict(noise, timesteps, captions, time_ids)
         for row in range(3):
             one = slice(row, row + 1)
@@ -324,7 +332,7 @@ def test_compiled_runs_what_torch_compile_gives(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch, "compile", compiled)
     found = []
     for flag in (False, True):
-        with tiny_model.attach(ADAPTER, 0, compiled=flag) as trainable:
+        with attached(tiny_model, ADAPTER, 0, compiled=flag) as trainable:
             randomise(trainable)
             found.append(gradients(trainable))
             assert calls == [unet] * flag
@@ -339,15 +347,15 @@ def test_it_can_be_trained_after_drawing(tiny_model: Model, kind: str):
     tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
     noise, timesteps, _, time_ids = inputs(1)
     for caption in ("wrong", "(wrong)++", "(wrong)1.5"):
-        with tiny_model.attach(KINDS[kind], 0) as trainable:
+        with attached(tiny_model, KINDS[kind], 0) as trainable:
             trainable.predict(noise, timesteps, [caption], time_ids).sum().backward()
 
 
 @pytest.mark.parametrize("kind", ["attention", "word"])
 def test_drawing_inside_attach_is_a_mistake(tiny_model: Model, kind: str):
     row = Row(prompt="a fox", negative="", seed=0, guidance=5.0)
-    with tiny_model.attach(KINDS[kind], 0):
+    with attached(tiny_model, KINDS[kind], 0):
         with pytest.raises(AssertionError, match="outside attach"):
             tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
-        with pytest.raises(AssertionError, match="one adapter is trained at a time"):
-            tiny_model.attach(ADAPTER, 0).__enter__()
+        with pytest.raises(AssertionError, match="one pack is trained at a time"):
+            tiny_model.attach([Fresh(adapter=ADAPTER, seed=0)]).__enter__()

@@ -7,7 +7,8 @@ import pytest
 from harness.models.model import Model
 from harness.training import train
 from harness.training.checkpoint import Checkpoint
-from tests.training.runs import Outcome, Trainer, make_run, write_pictures
+from harness.training.member import Job
+from tests.training.runs import Outcome, Trainer, make_run, raise_it, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,7 @@ def run_training(tiny_model: Model, pictures: Path) -> Trainer:
         model: Model = tiny_model,
         dataset: Path = pictures,
         class_pictures: Path | None = None,
+        latents: tuple[Path, ...] = (),
         resume: Checkpoint | None = None,
         save_at: Callable[[int], bool] = lambda step: False,
         outcome: Outcome | None = None,
@@ -32,21 +34,22 @@ def run_training(tiny_model: Model, pictures: Path) -> Trainer:
     ) -> Outcome:
         outcome = Outcome() if outcome is None else outcome
 
-        def save(checkpoint: Checkpoint) -> None:
+        def save(checkpoint: Checkpoint, seconds: float) -> None:
             assert checkpoint.step not in outcome.saved
             outcome.saved[checkpoint.step] = checkpoint
 
-        train(
-            make_run(model, **asked),
-            model,
+        job = Job(
+            run=make_run(model, **asked),
             pictures=dataset,
             prior=class_pictures,
+            latents=latents,
             resume=resume,
             save=save,
             save_at=save_at,
             report=lambda step, loss: outcome.reported.append((step, loss)),
-            checkpointing=checkpointing,
+            ended=raise_it,
         )
+        train([job], model, checkpointing=checkpointing)
         return outcome
 
     return run

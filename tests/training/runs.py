@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.errors import HarnessError
 from harness.models.model import Model
 from harness.recipes.dataset import Sample, write_dataset
 from harness.recipes.spec import FolderRecipe
@@ -75,6 +76,12 @@ class Outcome:
 
 
 Trainer = Callable[..., Outcome]
+
+
+def raise_it(error: HarnessError | None) -> None:
+    """For a run alone: what ended it early is the call's error."""
+    if error is not None:
+        raise error
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

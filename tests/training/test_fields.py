@@ -16,7 +16,8 @@ from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, Timest
 from harness.spec.trial import TrialSpec
 from harness.training import train
 from harness.training.checkpoint import Checkpoint
-from tests.training.runs import digest, write_pictures
+from harness.training.member import Job
+from tests.training.runs import digest, raise_it, write_pictures
 
 Change = tuple[dict[str, Any], dict[str, Any]]
 
@@ -175,16 +176,18 @@ def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def trained(run: TrainingRun) -> str:
         saved: list[Checkpoint] = []
         assert isinstance(run.dataset.recipe, FolderRecipe)
-        train(
-            run,
-            emoji,
+        job = Job(
+            run=run,
             pictures=root / run.dataset.recipe.path,
             prior=None if run.prior is None else root / run.prior.dataset_id,
+            latents=(),
             resume=None,
-            save=saved.append,
+            save=lambda checkpoint, seconds: saved.append(checkpoint),
             save_at=lambda step: False,
             report=lambda step, loss: None,
+            ended=raise_it,
         )
+        train([job], emoji)
         (last,) = saved
         return digest(last.adapter) + (digest(last.ema) if last.ema else "")
 

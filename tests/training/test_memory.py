@@ -1,12 +1,10 @@
 from typing import Any
 
 import pytest
-import torch
 
-from harness.errors import TrainingError
 from harness.models.model import Model
 from harness.spec.adapter import LowRankAdapter
-from harness.training.memory import explaining_memory, out_of_memory
+from harness.training.memory import out_of_memory
 from tests.training.runs import make_run
 
 
@@ -17,9 +15,7 @@ def test_out_of_memory_says_what_to_change(tiny_model: Model) -> None:
         gradient_accumulation=2,
         adapter=LowRankAdapter(rank=64, kind="dora", targets=("attention", "convolutions")),
     )
-    with pytest.raises(TrainingError) as caught, explaining_memory(run, checkpointing=False):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    message = str(caught.value)
+    message = out_of_memory(run, checkpointing=False)
     named = [
         "compute.gradient_checkpointing: true",
         "training.batch_size: 1 with training.gradient_accumulation: 8",

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from harness.errors import TrainingError
 from harness.models.model import ParameterGroup
 from harness.spec.training import TrainingSpec
-from harness.training.accelerator import fresh_accelerator
+from harness.training.accelerator import fresh_accelerators
 from harness.training.optimizer import group_rate, make_optimizer, schedule_factor, set_rates
 
 
@@ -20,7 +20,7 @@ def groups() -> list[ParameterGroup]:
 
 def rates(spec: TrainingSpec, *, step: int = 1) -> list[float]:
     made = groups()
-    with fresh_accelerator(torch.device("cpu"), precision="fp32") as accelerator:
+    with fresh_accelerators(torch.device("cpu"), precision="fp32", count=1) as (accelerator,):
         optimizer = make_optimizer(made, spec, accelerator)
         set_rates(optimizer, made, spec, step=step)
         return [float(group["lr"]) for group in optimizer.param_groups]
@@ -95,7 +95,7 @@ def test_prodigy_takes_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("prodigyopt")
     optimizer = {"kind": "prodigy", "d_coef": 2, "weight_decay": 0.1, "betas": (0.8, 0.99)}
     spec = TrainingSpec(learning_rate=1, optimizer=optimizer, schedule={"warmup_steps": 2})
-    with fresh_accelerator(torch.device("cpu"), precision="fp32") as accelerator:
+    with fresh_accelerators(torch.device("cpu"), precision="fp32", count=1) as (accelerator,):
         (group, *_) = make_optimizer(groups(), spec, accelerator).param_groups
     expected = {
         "d_coef": 2,
@@ -114,7 +114,7 @@ def test_accelerates_shared_state_is_put_back_after_an_error() -> None:
     before = dict(AcceleratorState._shared_state)
     with (
         pytest.raises(KeyboardInterrupt),
-        fresh_accelerator(torch.device("cpu"), precision="bf16"),
+        fresh_accelerators(torch.device("cpu"), precision="bf16", count=1),
     ):
         assert AcceleratorState._shared_state != before
         raise KeyboardInterrupt

@@ -67,6 +67,6 @@ def test_the_first_process_alone_saves_and_reports(trained: Path) -> None:
 def test_more_processes_than_rows_are_an_error(
     run_training: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.training.adapter.rank_and_size", lambda: (0, 4))
+    monkeypatch.setattr("harness.training.pack.rank_and_size", lambda: (0, 4))
     with pytest.raises(TrainingError, match=r"4 processes train 2 rows .*training\.batch_size"):
         run_training(batch_size=2)

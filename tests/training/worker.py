@@ -10,7 +10,8 @@ from harness.models import load_model
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter
 from harness.training import train
-from tests.training.runs import make_run
+from harness.training.member import Job
+from tests.training.runs import make_run, raise_it
 
 PRIOR = {"prompt": "a fox", "recipe": {"kind": "folder", "path": "class"}}
 RUNS: dict[str, dict[str, Any]] = {
@@ -34,16 +35,18 @@ def train_all(folder: Path, name: str) -> None:
     model = load_model(EmojiModel(), device="cpu")
     for key, settings in RUNS.items():
         reported: list[str] = []
-        train(
-            make_run(model, snapshots=(1, 2), **settings),
-            model,
+        job = Job(
+            run=make_run(model, snapshots=(1, 2), **settings),
             pictures=folder / "pictures",
             prior=folder / "class" if "prior" in settings else None,
+            latents=(),
             resume=None,
-            save=lambda saved, key=key: saved.write(folder / name / key / str(saved.step)),  # type: ignore[misc]
+            save=lambda saved, seconds, key=key: saved.write(folder / name / key / str(saved.step)),  # type: ignore[misc]
             save_at=lambda step: False,
             report=lambda step, loss, reported=reported: reported.append(f"{step}\n"),  # type: ignore[misc]
+            ended=raise_it,
         )
+        train([job], model)
         (folder / name).mkdir(exist_ok=True)
         (folder / name / f"{key}.reported").write_text("".join(reported))
 

@@ -1,0 +1,79 @@
+"""The layers of a pack: what each trial's adapter adds to its rows, in hooks on the frozen base's modules."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.models.grouped import Span, add_low_rank
+from harness.spec.adapter import LowRankAdapter
+
+
+@dataclass(kw_only=True, eq=False)
+class Pass:
+    """What the layers look up in each forward pass."""
+
+    rows: Sequence[Span] | None = None  # null: all are the only trial's
+    trials: Sequence[int] = ()  # the trial of each row, neighbours together
+    only: int | None = None  # a text encoder's rows are all of one trial
+    dropout_seeds: Sequence[int] = ()  # one per trial
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedLayer:
+    """A forward hook on one module. `down` is A, [K, R, I] or [K, R, I, k, k]; `up_KRO` is B transposed."""
+
+    current: Pass
+    adapters: Sequence[LowRankAdapter]  # of the K trials
+    name: str
+    down: Tensor
+    up_KRO: Tensor
+    magnitude_KO: Tensor | None  # null where no trial is DoRA; else others' rows mean nothing
+    scale_K: Tensor | None  # null where all are 1
+    is_dora_K: Tensor  # those whose adapter has a magnitude here
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], base: Tensor) -> Tensor:
+        """What the module gives with the adapters' part."""
+        down, up_KRO, more_KO = self.down, self.up_KRO, None
+        if self.scale_K is not None:
+            up_KRO = up_KRO * self.scale_K[:, None, None]
+        if self.magnitude_KO is not None:
+            gain_KO = self._gain(module, up_KRO, self.magnitude_KO)
+            up_KRO, more_KO = up_KRO * gain_KO[:, None], gain_KO - 1
+        rows, only = self.current.rows, self.current.only
+        if only is not None:
+            down, up_KRO, rows = down[only : only + 1], up_KRO[only : only + 1], None
+            more_KO = None if more_KO is None else more_KO[only : only + 1]
+        x = self._dropped(inputs[0])
+        return add_low_rank(module, x, base, rows, down=down, up_GRO=up_KRO, more_GO=more_KO)
+
+    def _gain(self, module: torch.nn.Module, up_KRO: Tensor, magnitude_KO: Tensor) -> Tensor:
+        """DoRA's m / ‖W + scale · B A‖, and 1 for other adapters.
+
+        The norm is a constant to the gradient, as the paper's section 4.3 has it.
+        """
+        with torch.no_grad():
+            weight_OX = module.weight.flatten(1).float()  # type: ignore[operator]
+            whole_KOX = weight_OX + torch.bmm(up_KRO.transpose(1, 2), self.down.flatten(2))
+            norm_KO = torch.linalg.vector_norm(whole_KOX, dim=2)
+        return torch.where(self.is_dora_K[:, None], magnitude_KO / norm_KO, 1.0)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """Dropout of the adapters' input, where gradients are kept. Computed again, it is the same."""
+        if not torch.is_grad_enabled() or not any(adapter.dropout for adapter in self.adapters):
+            return x
+        only = self.current.only
+        trials = self.current.trials if only is None else [only] * len(x)
+        kept = torch.ones_like(x)
+        for trial in dict.fromkeys(trials):
+            if share := self.adapters[trial].dropout:
+                first, count = list(trials).index(trial), list(trials).count(trial)
+                # The layer by its name: its number would hang on what the other trials' adapters act on.
+                seed = self.current.dropout_seeds[trial] ^ zlib.crc32(self.name.encode())
+                generator = torch.Generator(x.device).manual_seed(seed % 2**63)
+                shape = (count, *x.shape[1:])
+                drawn = torch.rand(shape, generator=generator, device=x.device)
+                kept[first : first + count] = (drawn >= share) / (1 - share)
+        return x * kept
