@@ -157,7 +157,7 @@ def main() -> None:
         soak = Soak(folder, nodes, seed=asked.seed, minutes=asked.minutes)
         rows = []
         while not rows or time.monotonic() < soak.ends_at:
-            root = folder / f"{len(rows)}"
+            root = folder / f"sweep-{len(rows)}"
             soak.sweep(root)
             rows.append(checked(root, undisturbed))
     print_table(rows, device=None)
