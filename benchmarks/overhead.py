@@ -36,6 +36,7 @@ WAYS = {  # name → what it is called in the table
 RECIPE = "{kind: keywords, keywords: [blurry]}"
 ARMS = "[{name: placebo, negative: wrong}, {name: wrong_lora, negative: wrong, adapters: [{scale: 1.0}]}]"
 MIB = 2**20
+CORES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,11 @@ def measure(way: str, trials: int) -> Run:
 
     with tempfile.TemporaryDirectory() as folder:
         ray.init(
-            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL
+            "local",
+            num_cpus=CORES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
         )
         try:
             with watching() as seen:
@@ -100,6 +105,9 @@ def run_harness(trials: int, folder: Path) -> None:
 
     class Emptied:
         """Dispatches tasks that name nothing."""
+
+        def workers(self, bench: Bench) -> int:
+            return CORES
 
         def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
             empty = [replace(task, datasets=(), runs=(), draws=()) for task in tasks]

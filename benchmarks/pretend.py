@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from harness.bench import Bench, Segment
+from harness.errors import HarnessError
 from harness.execution.local import LocalExecutor
 from harness.models.model import DrawSettings, Picture, Row
 from harness.models.spec import ModelSpec
@@ -62,8 +63,14 @@ def _flat(row: Row) -> Image.Image:
     return Image.fromarray(pixels_223).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _train(bench: Bench, segment: Segment) -> None:
+def _train(bench: Bench, segments: Sequence[Segment]) -> dict[str, HarnessError]:
     """Snapshots of an adapter with one number, and the records of a training."""
+    for segment in segments:
+        _write_snapshots(bench, segment)
+    return {}
+
+
+def _write_snapshots(bench: Bench, segment: Segment) -> None:
     run = bench.plan.runs[segment.run_id]
     for step in segment.snapshots:
         about: dict[str, Any] = {"run": {"run_id": run.run_id}, "step": step, "from_step": segment.start}

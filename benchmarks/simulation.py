@@ -95,6 +95,10 @@ class Simulation:
             happens()
         return self.now
 
+    def seconds_kept(self) -> dict[str, float]:
+        """Of each item, what the store has of it."""
+        return dict(self._state.done)
+
     def _at(self, time: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._order), happens))
 

@@ -78,6 +78,18 @@ def pictures(bench: Bench, draw: Draw, split: str) -> Count:
     return Count(asked=len(cells), missing=missing, passes=missing * picture_passes(draw.steps))
 
 
+def planned_passes(plan: Plan, runs: Iterable[str], draws: Iterable[tuple[str, str]]) -> int:
+    """What training runs, to their last snapshots, and draws on a split cost together on an empty store."""
+    prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
+    passes = 0
+    for run in (plan.runs[run_id] for run_id in runs):
+        batch, accumulated = run.training.batch_size, run.training.gradient_accumulation
+        passes += run.snapshots[-1] * step_passes(batch, accumulated, prior=run.prior is not None)
+    for draw_id, split in draws:
+        passes += prompts[split] * len(plan.sweep.seeds) * picture_passes(plan.draws[draw_id].steps)
+    return passes
+
+
 def total(counts: Iterable[Count]) -> Count:
     """The sum of counts."""
     return sum(counts, NOTHING)

@@ -14,6 +14,7 @@ from harness.collect import collect
 from harness.errors import HarnessError, StageError
 from harness.events import Events
 from harness.finished import mark, marked
+from harness.inventory import planned_passes
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
@@ -259,8 +260,11 @@ def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]
 
 
 def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
-    """One task per pack of training runs: train it, then draw and score the dev pictures of its snapshots."""
-    return [
+    """One task per pack of training runs: train it, then draw and score the dev pictures of its snapshots.
+
+    The longest first, so that no worker is left alone with a long one at the end (Graham 1969).
+    """
+    tasks = [
         Task(
             name=" ".join(["run", *(run.run_id for run in pack)]),
             runs=tuple(run.run_id for run in pack),
@@ -268,6 +272,7 @@ def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
         )
         for pack in packs(list(plan.runs.values()), pack_size(plan, workers=workers))
     ]
+    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
 
 
 def pack_size(plan: Plan, *, workers: int) -> int:

@@ -25,10 +25,17 @@ class RayWhenNeeded:
         """Leave Ray, if it was needed."""
         self._block.__exit__(*raised)
 
+    def workers(self, bench: Bench) -> int:
+        """How many tasks are carried out side by side."""
+        return self._needed().workers(bench)
+
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks."""
+        return self._needed().run(tasks, bench)
+
+    def _needed(self) -> Executor:
         if self._executor is None:
             from harness.execution.ray_tune import RayTuneExecutor
 
             self._executor = self._block.enter_context(RayTuneExecutor(self.address))
-        return self._executor.run(tasks, bench)
+        return self._executor

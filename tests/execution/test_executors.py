@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import psutil
 import pytest
@@ -52,12 +52,7 @@ def test_ray_and_the_loop_make_the_same_pictures_and_scores(
     local = carry_out(plan, tmp_path / "local", "local")
     starts = []
     start = ray.init
-
-    def start_and_count(**how: Any) -> Any:
-        starts.append(how)
-        return start(**how)
-
-    monkeypatch.setattr(ray, "init", start_and_count)
+    monkeypatch.setattr(ray, "init", lambda **how: starts.append(how) or start(**how))
     through_ray = carry_out(plan, tmp_path / "ray", "ray")
     assert len(starts) == 1, "one Ray for the trials and for the confirmation"
     assert not ray.is_initialized()

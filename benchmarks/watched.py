@@ -1,0 +1,28 @@
+"""A bench that tells when its worker has a model. A file of its own: workers import it by name."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.bench import Bench
+from harness.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from harness.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedBench(Bench):
+    """Notes in a file when a worker has its model, and in which process."""
+
+    notes: Path
+
+    def model(self, spec: ModelSpec) -> "Model":
+        """As ever."""
+        model = super().model(spec)
+        with self.notes.open("a") as file:
+            file.write(json.dumps({"at": time.time(), "process": os.getpid()}) + "\n")
+        return model
