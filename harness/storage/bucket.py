@@ -19,7 +19,7 @@ import fsspec
 from harness.errors import WorkspaceError
 
 PATIENCE_SECONDS = 120.0  # trouble that may pass is waited out for so long,
-FIRST_PATIENCE_SECONDS = 10.0  # and so long before the first answer: the address may be wrong
+FIRST_PATIENCE_SECONDS = 30.0  # and so long before the first answer: the address may be wrong
 S3 = {
     "use_listings_cache": False,  # others write there too
     "skip_instance_cache": True,  # `_open` has one, which knows the environment
