@@ -15,6 +15,7 @@ from harness.generation.plan import Chunk
 from harness.recipes import picture_count
 from harness.recipes.spec import FolderRecipe
 from harness.spec.expand import Dataset, Draw, Plan, TrainingRun
+from harness.spec.packing import planned_packs
 from harness.stages import missing_pictures
 
 GUIDANCE_ROWS = 2
@@ -160,6 +161,7 @@ def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
         ],
         "training_runs": len(plan.runs),
         "training_runs_of_trials": len({trial.run_id for trial in plan.trials}),
+        "packs": [[run.run_id for run in pack] for pack in planned_packs(plan)],
         "runs_of_one_length": {run.run_id: run.training.schedule.kind for run in runs_of_one_length(plan)},
         "datasets": len(plan.datasets),
         "prompts": Counter(prompt.split for prompt in plan.sweep.prompts),

@@ -4,7 +4,6 @@ What is made is in `stages.py`, how work is spread in `execution/`, what is read
 A task is a plain function of a plan and a store: it runs in this process under a debugger, or anywhere.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, get_args
@@ -18,7 +17,7 @@ from harness.inventory import planned_passes
 from harness.results import Results
 from harness.results.stats import select_best
 from harness.spec.expand import Draw, Plan, Trial
-from harness.spec.packing import packs
+from harness.spec.packing import planned_packs
 from harness.stage import explaining_lack_of_room, write_json
 from harness.stages import (
     ensure_pictures,
@@ -30,9 +29,6 @@ from harness.stages import (
 )
 from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
 from harness.workspace import PLAN, Workspace
-
-MOST_IN_A_PACK = 16  # so that a lost worker costs the time of no more
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -270,25 +266,9 @@ def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
             runs=tuple(run.run_id for run in pack),
             draws=tuple((draw.draw_id, "dev") for run in pack for draw in plan.draws_of_run(run.run_id)),
         )
-        for pack in packs(list(plan.runs.values()), pack_size(plan, workers=workers))
+        for pack in planned_packs(plan, workers=workers)
     ]
     return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
-
-
-def pack_size(plan: Plan, *, workers: int) -> int:
-    """Runs that one task trains: enough for every worker to have a pack, if nothing else is asked for.
-
-    How many of them go through the base together is the worker's to find out.
-    """
-    compute = plan.sweep.compute
-    match compute.pack:
-        case "off":
-            return 1
-        case "auto":
-            several = compute.training_workers > 1
-            return 1 if several else min(MOST_IN_A_PACK, math.ceil(len(plan.runs) / workers))
-        case number:
-            return number
 
 
 def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:

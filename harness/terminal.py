@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -12,7 +12,9 @@ from rich.table import Table
 from harness.errors import SpecError
 from harness.estimate import CONFIRMATION, Estimate, Share
 from harness.inventory import Count, runs_of_one_length
+from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Plan, TrainingRun
+from harness.spec.packing import planned_packs, trained_alone
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -47,6 +49,9 @@ def print_plan(plan: Plan) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
+    if plan.sweep.compute.pack != "off":
+        for line in _packed(plan):
+            out.print(line, highlight=False)
 
 
 def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:
@@ -66,6 +71,18 @@ def _sharing(plan: Plan) -> str:
         trials += ", which share them where they differ in training.steps alone"
     others = len(plan.runs) - own
     return trials + (f", {others} of other arms' adapters" if others else "")
+
+
+def _packed(plan: Plan) -> Iterator[str]:
+    """Which runs go through the base together; where a cluster has several workers, each has its packs."""
+    found = planned_packs(plan)
+    together = [pack for pack in found if len(pack) > 1]
+    for number, pack in enumerate(together):
+        ranks = sorted({run.adapter.rank for run in pack if isinstance(run.adapter, LowRankAdapter)})
+        yield f"pack {number}: {len(pack)} training runs, rank {', '.join(map(str, ranks))}"
+    reasons = Counter(reason for (run, *others) in found if not others and (reason := trained_alone(run)))
+    for reason, count in reasons.items():
+        yield f"{count} training runs alone: {reason}"
 
 
 def _drawn(plan: Plan) -> str:

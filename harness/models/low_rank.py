@@ -1,6 +1,7 @@
 """Fresh low-rank adapters of several trials on one model: where they act, how they start, their layers."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def low_rank(
         member.load_state_dict(_start(sites, trial, adapter, seed))
         members.append(member)
     scales = [adapter.scale for adapter in adapters]
+    # A row of the block is no block of its own, and autograd warns that adding to it could be faster.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     with ExitStack() as hooks:
         for site in sites:
             layer = PackedLayer(

@@ -6,7 +6,9 @@ from itertools import pairwise
 
 from harness.models.spec import ModelSpec
 from harness.spec.adapter import TextualInversion
-from harness.spec.expand import TrainingRun
+from harness.spec.expand import Plan, TrainingRun
+
+MOST_TOGETHER = 16  # so that a lost worker costs the time of no more
 
 
 def trained_alone(run: TrainingRun) -> str | None:
@@ -16,6 +18,22 @@ def trained_alone(run: TrainingRun) -> str | None:
     if run.training.optimizer.kind == "adamw_8bit":
         return "adamw_8bit keeps its moments in blocks, which a pack's padding would shift"
     return None
+
+
+def planned_packs(plan: Plan, *, workers: int = 1) -> list[list[TrainingRun]]:
+    """The runs that a task trains: where it is left open, enough tasks for every worker to have one.
+
+    How many of them go through the base together is the worker's to find out.
+    """
+    compute, runs = plan.sweep.compute, list(plan.runs.values())
+    match compute.pack:
+        case "off":
+            return packs(runs, 1)
+        case "auto":
+            several = compute.training_workers > 1  # a run has several processes, and not the other way round
+            return packs(runs, 1 if several else min(MOST_TOGETHER, math.ceil(len(runs) / workers)))
+        case number:
+            return packs(runs, number)
 
 
 def packs(runs: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
