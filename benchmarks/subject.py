@@ -23,14 +23,15 @@ MODELS = ("emoji", "sdxl-random")
 
 
 def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
-    """The stock pipelines for the plain way and the harness's model, with the same weights in memory.
+    """The stock pipelines for the plain way and the harness's model, with the same weights.
 
     `resolution` makes the pictures of `sdxl-random` smaller than 1024 px; its weights keep their full size.
     """
     match name:
         case "emoji":
             spec: EmojiModel | SdxlModel = EmojiModel()
-            pipelines = load_emoji(EmojiModel())
+            # The model gives layers of its own to what it is made of.
+            return load_emoji(EmojiModel()), Sdxl(spec, load_emoji(EmojiModel()), device=None)
         case "sdxl-random":
             spec = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
             pipelines = random_pipelines(spec)

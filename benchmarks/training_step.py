@@ -18,6 +18,7 @@ from harness.training.pack import LOOK_EVERY
 
 PICTURES = 8
 RANK = 8
+TOGETHER = 8  # runs of a pack
 
 
 def warm_up(model: Sdxl) -> int:
@@ -26,7 +27,14 @@ def warm_up(model: Sdxl) -> int:
 
 
 def harness_round(
-    model: Sdxl, dataset: Path, *, steps: int, batch_size: int, compiled: bool = False, together: int = 1
+    model: Sdxl,
+    dataset: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    compiled: bool = False,
+    checkpointing: bool = False,
+    together: int = 1,
 ) -> Spent:
     """What a step of one run takes in `harness.training.train`, its first steps and setting up left out.
 
@@ -48,7 +56,7 @@ def harness_round(
         )
         for seed in range(together)
     ]
-    train(jobs, model, at_once=together, compiled=compiled)
+    train(jobs, model, at_once=together, checkpointing=checkpointing, compiled=compiled)
     return times[last].since(times[first], items=steps * together)
 
 
@@ -83,6 +91,10 @@ def main() -> None:
         ways = [
             Way(name="plain", round=lambda: plain_round(pipelines, model, **size)),
             Way(name="harness", round=lambda: harness_round(model, dataset, **size)),
+            Way(
+                name=f"harness, {TOGETHER} runs packed",
+                round=lambda: harness_round(model, dataset, **size, together=TOGETHER),
+            ),
         ]
         if given.compiled:
             ways.append(

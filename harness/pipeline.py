@@ -30,6 +30,7 @@ from harness.stages import (
 from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
 from harness.workspace import PLAN, Workspace
 
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A unit of dispatch: things of the store that one worker makes sure of, in this order."""

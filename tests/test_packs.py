@@ -103,7 +103,8 @@ def test_packs_left_open_are_one_for_each_worker(
 ) -> None:
     plan = packed(small_plan(tmp_path, tiny_spec, tiny_clip, axes=AXES), "auto")
     sizes = {
-        workers: sorted(len(task.runs) for task in trial_tasks(plan, workers=workers)) for workers in (1, 2, 9)
+        workers: sorted(len(task.runs) for task in trial_tasks(plan, workers=workers))
+        for workers in (1, 2, 9)
     }
     runs = len(plan.runs)
     assert sizes == {1: [runs], 2: [runs // 2, runs - runs // 2], 9: [1] * runs}

@@ -13,9 +13,7 @@ GIB = 2**30
 
 def at_once(one: float, two: float, *, peaks: tuple[int, int] | None = None, free: int | None = None) -> int:
     first, second = peaks or (None, None)
-    return fitted(
-        Probe(seconds=one, peak=first), Probe(seconds=two, peak=second), free=free, most=32
-    )
+    return fitted(Probe(seconds=one, peak=first), Probe(seconds=two, peak=second), free=free, most=32)
 
 
 def test_what_fills_the_device_already_is_not_packed() -> None:
