@@ -62,7 +62,7 @@ def test_without_a_manifest_it_is_nobodys_result_and_goes_when_it_is_built(s3: s
     fs.pipe_file(f"{bucket}/datasets/d1/old.txt", b"of a killed builder")
     again = Workspace(s3)
     assert not again.dataset("d1").done
-    assert [place.stage.name for place in again.places()] == ["datasets/d1"]
+    assert [again.relative(place.stage.path) for place in again.places()] == ["datasets/d1"]
     build(again, "d1", "again")
     assert "old.txt" not in again.dataset("d1").contents()
     assert again.dataset("d1").read("a.txt") == b"again"
