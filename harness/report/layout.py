@@ -9,6 +9,7 @@ from harness.report.study import Study, known
 from harness.report.wording import MISSING, axis_name, axis_value
 
 STEPS = "training.steps"
+MOST_TRIALS = 300  # a grid of 2,000 takes minutes to lay out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,13 @@ def is_numeric(study: Study, axis: str) -> bool:
 
 
 def layout(study: Study) -> Layout | None:
-    """Steps (else the first numeric axis) as columns, the next as rows; null where nothing varies."""
+    """Steps (else the first numeric axis) as columns, the next as rows; null where nothing varies.
+
+    Null, too, for more trials than anyone looks over: their table has them all.
+    """
     if not study.axes or study.search != "grid":  # other searches leave nearly all of the product empty
+        return None
+    if len(study.results.trials) > MOST_TRIALS:
         return None
     ordered = sorted(study.axes, key=lambda axis: (axis != STEPS, not is_numeric(study, axis)))
     x, y = ordered[0], ordered[1] if len(ordered) > 1 else None
