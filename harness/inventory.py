@@ -81,7 +81,7 @@ def pictures(bench: Bench, draw: Draw, split: str) -> Count:
 
 def planned_passes(plan: Plan, runs: Iterable[str], draws: Iterable[tuple[str, str]]) -> int:
     """What training runs, to their last snapshots, and draws on a split cost together on an empty store."""
-    prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
+    prompts = Counter[str](prompt.split for prompt in plan.sweep.prompts)
     passes = 0
     for run in (plan.runs[run_id] for run_id in runs):
         batch, accumulated = run.training.batch_size, run.training.gradient_accumulation

@@ -299,6 +299,9 @@ def test_a_real_sweep_is_kept_repaired_timed_and_let_go(
 class Interrupted:
     """An executor that makes one dataset, lets somebody collect garbage meanwhile, and is stopped."""
 
+    def workers(self, bench: Bench) -> int:
+        return 1
+
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         make(bench.workspace.dataset(tasks[0].datasets[0]))
         make(bench.workspace.dataset("x1"))
