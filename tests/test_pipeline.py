@@ -88,6 +88,9 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
     root, first, _ = finished
 
     class Refusing:
+        def workers(self, bench: Bench) -> int:
+            return 1
+
         def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
             raise AssertionError(f"asked to run {tasks}")
 
