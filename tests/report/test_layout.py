@@ -86,3 +86,11 @@ def test_an_axis_that_is_not_applied_has_a_column_of_its_own() -> None:
         [True, True, False],
     ]
     assert list(study.labels.values()) == ["kind lora · rank 4", "kind lora · rank 16", "kind dora"]
+
+
+def test_more_trials_than_anyone_looks_over_make_no_grid() -> None:
+    """A grid of 2,000 trials took minutes to lay out."""
+    _, grid = laid_out({"training.seed": list(range(301))})
+    assert grid is None
+    _, grid = laid_out({"training.seed": list(range(300))})
+    assert grid is not None
