@@ -4,8 +4,11 @@ from pathlib import Path
 
 from benchmarks import makespan, overhead, quickstart, resume
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
+from benchmarks.simulation import Cluster, lower_bound
+from harness.bench import Bench
 from harness.spec.expand import expand
 from harness.spec.load import load_sweep
+from harness.workspace import Workspace
 
 
 def test_a_seed_more_is_eight_trials_more() -> None:
@@ -41,11 +44,11 @@ def test_the_model_is_of_the_engines_own_tasks(tmp_path: Path) -> None:
     """On one GPU it takes the work, a start and the driver's time; the work is the plan's."""
     costs = makespan.Assumed()
     plan = makespan.plan_of(1)
-    bench = makespan.Bench(plan=plan, workspace=makespan.Workspace(tmp_path), report=lambda kind, count: None)
+    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda kind, count: None)
     stages = makespan.jobs_of(bench, makespan.assumed_rate(costs))
     made = {item.name for jobs in stages for job in jobs for item in job.makes}
     assert made >= {*plan.datasets, *plan.runs}
-    one = makespan.Cluster(gpus=1, start=costs.worker_start, dispatch=costs.dispatch)
+    one = Cluster(gpus=1, start=costs.worker_start, dispatch=costs.dispatch)
     tasks = sum(map(len, stages))
-    work = makespan.lower_bound(stages, 1)
+    work = lower_bound(stages, 1)
     assert abs(makespan.simulated(stages, one)[0] - (work + 60 + 0.1 * tasks)) < 1e-6 * work
