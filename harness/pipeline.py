@@ -20,6 +20,7 @@ from harness.spec.expand import Draw, Plan, Trial
 from harness.spec.packing import planned_packs
 from harness.stage import explaining_lack_of_room, write_json
 from harness.stages import (
+    ensure_all_pictures,
     ensure_pictures,
     ensure_scores,
     missing_metrics,
@@ -85,15 +86,18 @@ def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
             bench.go_on()
             ensure_dataset(bench, dataset_id)
         failed = ensure_snapshots(bench, task.runs)
-        for draw_id, split in task.draws:
-            draw = bench.plan.draws[draw_id]
-            if any(adapter.run_id in failed for adapter in draw.adapters):
-                continue
-            ensure_pictures(bench, draw, bench.plan.cells(draw, split))
+        asked = [(bench.plan.draws[draw_id], split) for draw_id, split in task.draws]
+        drawable = [
+            (draw, split)
+            for draw, split in asked
+            if not any(adapter.run_id in failed for adapter in draw.adapters)
+        ]
+        ensure_all_pictures(bench, [(draw, bench.plan.cells(draw, split)) for draw, split in drawable])
+        for draw, split in drawable:
             bench.go_on()
             while not ensure_scores(bench, draw):
                 ensure_pictures(bench, draw, bench.plan.cells(draw, split))
-            if split == "dev" and (ended := bench.plan.trials_ending_with[draw_id]):
+            if split == "dev" and (ended := bench.plan.trials_ending_with[draw.draw_id]):
                 bench.report("trials", ended)
     return failed
 

@@ -3,6 +3,8 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +20,48 @@ if TYPE_CHECKING:
     from harness.models.model import Model
 
 
-def draw_cells(
-    draw: Draw,
-    cells: Sequence[Cell],
-    model: "Model",
-    adapter_path: Callable[[DrawAdapter], Path],
-    folder: Path,
-) -> list[str]:
-    """Draw the cells in one batch; write `<image_id>.png` and `images.parquet` into `folder`, in order.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Cells of one draw, and the folder that their pictures are written into."""
 
-    `adapter_path` gives an adapter's file, or the folder it was saved in. In the table `path` is the bare
-    file name, `sha256` that of the file, `draw_seconds` a picture's share of the batch, and `trial_id` null:
-    which trials a picture belongs to is the plan's to say. Nothing in a picture's file depends on the time,
-    so the same cells give the same bytes. Returns the image_ids of pictures that are of one colour: pictures
-    like any other, but something is likely to be wrong. Raises ModelError for what cannot be drawn.
+    draw: Draw
+    cells: Sequence[Cell]
+    folder: Path
+
+
+def draw_cells(
+    parts: Sequence[Part], model: "Model", adapter_path: Callable[[DrawAdapter], Path]
+) -> list[list[str]]:
+    """Draw the cells of all parts in one batch, each row with its own adapters, on one base.
+
+    Into each part's folder go `<image_id>.png` and `images.parquet`, in order. `adapter_path` gives an
+    adapter's file, or the folder it was saved in. In the table `path` is the bare file name, `sha256` that of
+    the file, `draw_seconds` a picture's share of the batch, and `trial_id` null: which trials a picture
+    belongs to is the plan's to say. Nothing in a picture's file depends on the time or on the other parts, so
+    the same cells give the same bytes. The parts' draws have the same settings. Returns for each part the
+    image_ids of pictures that are of one colour: pictures like any other, but something is likely to be
+    wrong. Raises ModelError for what cannot be drawn.
     """
     started = time.perf_counter()
-    paths = [adapter_path(adapter) for adapter in draw.adapters]
-    pictures = model.draw([draw_row(draw, cell, paths) for cell in cells], draw_settings(draw))
-    seconds = (time.perf_counter() - started) / len(cells)
+    settings = draw_settings(parts[0].draw)
+    assert all(draw_settings(part.draw) == settings for part in parts)
+    paths = [[adapter_path(adapter) for adapter in part.draw.adapters] for part in parts]
+    rows = [
+        draw_row(part.draw, cell, own) for part, own in zip(parts, paths, strict=True) for cell in part.cells
+    ]
+    pictures = iter(model.draw(rows, settings))
+    seconds = (time.perf_counter() - started) / len(rows)
+    return [
+        _write(part, list(islice(pictures, len(part.cells))), own, model, seconds=seconds)
+        for part, own in zip(parts, paths, strict=True)
+    ]
+
+
+def _write(
+    part: Part, pictures: Sequence[Picture], paths: Sequence[Path], model: "Model", *, seconds: float
+) -> list[str]:
+    """The files of one part; the image_ids of pictures of one colour."""
+    draw, cells = part.draw, part.cells
     adapters = [png.about_adapter(a, path) for a, path in zip(draw.adapters, paths, strict=True)]
     rows = []
     for index, (cell, picture) in enumerate(zip(cells, pictures, strict=True)):
@@ -49,10 +74,10 @@ def draw_cells(
             sampler=model.scheduler,
             adapters=adapters,
         )
-        file = folder / f"{cell.image_id}.png"
+        file = part.folder / f"{cell.image_id}.png"
         png.save(picture.image, file, chunks)
         rows.append(_image_row(draw, cell, picture, file=file, seconds=seconds))
-    tables.write_table(folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
+    tables.write_table(part.folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
     return [
         cell.image_id for cell, picture in zip(cells, pictures, strict=True) if _is_of_one_colour(picture)
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.generation.generate import draw_cells
+from harness.generation.generate import Part, draw_cells
 from harness.generation.png import SAMPLERS
 from harness.models.adapter_file import LORA_FILE
 from harness.models.model import DrawSettings, Model, Row, RowAdapter
@@ -65,7 +65,7 @@ def no_folder(adapter: DrawAdapter) -> Path:
 
 def test_writes_the_models_pictures_and_a_row_for_each(tiny_model: Model, draw: Draw, tmp_path: Path):
     wanted = dev_cells(draw)
-    draw_cells(draw, wanted, tiny_model, no_folder, tmp_path)
+    draw_cells([Part(draw=draw, cells=wanted, folder=tmp_path)], tiny_model, no_folder)
     table = tables.read_table(tmp_path / "images.parquet", tables.IMAGES)
     assert sorted(file.name for file in tmp_path.glob("*.png")) == sorted(table["path"])
     assert list(table["image_id"]) == [cell.image_id for cell in wanted]
@@ -88,7 +88,7 @@ def test_writes_the_models_pictures_and_a_row_for_each(tiny_model: Model, draw: 
 def test_the_same_cell_gives_the_same_bytes(tiny_model: Model, draw: Draw, tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        draw_cells(draw, dev_cells(draw), tiny_model, no_folder, tmp_path / name)
+        draw_cells([Part(draw=draw, cells=dev_cells(draw), folder=tmp_path / name)], tiny_model, no_folder)
     for file in (tmp_path / "one").glob("*.png"):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
@@ -101,7 +101,11 @@ def test_arms_share_their_starting_latents(
     found = []
     for one in (draw, arm):
         (tmp_path / one.arm).mkdir()
-        draw_cells(one, dev_cells(one), tiny_model, lambda _: adapter_folder, tmp_path / one.arm)
+        draw_cells(
+            [Part(draw=one, cells=dev_cells(one), folder=tmp_path / one.arm)],
+            tiny_model,
+            lambda _: adapter_folder,
+        )
         found.append(tables.read_table(tmp_path / one.arm / "images.parquet", tables.IMAGES))
     assert list(found[0]["latent_hash"]) == list(found[1]["latent_hash"])
     assert not set(found[0]["image_id"]) & set(found[1]["image_id"])
@@ -126,7 +130,7 @@ def test_the_picture_says_how_it_was_made(
     acting = trained(run_id="abc", steps=100, scale=0.5, branch="negative")
     draw = replace(draw, adapters=(acting,))
     [fox, *_, cup] = dev_cells(draw)
-    draw_cells(draw, [fox, cup], tiny_model, lambda _: adapter_folder, tmp_path)
+    draw_cells([Part(draw=draw, cells=[fox, cup], folder=tmp_path)], tiny_model, lambda _: adapter_folder)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         parameters, about = image.info["parameters"], json.loads(image.info["harness"])
     prompt, negative, settings = parameters.split("\n")
@@ -152,7 +156,7 @@ def test_the_picture_says_how_it_was_made(
 def test_a_control_says_that_no_adapter_and_no_refiner_acted(tiny_model: Model, draw: Draw, tmp_path: Path):
     draw = replace(draw, negative="", refiner_start=None)
     [fox, *_] = dev_cells(draw)
-    draw_cells(draw, [fox], tiny_model, no_folder, tmp_path)
+    draw_cells([Part(draw=draw, cells=[fox], folder=tmp_path)], tiny_model, no_folder)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         parameters = image.info["parameters"]
     assert parameters.startswith("a red fox\nNegative prompt: \nSteps: 6, ")  # ComfyUI needs the empty line
@@ -178,7 +182,11 @@ def test_every_setting_of_a_draw_reaches_the_picture_and_its_text(
     for name, one in draws.items():
         (tmp_path / name).mkdir()
         [fox, *_] = dev_cells(one)
-        draw_cells(one, [fox], tiny_model, lambda a: a.file or adapter_folder, tmp_path / name)
+        draw_cells(
+            [Part(draw=one, cells=[fox], folder=tmp_path / name)],
+            tiny_model,
+            lambda a: a.file or adapter_folder,
+        )
         with Image.open(tmp_path / name / f"{fox.image_id}.png") as image:
             pixels[name], texts[name] = image.tobytes(), image.info["parameters"]
     assert len(set(pixels.values())) == len(draws)
@@ -198,7 +206,7 @@ def test_readers_find_the_fields(tiny_model: Model, draw: Draw, tmp_path: Path):
     """As A1111 and ComfyUI split the last line: `name: value`, values with commas or colons in quotes."""
     draw = replace(draw, negative="bad: (wrong)++, ugly")
     [fox, *_] = dev_cells(draw)
-    draw_cells(draw, [fox], tiny_model, no_folder, tmp_path)
+    draw_cells([Part(draw=draw, cells=[fox], folder=tmp_path)], tiny_model, no_folder)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         text = image.info["parameters"]
     steps = text.rindex("\nSteps:")
@@ -220,7 +228,7 @@ def test_an_embedding_is_named_as_one(tiny_model: Model, draw: Draw, tmp_path: P
     acting = trained(run_id="abc", steps=100, scale=1.0, branch="both")
     draw = replace(draw, adapters=(acting,), steps=2, refiner_start=None)
     [fox, *_] = dev_cells(draw)
-    draw_cells(draw, [fox], tiny_model, lambda _: folder, tmp_path)
+    draw_cells([Part(draw=draw, cells=[fox], folder=tmp_path)], tiny_model, lambda _: folder)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         text = image.info["parameters"]
     assert 'TI hashes: "abc-100: ' in text and "Lora" not in text and "<lora" not in text

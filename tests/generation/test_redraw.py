@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import ModelError, SpecError
-from harness.generation.generate import draw_cells
+from harness.generation.generate import Part, draw_cells
 from harness.generation.png import HARNESS
 from harness.generation.redraw import redraw
 from harness.models import load_model
@@ -70,7 +70,7 @@ def drawn(draw: Draw, model: Model, workspace: Path) -> list[Path]:
     def path(adapter: DrawAdapter) -> Path:
         return adapter.file or places.snapshot(adapter.run_id or "", adapter.steps or 0).path
 
-    draw_cells(draw, wanted(draw), model, path, folder)
+    draw_cells([Part(draw=draw, cells=wanted(draw), folder=folder)], model, path)
     return [folder / f"{cell.image_id}.png" for cell in wanted(draw)]
 
 
