@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.bench import Bench
 from harness.generation.plan import Chunk
@@ -60,7 +62,7 @@ def test_draws_in_one_batch_are_the_draws_alone(
         rows.append(len(given))
         return draw_rows(self, given, settings)
 
-    def hashes(root: str, wanted: list[list[tuple[Draw, tuple[Cell, ...]]]]) -> list[str]:
+    def pictures(root: str, wanted: list[list[tuple[Draw, tuple[Cell, ...]]]]) -> list[np.ndarray]:
         large = plan.sweep.compute.model_copy(update={"batch_size": 8})
         sweep = plan.sweep.model_copy(update={"compute": large})
         bench = Bench(
@@ -69,10 +71,16 @@ def test_draws_in_one_batch_are_the_draws_alone(
         for together in wanted:
             ensure_all_pictures(bench, together)
         bench.workspace.look_again()
-        chunks = [bench.workspace.image_chunks(draw.draw_id) for draw in draws]
-        return [read_parquet(chunk, IMAGES)["sha256"].item() for (chunk,) in chunks]
+        files = [
+            chunk.path / read_parquet(chunk, IMAGES)["path"].item()
+            for (chunk,) in (bench.workspace.image_chunks(draw.draw_id) for draw in draws)
+        ]
+        return [np.asarray(Image.open(file), dtype=int) for file in files]
 
-    alone = hashes("alone", [[one] for one in one_each])
+    alone = pictures("alone", [[one] for one in one_each])
     monkeypatch.setattr(Sdxl, "draw", noted)
-    assert hashes("together", [one_each]) == alone
-    assert rows[-1] == len(draws) and len(set(alone)) == len(draws)
+    together = pictures("together", [one_each])
+    assert rows[-1] == len(draws)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert np.abs(ours - theirs).max() <= 1  # the products of so small a model have a kernel of their own
+    assert all(np.abs(one - alone[0]).max() > 10 for one in alone[1:])
