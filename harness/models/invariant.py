@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_TURNED = WeakTensorKeyDictionary()  # by weight: its version and what `_turned` gives
 
 ROWS = 16  # of one matrix product; as many rows as a small picture has pixels take this way anyway
 
@@ -34,7 +37,8 @@ class InvariantConv2d(torch.nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled() or not input.requires_grad or weight.requires_grad:
             return _convolved(input, weight, bias, self.padding, self.stride)
-        return _Convolution.apply(input, weight, bias, self.padding, self.stride)  # type: ignore[no-any-return]
+        out: Tensor = _Convolution.apply(input, weight, bias, self.padding, self.stride)
+        return out
 
 
 class _Convolution(torch.autograd.Function):
@@ -61,8 +65,16 @@ class _Convolution(torch.autograd.Function):
             gradient = _spread(gradient, ctx.stride)
         (top, below), (left, right) = sides
         padded = F.pad(gradient, (left, left + right, top, top + below))
+        return _convolved(padded, _turned(weight), None, (0, 0), (1, 1)), None, None, None, None
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """The kernel for the way back, made once: the base is frozen."""
+    version, turned = _TURNED.get(weight, (-1, weight))
+    if version != weight._version:
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        return _convolved(padded, turned, None, (0, 0), (1, 1)), None, None, None, None
+        _TURNED[weight] = weight._version, turned
+    return turned
 
 
 def _spread(picture: Tensor, stride: tuple[int, int]) -> Tensor:
@@ -74,7 +86,7 @@ def _spread(picture: Tensor, stride: tuple[int, int]) -> Tensor:
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, stride: Any) -> Tensor:
-    return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1), 1)  # type: ignore[attr-defined,no-any-return]
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1), 1)
 
 
 def make_invariant(module: torch.nn.Module) -> None:
