@@ -155,7 +155,7 @@ def main() -> None:
         for _ in range(NODES):
             nodes.join()
         soak = Soak(folder, nodes, seed=asked.seed, minutes=asked.minutes)
-        rows = []
+        rows: list[dict[str, str]] = []
         while not rows or time.monotonic() < soak.ends_at:
             root = folder / f"{len(rows)}"
             soak.sweep(root)

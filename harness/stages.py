@@ -76,8 +76,8 @@ def _draw_claimed(bench: Bench, wanted: Sequence[Wanted]) -> None:
         at_once = bench.pictures_at_once(model, settings)
         chunks = missing_pictures(bench, draw, cells, at_once)
         alike.setdefault((draw.model, settings, at_once), []).extend((draw, chunk) for chunk in chunks)
-    for (model_spec, _, at_once), chunks in alike.items():
-        for batch in filled_batches(chunks, at_once):
+    for (model_spec, _, at_once), together in alike.items():
+        for batch in filled_batches(together, at_once):
             bench.go_on()
             _draw_batch(bench, bench.model(model_spec), batch)
 

@@ -79,9 +79,10 @@ def ensure_snapshots(bench: Bench, run_ids: Sequence[str]) -> dict[str, HarnessE
 
 def _train_claimed(bench: Bench, pack: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
     """Those that nobody else trains, together; then the others, each once it is free."""
-    workspace, elsewhere = bench.workspace, []
+    workspace = bench.workspace
+    free: list[TrainingRun] = []
+    elsewhere: list[TrainingRun] = []
     with ExitStack() as claims:
-        free = []
         for run in pack:
             is_free = claims.enter_context(workspace.claim_if_free("run", run.run_id))
             (free if is_free else elsewhere).append(run)

@@ -67,9 +67,9 @@ def test_packed_or_not_a_sweep_gives_the_same_pictures_and_scores(
     scores = [run.results.scores.set_index(["image_id", "metric"])["value"] for run in (one_by_one, together)]
     pd.testing.assert_series_equal(scores[0].sort_index(), scores[1].sort_index(), rtol=1e-3)
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        pd.testing.assert_frame_equal(*pictures)
+        pd.testing.assert_frame_equal(pictures[0], pictures[1])
     losses = [run.results.trials["final_loss"] for run in (one_by_one, together)]
-    pd.testing.assert_series_equal(*losses, rtol=1e-5)
+    pd.testing.assert_series_equal(losses[0], losses[1], rtol=1e-5)
 
 
 def test_a_run_of_a_pack_that_fails_is_one_row_and_the_pack_goes_on(

@@ -53,7 +53,7 @@ def train_pack(
     # One for all runs of a dataset, so that they share what it encodes.
     shared = cache(lambda latents: Posteriors(model, stored=latents))
     entrants = (_entrant(job, model, shared(job.latents)) for job in jobs)
-    waiting = (entrant for entrant in entrants if entrant is not None)
+    waiting: Iterator[_Entrant] = (entrant for entrant in entrants if entrant is not None)
     pack: list[_Entrant] = []
     while pack := _filled(pack, waiting, at_once):
         try:
@@ -146,7 +146,7 @@ class _Stretch:
             ]
 
     def _restored(self) -> set[int]:
-        ended = set()
+        ended: set[int] = set()
         for number, trainee in enumerate(self.trainees):
             if trainee.job.resume is not None:
                 with self._ending(number, ended):

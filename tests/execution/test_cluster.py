@@ -39,7 +39,7 @@ def hours_ahead(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def nodes(tmp_path_factory: pytest.TempPathFactory, hours_ahead: dict[str, str]) -> Iterator[Nodes]:
     with cluster(tmp_path_factory.mktemp("nodes")) as started:
         started.join('--resources={"apple": 1}')
-        started.join('--resources={"pear": 1}', **hours_ahead)
+        started.join('--resources={"pear": 1}', unseen=None, **hours_ahead)
         yield started
 
 

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -50,9 +50,14 @@ def test_ray_and_the_loop_make_the_same_pictures_and_scores(
     plan: Plan, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = carry_out(plan, tmp_path / "local", "local")
-    starts = []
+    starts: list[dict[str, Any]] = []
     start = ray.init
-    monkeypatch.setattr(ray, "init", lambda **how: starts.append(how) or start(**how))
+
+    def counted(**how: Any) -> Any:
+        starts.append(how)
+        return start(**how)
+
+    monkeypatch.setattr(ray, "init", counted)
     through_ray = carry_out(plan, tmp_path / "ray", "ray")
     assert len(starts) == 1, "one Ray for the trials and for the confirmation"
     assert not ray.is_initialized()

@@ -39,7 +39,12 @@ def test_a_lost_head_is_told_and_on_a_new_cluster_the_sweep_goes_on(
 
     with cluster(tmp_path) as nodes:
         nodes.join()
-        with once(begun, lambda: nodes.head.lose() or True) as done:
+
+        def lose_the_head() -> bool:
+            nodes.head.lose()
+            return True
+
+        with once(begun, lose_the_head) as done:
             told = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done, "the head was not killed, so this shows nothing"
     assert told.returncode == 1 and "Traceback" not in told.stderr

@@ -25,7 +25,7 @@ def test_neighbours_of_one_size_are_a_span(groups: list[int | None], expected: l
     assert spans(groups) == expected
 
 
-MODULES = {
+MODULES: dict[str, torch.nn.Linear | torch.nn.Conv2d] = {
     "linear": torch.nn.Linear(6, 5),
     "without_bias": torch.nn.Linear(6, 5, bias=False),
     "convolution": torch.nn.Conv2d(6, 5, 3, stride=2, padding=1),
@@ -37,7 +37,8 @@ MODULES = {
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("dora", [False, True])
 def test_each_row_is_as_if_alone_with_its_matrices(kind: str, groups: list[int | None], dora: bool):
-    module = MODULES[kind].requires_grad_(False)
+    module = MODULES[kind]
+    module.requires_grad_(False)
     shape = (6, 6, 7, 8) if isinstance(module, torch.nn.Conv2d) else (6, 4, 6)
     x = torch.randn(shape, generator=seeded(0))
     kernel = tuple(module.weight.shape[2:])
@@ -68,8 +69,9 @@ def test_each_row_is_as_if_alone_with_its_matrices(kind: str, groups: list[int |
 def test_a_row_without_a_group_is_the_bases_bit_for_bit():
     module = MODULES["linear"]
     x = torch.randn(3, 4, 6, generator=seeded(0))
-    matrices = {"down": torch.randn(1, 8, 6), "up_GRO": torch.randn(1, 8, 5), "more_GO": None}
-    out = add_low_rank(module, x, module(x), spans([None, 0, None]), **matrices)
+    down, up_GRO = torch.randn(1, 8, 6), torch.randn(1, 8, 5)
+    rows = spans([None, 0, None])
+    out = add_low_rank(module, x, module(x), rows, down=down, up_GRO=up_GRO, more_GO=None)
     assert torch.equal(out[[0, 2]], module(x)[[0, 2]]) and not torch.equal(out[1], module(x)[1])
 
 
