@@ -95,6 +95,7 @@ def run_tune(trials: int, folder: Path) -> None:
 def run_harness(trials: int, folder: Path) -> None:
     """A sweep of as many training runs, whose tasks are emptied where they are dispatched."""
     from harness.bench import Bench
+    from harness.decisions import Decisions
     from harness.execution.ray_tune import RayTuneExecutor
     from harness.pipeline import Outcome, Task, run_sweep
     from harness.report import write_report
@@ -115,6 +116,9 @@ def run_harness(trials: int, folder: Path) -> None:
             assert not any(outcome.failed for outcome in outcomes)
             return outcomes
 
+        def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+            raise AssertionError("no scheduler was asked for")
+
     one_run = [
         "axes.adapter.rank=[2]",
         "axes.training.steps=[100]",
@@ -133,7 +137,7 @@ def run_harness(trials: int, folder: Path) -> None:
     run_sweep(
         bench,
         Emptied(),
-        announce=lambda stage, tasks: None,
+        announce=lambda *_: None,
         publish=publish,
     )
 

@@ -47,9 +47,7 @@ class PretendedBench(Bench):
 def carry_out(plan: Plan, workspace: Workspace, *, shown: bool = True) -> SweepRun:
     """Make everything that the sweep asks for and the store lacks. `shown`: what publishing it says."""
     bench = PretendedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
-    return run_sweep(
-        bench, LocalExecutor(), announce=lambda stage, tasks: None, publish=lambda results: shown
-    )
+    return run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
 
 
 def _draw(rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:

@@ -79,21 +79,27 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan for machines.")] = False,
 ) -> None:
     """Read a sweep and print what it would cost; nothing is made."""
+    from harness.decisions import Decisions, as_decided
     from harness.estimate import estimated
     from harness.inventory import confirmation_pictures, described, encodings, inventory
     from harness.stages import surveyed
 
     bench = _bench(sweep, workspace, override)
     plan = bench.plan
+    decisions = Decisions(plan.sweep, bench.workspace)
+    left = replace(bench, plan=as_decided(plan, decisions))
     with surveyed(plan, bench.workspace):
-        counts = inventory(bench)
-        encoded = encodings(bench, counts)
-        times = estimated(bench, counts) if estimate else None
+        counts = inventory(left)
+        encoded = encodings(left, counts)
+        times = estimated(left, counts) if estimate else None
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
-        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **timed}))
+        stopped = {"stopped_runs": len(decisions.stops)}
+        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **stopped, **timed}))
         return
     terminal.print_plan(plan)
+    terminal.print_search(plan)
+    terminal.print_scheduler(plan, len(decisions.stops))
     terminal.print_inventory(counts, encoded, confirmation_pictures(plan), times)
 
 
@@ -296,12 +302,13 @@ def _on_the_cluster(workspace: str) -> str:
 
 
 def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Bench":
+    from harness.asking import with_remembered_points
     from harness.bench import Bench
     from harness.workspace import Workspace
 
-    return Bench(
-        plan=expand(load_sweep(sweep, override or ())), workspace=Workspace(workspace), report=_ignore
-    )
+    store = Workspace(workspace)
+    plan = expand(with_remembered_points(load_sweep(sweep, override or ()), store))
+    return Bench(plan=plan, workspace=store, report=_ignore)
 
 
 def _ignore(kind: str, count: int) -> None:

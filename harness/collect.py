@@ -10,11 +10,14 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import results
+from harness.decisions import Decisions, as_decided, why_stopped
 from harness.results import stats, tables
 from harness.spec.expand import Cell, Draw, Plan, Trial, param_label
 from harness.stage import Stage, versions
 from harness.stages import IMAGES, SCORES, TRAINING_RECORD, metric_name, read_arrow, surveyed
 from harness.workspace import Workspace
+
+NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
 
 
 def collect(
@@ -26,11 +29,12 @@ def collect(
     and without a reason is `missing`. `events` are what befell the sweep (`Events.rows`). Raises StageError
     where something it reads is damaged.
     """
-    sweep = plan.sweep
+    sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
+    kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
     with surveyed(plan, workspace):
-        images = _images(plan, workspace)
-        scores = _scores(plan, workspace, images)
-        trials = _trials(plan, workspace, images, reasons)
+        images = _images(kept, workspace)
+        scores = _scores(kept, workspace, images)
+        trials = _trials(plan, workspace, images, reasons, decisions)
     draws = _draws(plan)
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = stats.select_best(summary, sweep.analysis)
@@ -132,11 +136,19 @@ def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFr
 
 
 def _trials(
-    plan: Plan, workspace: Workspace, images: pd.DataFrame, reasons: Mapping[str, str]
+    plan: Plan,
+    workspace: Workspace,
+    images: pd.DataFrame,
+    reasons: Mapping[str, str],
+    decisions: Decisions,
 ) -> pd.DataFrame:
     drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
     counts = dict(drawn)
     rows = [_trial_row(plan, workspace, trial, counts, reasons) for trial in plan.trials]
+    for trial, row in zip(plan.trials, rows, strict=True):
+        look = decisions.stops.get(trial.run_id)
+        if look is not None and look.step < trial.spec.training.steps:
+            row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
     for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
         frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)

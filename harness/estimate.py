@@ -20,10 +20,11 @@ from harness.errors import StageError
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count, picture_passes, step_passes
 from harness.pipeline import Task, confirm_tasks, trial_stages
+from harness.probe import probe_cells, probes_of_run
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
 from harness.stage import is_manifest
-from harness.stages import draw_facts
+from harness.stages import draw_facts, missing_pictures
 from harness.workspace import Place, PlaceKind, Workspace
 
 CONFIRMATION = "confirmation pictures"
@@ -262,8 +263,12 @@ class Reckoning:
         """Of the trial that lacks least, where nothing else is missing: it was selected. Else of any."""
         each = (confirm_tasks(self.plan, trial.trial_id) for trial in self.plan.trials)
         if not self.finished:
-            return next(each)
-        return min(each, key=lambda tasks: sum(work.missing for task in tasks for work in self.works(task)))
+            return next(each, [])
+        return min(
+            each,
+            default=[],
+            key=lambda tasks: sum(work.missing for task in tasks for work in self.works(task)),
+        )
 
     def works(self, task: Task) -> list[Work]:
         """What a task has to make."""
@@ -271,6 +276,7 @@ class Reckoning:
             *(self._dataset(self.plan.datasets[dataset_id]) for dataset_id in task.datasets),
             *(self._run(self.plan.runs[run_id]) for run_id in task.runs),
             *(self._draw(self.plan.draws[draw_id], split) for draw_id, split in task.draws),
+            *(self._look(draw) for run_id in task.runs for draw in probes_of_run(self.plan, run_id)),
         ]
 
     def _dataset(self, dataset: Dataset) -> Work:
@@ -289,6 +295,11 @@ class Reckoning:
         row = "control pictures" if control else "adapter pictures" if split == "dev" else CONFIRMATION
         missing = inventory.pictures(self.bench, draw, split).missing
         return Work(row=row, sort=_drawing(_json(draw.model), draw_facts(draw)), missing=missing)
+
+    def _look(self, draw: Draw) -> Work:
+        cells = probe_cells(self.plan, draw)
+        missing = sum(len(chunk.cells) for chunk in missing_pictures(self.bench, draw, cells))
+        return Work(row=inventory.LOOKS, sort=_drawing(_json(draw.model), draw_facts(draw)), missing=missing)
 
 
 def _json(spec: Frozen) -> dict[str, Any]:

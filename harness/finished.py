@@ -13,6 +13,7 @@ from pathlib import Path
 
 import harness
 from harness import results
+from harness.decisions import DECISIONS
 from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
@@ -22,7 +23,7 @@ from harness.stages import IMAGES, SCORES, TRAINING_RECORD, metric_name
 from harness.workspace import Workspace
 
 MARK = "finished.json"
-SHOWN = (*FILES, "report.html")
+SHOWN = (*FILES, "report.html", DECISIONS)
 
 
 def mark(plan: Plan, workspace: Workspace) -> None:

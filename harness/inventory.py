@@ -12,6 +12,7 @@ from typing import Any
 from harness.bench import Bench, Kind
 from harness.encoded_stages import missing_texts, sees_all, texts_of, views_of
 from harness.generation.plan import Chunk
+from harness.probe import probe_cells, probes_of_run
 from harness.recipes import picture_count
 from harness.recipes.spec import FolderRecipe
 from harness.spec.expand import Dataset, Draw, Plan, TrainingRun
@@ -20,6 +21,7 @@ from harness.stages import missing_pictures
 
 GUIDANCE_ROWS = 2
 FORWARD_AND_BACKWARD = 3
+LOOKS = "pictures of looks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +104,21 @@ def confirmation_pictures(plan: Plan) -> int:
     return adapter_arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
 
 
+def looks(bench: Bench, run_id: str) -> Count:
+    """Pictures that only the scheduler's looks at a run are at; as many as there are if it is not stopped."""
+    found = NOTHING
+    for draw in probes_of_run(bench.plan, run_id):
+        cells = probe_cells(bench.plan, draw)
+        missing = sum(len(chunk.cells) for chunk in missing_pictures(bench, draw, cells))
+        found += Count(asked=len(cells), missing=missing, passes=missing * picture_passes(draw.steps))
+    return found
+
+
 def inventory(bench: Bench) -> dict[str, Count]:
-    """Everything the sweep asks for before it selects, by what it is."""
+    """Everything the sweep asks for before it selects, by what it is; of what may be stopped, all of it."""
     plan = bench.plan
     controls = {draw.draw_id for draw in plan.control_draws}
+    probes = total(looks(bench, run_id) for run_id in plan.runs)
     return {
         "training pictures": total(dataset_pictures(bench, dataset) for dataset in plan.datasets.values()),
         "training steps": total(training_steps(bench, run) for run in plan.runs.values()),
@@ -115,6 +128,7 @@ def inventory(bench: Bench) -> dict[str, Count]:
         "adapter pictures": total(
             pictures(bench, draw, "dev") for draw in plan.draws.values() if draw.draw_id not in controls
         ),
+        **({LOOKS: probes} if probes.asked else {}),
     }
 
 
@@ -166,6 +180,8 @@ def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
         "datasets": len(plan.datasets),
         "prompts": Counter(prompt.split for prompt in plan.sweep.prompts),
         "seeds": len(plan.sweep.seeds),
+        "search": plan.sweep.search.kind,
+        "scheduler": plan.sweep.scheduler.kind,
         "arms": [{"name": arm.name, "is_control": arm.is_control} for arm in plan.sweep.arms],
         "confirmation_pictures": confirmation_pictures(plan),
         **{name: asdict(count) for name, count in counts.items()},
@@ -180,5 +196,6 @@ def remaining(
     return {
         "dataset_pictures": total(dataset_pictures(bench, plan.datasets[name]) for name in set(datasets)),
         "training_steps": total(training_steps(bench, plan.runs[name]) for name in set(runs)),
-        "pictures": total(pictures(bench, plan.draws[name], split) for name, split in set(draws)),
+        "pictures": total(pictures(bench, plan.draws[name], split) for name, split in set(draws))
+        + total(looks(bench, name) for name in set(runs)),
     }

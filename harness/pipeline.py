@@ -4,19 +4,22 @@ What is made is in `stages.py`, how work is spread in `execution/`, what is read
 A task is a plain function of a plan and a store: it runs in this process under a debugger, or anywhere.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, get_args
 
+from harness.asking import next_round, with_remembered_points
 from harness.bench import Bench, Event, Kind
 from harness.collect import collect
+from harness.decisions import Decisions, Look, as_decided, steps_of_looks
 from harness.errors import HarnessError, StageError
 from harness.events import Events
 from harness.finished import mark, marked
 from harness.inventory import planned_passes
+from harness.probe import look_at, up_to
 from harness.results import Results
 from harness.results.stats import select_best
-from harness.spec.expand import Draw, Plan, Trial
+from harness.spec.expand import Draw, Plan, TrainingRun, Trial, expand
 from harness.spec.packing import planned_packs
 from harness.stage import explaining_lack_of_room, write_json
 from harness.stages import (
@@ -70,6 +73,16 @@ class Executor(Protocol):
         """Perform all tasks and wait for them. Progress goes to `bench.report`, in this process."""
         ...
 
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        """Perform tasks of one training run each, look by look (`climb`), under the sweep's scheduler.
+
+        What it decides is added to `decisions`; a task that is stopped has not failed.
+        """
+        ...
+
+
+Announce = Callable[[str, Sequence[Task], Bench], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRun:
@@ -102,7 +115,32 @@ def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
     return failed
 
 
-def attempt(task: Task, bench: Bench) -> Outcome:
+def climb(task: Task, bench: Bench, tell: Callable[[Look], None]) -> dict[str, HarnessError]:
+    """Perform a task of one training run, and tell what it has come to at each look of the scheduler.
+
+    What ends at a look is drawn and scored before it is told. `tell` does not return where it is stopped.
+    """
+    (run_id,) = task.runs
+    draws = list(task.draws)
+    for step in steps_of_looks(bench.plan, run_id):
+        so_far = up_to(bench, run_id, step)
+        ended = [pair for pair in draws if steps_of(bench.plan.draws[pair[0]]) <= step]
+        if failed := perform(replace(task, draws=tuple(ended)), so_far):
+            return failed
+        draws = [pair for pair in draws if pair not in ended]
+        tell(look_at(so_far, run_id, step))
+    return perform(replace(task, draws=tuple(draws)), bench)
+
+
+def steps_of(draw: Draw) -> int:
+    """The steps after which the last of its adapters is trained."""
+    return max((adapter.steps or 0 for adapter in draw.adapters), default=0)
+
+
+Performing = Callable[[Task, Bench], dict[str, HarnessError]]
+
+
+def attempt(task: Task, bench: Bench, perform: Performing = perform) -> Outcome:
     """Perform a task and say how it ended; what no retry can mend is an outcome, all else is raised."""
     try:
         failed = perform(task, bench)
@@ -130,62 +168,120 @@ def run_sweep(
     bench: Bench,
     executor: Executor,
     *,
-    announce: Callable[[str, Sequence[Task]], None],
+    announce: Announce,
     publish: Callable[[Results], bool],
 ) -> SweepRun:
     """Carry a sweep to its end from wherever it is.
 
-    `announce` hears what starts; `publish` gets tables, and says whether all has been shown.
+    `announce` hears what starts: the stage, its tasks, and the bench with the plan that they are of.
+    `publish` gets tables, and says whether all has been shown.
     """
-    plan, workspace = bench.plan, bench.workspace
-    events = Events(workspace, plan.sweep.name)
-    bench = _noting(bench, events)
-    outcomes: list[Outcome] = []
-
-    def carry_out(stage: str, tasks: Sequence[Task]) -> None:
-        with surveyed(plan, workspace):
-            open_tasks = [task for task in tasks if not satisfied(task, bench)]
-            if open_tasks:
-                announce(stage, open_tasks)
-        if open_tasks:
-            outcomes.extend(executor.run(open_tasks, bench))
-            workspace.look_again()
-            if bench.stop():
-                events.add("stopped", 1)
-            bench.go_on()
-
-    def carry_out_trials() -> Results:
-        compute, workers = plan.sweep.compute, 1
-        if compute.pack == "auto" and any(missing_snapshots(workspace, run) for run in plan.runs.values()):
-            workers = executor.workers(bench)
-        for stage, tasks in trial_stages(plan, workers=workers):
-            carry_out(stage, [task for task in tasks if not _hopeless(task, outcomes)])
-        try:
-            return collect(plan, workspace, failures(outcomes), events.rows())
-        except StageError:
-            damaged = take_away_damaged_tables(bench)
-            if not damaged:
-                raise
-            bench.report("made again", damaged)
-        return carry_out_trials()
-
-    with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
-        if (results := marked(plan, workspace)) is not None:
-            return SweepRun(results=results, outcomes=[])
-        with events.driving():
-            _write_plan(plan, workspace)
-            results = carry_out_trials()
-            shown = publish(results)
+    workspace = bench.workspace
+    with explaining_lack_of_room(workspace.root), workspace.drive(bench.plan.sweep.name):
+        driver = _Driver(bench, executor, announce)
+        if (found := marked(driver.bench.plan, workspace)) is not None:
+            return SweepRun(results=found, outcomes=[])
+        with driver.events.driving():
+            for results in driver.rounds():
+                shown = publish(results)
+            plan, left = driver.bench.plan, driver.decided()
             confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
             with surveyed(plan, workspace):
-                confirmed = all(satisfied(task, bench) for task in confirmation)
+                confirmed = all(satisfied(task, left) for task in confirmation)
             if not confirmed:
-                carry_out("confirmation", confirmation)
-                results = collect(plan, workspace, failures(outcomes), events.rows())
+                driver.carry_out("confirmation", confirmation, left)
+                results = driver.tables()
                 shown = publish(results)
-            if shown and (results.trials["status"] == "completed").all() and not failures(outcomes):
+            ended = results.trials["status"].isin(["completed", "stopped"]).all()
+            if shown and ended and not failures(driver.outcomes):
                 mark(plan, workspace)
-    return SweepRun(results=results, outcomes=outcomes)
+    return SweepRun(results=results, outcomes=driver.outcomes)
+
+
+class _Driver:
+    """Carries out what is missing of a plan, and keeps the outcomes."""
+
+    def __init__(self, bench: Bench, executor: Executor, announce: Announce) -> None:
+        sweep = with_remembered_points(bench.plan.sweep, bench.workspace)
+        self.events = Events(bench.workspace, sweep.name)
+        bench = _noting(bench, self.events)
+        self.bench = bench if sweep is bench.plan.sweep else replace(bench, plan=expand(sweep))
+        self.executor, self.announce = executor, announce
+        self.outcomes: list[Outcome] = []
+
+    def rounds(self) -> Iterator[Results]:
+        """The tables after each round of a search; of any other there is one."""
+        results = None
+        if self.bench.plan.trials:
+            yield (results := self.trials())
+        while (sweep := next_round(self.bench.plan.sweep, results)) is not None:
+            self.bench = replace(self.bench, plan=expand(sweep))
+            yield (results := self.trials())
+
+    def trials(self) -> Results:
+        """Everything before the selection; what the tables are read from and is damaged is made again."""
+        _write_plan(self.bench.plan, self.bench.workspace)
+        left = self.race()
+        for stage, tasks in trial_stages(left.plan, workers=self.workers(left)):
+            self.carry_out(stage, [task for task in tasks if not _hopeless(task, self.outcomes)], left)
+        try:
+            return self.tables()
+        except StageError:
+            damaged = take_away_damaged_tables(self.bench)
+            if not damaged:
+                raise
+            self.bench.report("made again", damaged)
+        return self.trials()
+
+    def workers(self, bench: Bench) -> int:
+        """For how many training runs are packed; nobody is asked where it decides nothing."""
+        runs = bench.plan.runs.values()
+        if bench.plan.sweep.compute.pack != "auto":
+            return 1
+        open_runs = [run for run in runs if missing_snapshots(bench.workspace, run)]
+        return self.executor.workers(bench) if open_runs else 1
+
+    def tables(self) -> Results:
+        """Of what there is."""
+        plan, workspace = self.bench.plan, self.bench.workspace
+        return collect(plan, workspace, failures(self.outcomes), self.events.rows())
+
+    def race(self) -> Bench:
+        """Let the scheduler stop what it will; what is left to do."""
+        bench, plan = self.bench, self.bench.plan
+        decisions = Decisions(plan.sweep, bench.workspace)
+        with surveyed(plan, bench.workspace):
+            open_tasks = [task for task in race_tasks(plan) if not settled(task, bench, decisions)]
+        raced: list[Outcome] = []
+        if open_tasks:
+            self.carry_out("controls", control_tasks(plan), bench)
+            self.announce("race", open_tasks, bench)
+            raced = self.executor.race(open_tasks, bench, decisions)
+            self.note(raced)
+        return self.decided(failed=[outcome.task.runs[0] for outcome in raced if outcome.failed])
+
+    def decided(self, failed: Sequence[str] = ()) -> Bench:
+        """The bench with what is left of the plan, so that nobody trains on what was stopped."""
+        plan = self.bench.plan
+        left = as_decided(plan, Decisions(plan.sweep, self.bench.workspace), failed=failed)
+        return replace(self.bench, plan=left)
+
+    def carry_out(self, stage: str, tasks: Sequence[Task], bench: Bench) -> None:
+        """Those of the tasks that are not done. `bench` has the plan that they are of."""
+        with surveyed(bench.plan, bench.workspace):
+            open_tasks = [task for task in tasks if not satisfied(task, bench)]
+            if open_tasks:
+                self.announce(stage, open_tasks, bench)
+        if open_tasks:
+            self.note(self.executor.run(open_tasks, bench))
+
+    def note(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep them. Raises Interrupted where they came to be because all is to stop."""
+        self.outcomes += outcomes
+        self.bench.workspace.look_again()
+        if self.bench.stop():
+            self.events.add("stopped", 1)
+        self.bench.go_on()
 
 
 def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]], None]) -> Results:
@@ -265,15 +361,30 @@ def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
 
     The longest first, so that no worker is left alone with a long one at the end (Graham 1969).
     """
-    tasks = [
-        Task(
-            name=" ".join(["run", *(run.run_id for run in pack)]),
-            runs=tuple(run.run_id for run in pack),
-            draws=tuple((draw.draw_id, "dev") for run in pack for draw in plan.draws_of_run(run.run_id)),
-        )
-        for pack in planned_packs(plan, workers=workers)
-    ]
+    tasks = [_task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
     return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
+
+
+def race_tasks(plan: Plan) -> list[Task]:
+    """The same, of the runs that a scheduler may stop: each alone."""
+    return [_task_of(plan, [run]) for run_id, run in plan.runs.items() if steps_of_looks(plan, run_id)]
+
+
+def _task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:
+    return Task(
+        name=" ".join(["run", *(run.run_id for run in pack)]),
+        runs=tuple(run.run_id for run in pack),
+        draws=tuple((draw.draw_id, "dev") for run in pack for draw in plan.draws_of_run(run.run_id)),
+    )
+
+
+def settled(task: Task, bench: Bench, decisions: Decisions) -> bool:
+    """True where a task's run was stopped, or has gone through all its looks and has all that it needs."""
+    (run_id,) = task.runs
+    looks = steps_of_looks(bench.plan, run_id)
+    return run_id in decisions.stops or (
+        all(decisions.of(run_id, step) for step in looks) and satisfied(task, bench)
+    )
 
 
 def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:

@@ -53,7 +53,7 @@ def carry_out(
     bench = Bench(plan=plan, workspace=Workspace(address), report=screen.report, stop=stop)
     bench.workspace.check_writable()
 
-    def announce(stage: str, tasks: Sequence[Task]) -> None:
+    def announce(stage: str, tasks: Sequence[Task], bench: Bench) -> None:
         screen.begin(stage, work_of(tasks, bench))
 
     def publish(results: Results) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 from harness.encoded_stages import texts_id, texts_in, texts_of
 from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
+from harness.probe import probes_of_run
 from harness.spec.expand import Plan, TrainingRun, expand
 from harness.spec.sweep import SweepSpec
 from harness.stage import Stage, is_manifest
@@ -224,6 +225,8 @@ class _Needs:
         self.images: dict[str, frozenset[str]] = {}  # by draw
         models = {draw.model for draw in plan.draws.values()}
         self.texts = {texts_id(model): texts_of(plan, model) for model in models}
+        probes = (draw for run_id in plan.runs for draw in probes_of_run(plan, run_id))
+        self.draws = {**plan.draws, **{draw.draw_id: draw for draw in probes}}
 
     def of(self, place: Place) -> bool:
         """True where the sweep needs what is at this place."""
@@ -246,11 +249,11 @@ class _Needs:
                 pictures = self.workspace.images(draw_id, chunk_id)
                 # Pictures that are gone come back the same, and so do their scores.
                 there = bool(pictures.contents())
-                needed = self._of_pictures(pictures) if there else draw_id in self.plan.draws
+                needed = self._of_pictures(pictures) if there else draw_id in self.draws
                 return needed and path.parent.name.startswith(self.metrics)
 
     def _of_pictures(self, chunk: Stage) -> bool:
-        draw = self.plan.draws.get(chunk.path.parent.name)
+        draw = self.draws.get(chunk.path.parent.name)
         if draw is None:
             return False
         if draw.draw_id not in self.images:

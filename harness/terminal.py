@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.decisions import steps_of_looks
 from harness.errors import SpecError
 from harness.estimate import CONFIRMATION, Estimate, Share
 from harness.inventory import Count, runs_of_one_length
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Plan, TrainingRun
 from harness.spec.packing import planned_packs, trained_alone
+from harness.spec.scheduler import FifoScheduler
+from harness.spec.search import OptunaSearch
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -91,6 +94,30 @@ def _drawn(plan: Plan) -> str:
     return (
         f"pictures of an arm: {prompts['dev']} dev and {prompts['test']} test prompts × "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
+
+
+def print_search(plan: Plan) -> None:
+    """How many points a search has asked for; nothing where all are known beforehand."""
+    search = plan.sweep.search
+    if isinstance(search, OptunaSearch):
+        out.print(
+            f"optuna asks for {search.trials} trials, {search.at_once} at once; {len(plan.trials)} are "
+            "asked for so far, and counted",
+            highlight=False,
+        )
+
+
+def print_scheduler(plan: Plan, stopped: int) -> None:
+    """When training runs may be stopped, and how many were; nothing where none can be."""
+    scheduler = plan.sweep.scheduler
+    if isinstance(scheduler, FifoScheduler) or not plan.trials:
+        return
+    steps = sorted({step for run_id in plan.own_runs for step in steps_of_looks(plan, run_id)})
+    out.print(
+        f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
+        f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",
+        highlight=False,
     )
 
 

@@ -208,8 +208,9 @@ def _job(bench: Bench, model: "Model", segment: Segment, failed: dict[str, Harne
 
 
 def _until(run: TrainingRun, snapshots: tuple[int, ...]) -> TrainingRun:
-    """The run up to the last of these snapshots."""
-    training = run.training.model_validate({**run.training.model_dump(), "steps": snapshots[-1]})
+    """The run up to the last of these snapshots. A schedule that depends on its length keeps that."""
+    steps = run.training.steps if run.training.schedule.depends_on_length else snapshots[-1]
+    training = run.training.model_validate({**run.training.model_dump(), "steps": steps})
     return replace(run, training=training, snapshots=snapshots)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from harness import results
 from harness.bench import Bench
+from harness.decisions import Decisions
 from harness.execution.local import LocalExecutor
 from harness.models.spec import SdxlModel
 from harness.pipeline import Outcome, SweepRun, Task, control_tasks, run_sweep, run_trial, trial_tasks
@@ -93,6 +94,9 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
 
         def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
             raise AssertionError(f"asked to run {tasks}")
+
+        def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+            raise AssertionError(f"asked to race {tasks}")
 
     bench = Bench(plan=plan, workspace=Workspace(root), report=Made())
     again = run_sweep(bench, Refusing(), announce=lambda *_: None, publish=lambda _: True)

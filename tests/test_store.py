@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from harness.bench import Bench
+from harness.decisions import Decisions
 from harness.errors import WorkspaceError
 from harness.estimate import Estimate, estimated
 from harness.execution.local import LocalExecutor
@@ -307,6 +308,9 @@ class Interrupted:
         make(bench.workspace.dataset("x1"))
         collect_garbage(bench.workspace, delete=True)
         raise KeyboardInterrupt
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        raise AssertionError("no scheduler was asked for")
 
 
 def test_a_sweep_keeps_what_it_makes_before_it_has_tables(workspace: Workspace, plan: Plan) -> None:

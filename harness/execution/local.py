@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.bench import Bench
+from harness.decisions import Decisions
 from harness.errors import SpecError
 from harness.execution.deadline import exception_after
 from harness.pipeline import Outcome, Task, attempt
+from harness.spec.scheduler import FifoScheduler
 
 
 class LocalExecutor:
@@ -17,7 +19,16 @@ class LocalExecutor:
         return 1
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-        """Perform all tasks. Raises SpecError where one training run is to take several processes."""
+        """Perform all tasks.
+
+        Raises SpecError where one training run is to take several processes, or runs are to be compared on
+        their way: one after the other, the first would have nothing to be compared with.
+        """
+        if not isinstance(bench.plan.sweep.scheduler, FifoScheduler):
+            raise SpecError(
+                f"scheduler: {bench.plan.sweep.scheduler.kind} compares runs that are trained side by side, "
+                "and needs --executor ray; leave --executor local out, or set scheduler.kind=fifo"
+            )
         if bench.plan.sweep.compute.training_workers > 1:
             raise SpecError(
                 "compute: several processes that train one trial need --executor ray; "
@@ -34,6 +45,10 @@ class LocalExecutor:
             ) as error:  # the trial's boundary: recorded here, and shown as a row with its reason
                 outcomes.append(Outcome(task=task, reason=f"{type(error).__name__}: {error}"))
         return outcomes
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        """Raises SpecError, as `run` does."""
+        return self.run(tasks, bench)
 
 
 def _attempt(task: Task, bench: Bench) -> Outcome:

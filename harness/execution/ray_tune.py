@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import ray
 from ray import tune
 
 from harness.bench import Bench, Event, Kind
+from harness.decisions import Decisions, Look
 from harness.execution.cluster import (
     at_once,
     check_it_fits,
@@ -33,10 +34,11 @@ from harness.execution.cluster import (
 from harness.execution.data_parallel import train_on_workers
 from harness.execution.deadline import end_of_process_after, too_long
 from harness.execution.losses import NODE_LOSSES, Losses
+from harness.execution.schedulers import LOOK, Judge
 from harness.execution.shared import check_all_nodes_see
 from harness.execution.spec import ComputeSpec
 from harness.execution.stopping import Asked, Stopping
-from harness.pipeline import Outcome, Task, attempt
+from harness.pipeline import Outcome, Performing, Task, attempt, climb, perform
 
 REPORT_EVERY_SECONDS = 2.0
 OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over
@@ -68,14 +70,25 @@ class RayTuneExecutor:
 
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
+        return self._carry_out(tasks, bench, None)
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        """Perform tasks of one training run each, and stop those that Tune's scheduler says."""
+        outcomes = self._carry_out(tasks, bench, decisions)
+        return [
+            Outcome(task=outcome.task) if outcome.task.runs[0] in decisions.stops else outcome
+            for outcome in outcomes
+        ]
+
+    def _carry_out(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions | None) -> list[Outcome]:
         self._connect(bench)
-        outcomes, lost = _tuned(tasks, bench)
+        outcomes, lost = _tuned(tasks, bench, decisions)
         for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
             if not lost or bench.stop():
                 break
             numbers = sorted(lost)
             bench.report("tried again", len(numbers))
-            again, lost_again = _tuned([tasks[number] for number in numbers], bench)
+            again, lost_again = _tuned([tasks[number] for number in numbers], bench, decisions)
             outcomes.update(zip(numbers, again.values(), strict=True))
             lost = {numbers[number] for number in lost_again}
         return list(outcomes.values())
@@ -88,7 +101,9 @@ class RayTuneExecutor:
             check_all_nodes_see(bench.workspace)
 
 
-def _tuned(tasks: Sequence[Task], bench: Bench) -> tuple[dict[int, Outcome], set[int]]:
+def _tuned(
+    tasks: Sequence[Task], bench: Bench, decisions: Decisions | None
+) -> tuple[dict[int, Outcome], set[int]]:
     """One run of Tune: the outcome of each task by its number, in order; and those that lost nodes ended."""
     compute = bench.plan.sweep.compute
     sign = f"stop {uuid.uuid4().hex}"
@@ -96,10 +111,13 @@ def _tuned(tasks: Sequence[Task], bench: Bench) -> tuple[dict[int, Outcome], set
     with _storage(bench) as storage:
         overtime = Path(storage) / OVERTIME
         tuner = tune.Tuner(
-            _trainable(tasks, replace(bench, stop=Asked(sign)), compute, notes=overtime),
+            _trainable(
+                tasks, replace(bench, stop=Asked(sign)), compute, notes=overtime, looks=decisions is not None
+            ),
             param_space={"task": tune.grid_search(list(range(len(tasks))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once(tasks, compute),
+                scheduler=None if decisions is None else Judge(bench.plan, decisions),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -116,7 +134,7 @@ def _tuned(tasks: Sequence[Task], bench: Bench) -> tuple[dict[int, Outcome], set
     return dict(enumerate(outcomes)), losses.left
 
 
-def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path) -> Any:
+def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path, looks: bool) -> Any:
     several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
@@ -126,7 +144,8 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, not
         tasks, bench = _opened(carried)
         progress = _Batched()
         equipped = replace(bench, report=progress.add, trainer=trainer)
-        outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]))
+        performing = partial(climb, tell=progress.tell) if looks else perform
+        outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]), performing)
         ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
         tune.report({"progress": dict(progress.counts), **ended})
 
@@ -146,14 +165,14 @@ def _opened(carried: bytes) -> tuple[list[Task], Bench]:
     return opened
 
 
-def _attempt(task: Task, bench: Bench, note: Path) -> Outcome:
+def _attempt(task: Task, bench: Bench, note: Path, performing: Performing) -> Outcome:
     """Within its time, if there is a limit: else this process ends, and Tune starts another."""
     minutes = bench.plan.sweep.compute.timeout_minutes
     if minutes is None:
-        return attempt(task, bench)
+        return attempt(task, bench, performing)
     with end_of_process_after(minutes, note) as deadline, deadline.running():
         workspace = bench.workspace.while_waiting(deadline.paused)
-        return attempt(task, replace(bench, workspace=workspace))
+        return attempt(task, replace(bench, workspace=workspace), performing)
 
 
 def _overtime(compute: ComputeSpec, notes: Path, task: int) -> str | None:
@@ -174,9 +193,17 @@ class _Batched:
     def add(self, kind: Kind | Event, count: int) -> None:
         self.counts[kind] += count
         if time.monotonic() - self.handed_over > REPORT_EVERY_SECONDS:
-            tune.report({"progress": dict(self.counts), "ended": False})
-            self.counts.clear()
-            self.handed_over = time.monotonic()
+            self._hand_over({})
+
+    def tell(self, look: Look) -> None:
+        """Hand over what a run has come to. Does not return where the driver stops it: the thread ends."""
+        self._hand_over({LOOK: astuple(look)})  # Tune flattens mappings
+
+    def _hand_over(self, more: dict[str, Any]) -> None:
+        counts = dict(self.counts)
+        self.counts.clear()
+        self.handed_over = time.monotonic()
+        tune.report({"progress": counts, "ended": False, **more})
 
 
 def _silent(kind: Kind | Event, count: int) -> None:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from harness.bench import Bench
+from harness.decisions import Decisions
 from harness.pipeline import Executor, Outcome, Task
 
 
@@ -32,6 +33,10 @@ class RayWhenNeeded:
     def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
         """Perform all tasks."""
         return self._needed().run(tasks, bench)
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        """Perform tasks of one training run each, and stop those that the scheduler says."""
+        return self._needed().race(tasks, bench, decisions)
 
     def _needed(self) -> Executor:
         if self._executor is None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from harness.report.wording import axis_value, decimals_for
+from harness.results.objectives import front, gains
+from harness.spec.search import OptunaSearch
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -137,8 +139,23 @@ class Study:
 
     @property
     def search(self) -> str:
-        """How the trials were chosen: grid or random."""
+        """How the trials were chosen: grid, random or optuna."""
         return str(self.sweep.get("search", {}).get("kind", "grid"))
+
+    @cached_property
+    def pareto_front(self) -> list[str]:
+        """The trials that none beats in all of a search's objectives; empty where it has but one."""
+        if self.search != "optuna":
+            return []
+        objectives = OptunaSearch.model_validate(self.sweep["search"]).objectives
+        if len(objectives) < 2:
+            return []
+        return front(gains(self.results.trials, self.results.summary, objectives))
+
+    @property
+    def scheduler(self) -> str:
+        """What may have stopped training runs: fifo (nothing), asha or median."""
+        return str(self.sweep.get("scheduler", {}).get("kind", "fifo"))
 
     @cached_property
     def axes(self) -> list[str]:

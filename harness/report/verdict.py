@@ -110,6 +110,9 @@ def _facts(study: Study, main: Contrast) -> list[str]:
         )
     else:
         facts.append(_only_one(study, label))
+    if study.pareto_front:
+        labels = [study.labels[trial_id] for trial_id in study.pareto_front]
+        facts.append(f"On the Pareto front of the search's objectives, on dev prompts: {listed(labels)}.")
     facts.append(_measured(main, decimals))
     if study.split == "test" and dev is not None and dev.difference is not None:
         facts.append(_shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1))
@@ -257,9 +260,10 @@ def _power(main: Contrast) -> list[str]:
 
 def _losses(study: Study) -> list[str]:
     found = []
-    failed, missing = study.n_trials("failed"), study.n_trials("missing")
-    if failed or missing:
-        parts = [f"{failed} failed"] * bool(failed) + [f"{missing} did not run"] * bool(missing)
+    failed, missing, stopped = (study.n_trials(status) for status in ("failed", "missing", "stopped"))
+    if failed or missing or stopped:
+        parts = [f"{stopped} were stopped early by {study.scheduler}"] * bool(stopped)
+        parts += [f"{failed} failed"] * bool(failed) + [f"{missing} did not run"] * bool(missing)
         found.append(f"Of {count(study.n_trials(), 'trial')}, {listed(parts)}; they were not in the running.")
     scores = study.results.scores
     lost = int(scores["value"].isna().sum())

@@ -70,6 +70,28 @@ def summarise(
     return typed(table.sort_values(nesting)[SUMMARY.names], SUMMARY)
 
 
+def mean_difference(
+    images: pd.DataFrame, scores: pd.DataFrame, *, arm: str, control: str, metric: str
+) -> float | None:
+    """One draw − another on a metric: the mean over prompts of each prompt's mean difference over its seeds.
+
+    Null where they have no pair with both scores. Raises StageError where the pictures of a pair did not
+    start from the same latents.
+    """
+    grid = Grid.build(images, scores, metrics=[metric])
+    cells_C = np.arange(len(grid.cells))
+    arm_K, control_K = (grid.rows(pd.Series([draw])) for draw in (arm, control))
+    grid.check_latents(arm_K, control_K, cells_C)
+    means = prompt_means(
+        grid.values(arm_K, cells_C)[:, 0],
+        grid.values(control_K, cells_C)[:, 0],
+        pd.factorize(grid.cells["prompt_id"])[0],
+        sign_K=np.ones(1),
+    )
+    found = float(_mean_of_prompts(means.difference_NK)[0])
+    return found if np.isfinite(found) else None
+
+
 def select_best(summary: pd.DataFrame, analysis: AnalysisSpec) -> str | None:
     """The trial that is best on dev prompts: primary metric, mean difference to `analysis.control`.
 

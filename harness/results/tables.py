@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import StageError, WorkspaceError
 
-SCHEMA_VERSION = "2"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "3"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -36,7 +36,7 @@ TRIALS = _schema(  # one row per trial; before `config` one column per axis, nul
     "trials",
     trial_id=pa.string(),
     index=pa.int64(),
-    status=pa.string(),  # completed, failed or missing
+    status=pa.string(),  # completed, stopped (by the scheduler), failed or missing
     reason=pa.string(),  # why it is not completed; where it is, what to beware of
     run_id=pa.string(),
     dataset_id=pa.string(),

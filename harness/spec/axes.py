@@ -4,7 +4,6 @@ An axis that varies nothing is the worst fault a sweep can have, so all of it is
 """
 
 import functools
-import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError
@@ -25,9 +24,10 @@ from harness.spec.points import (
     applied,
     apply_axes,
     base_trial,
-    decided_by,
+    corners,
     look_up,
     order_of,
+    require_enough_points,
     trial_points,
 )
 from harness.spec.search import Axis, ConditionalValues, GridSearch, ValueRange, conditions, values_of
@@ -94,6 +94,7 @@ def checked_axes(sweep: SweepSpec) -> dict[str, Any]:
 
 def check_trials(sweep: SweepSpec) -> None:
     """Every point makes a trial, and no two the same one, as two names for one recipe would."""
+    require_enough_points(sweep)
     seen: dict[str, dict[str, Any]] = {}
     try:
         for point, spec in trial_points(sweep):
@@ -205,7 +206,7 @@ def _validated(sweep: SweepSpec) -> dict[str, Any]:
     base, order = base_trial(sweep), order_of(sweep.axes)
     values = {name: list(values_of(axis)) for name, axis in sweep.axes.items()}
     found: list[str] = []
-    for indices in _combinations(sweep):
+    for indices in corners(sweep):
         chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
         point = applied(sweep.axes, order, base, chosen)
         at = {name: _place(name, sweep.axes[name], indices[name]) for name in point}
@@ -220,41 +221,6 @@ def _validated(sweep: SweepSpec) -> dict[str, Any]:
                 values[name][indices[name]] = functools.reduce(operator.getitem, name.split("."), trial)
     _raise_if(iter(found))
     return {name: _with_values(axis, values[name]) for name, axis in sweep.axes.items()}
-
-
-def _combinations(sweep: SweepSpec) -> Iterator[dict[str, int]]:
-    """The numbers of the values that are tried together: all of a grid; else each pair of two axes' values.
-
-    With a pair goes what the two axes' conditions ask for, so that they are applied.
-    """
-    places = {name: range(len(values_of(axis))) for name, axis in sweep.axes.items()}
-    if isinstance(sweep.search, GridSearch):
-        for indices in itertools.product(*places.values()):
-            yield dict(zip(places, indices, strict=True))
-        return
-    for one, other in itertools.combinations_with_replacement(places, 2):
-        for i, j in itertools.product(places[one], places[other]):
-            chosen = {
-                **dict.fromkeys(places, 0),
-                **_enabling(sweep.axes, one),
-                **_enabling(sweep.axes, other),
-            }
-            yield {**chosen, one: i, other: j}
-
-
-def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
-    """For each axis that decides whether this one is applied, the first value under which it is."""
-    chosen: dict[str, int] = {}
-    for field, allowed in conditions(axes[name]).items():
-        for other in decided_by(name, axes):
-            inner = field.removeprefix(other).removeprefix(".")
-            if field != other and not field.startswith(f"{other}."):
-                continue
-            for index, value in enumerate(values_of(axes[other])):
-                if (look_up(value, inner) if inner else value) in allowed:
-                    chosen |= {**_enabling(axes, other), other: index}
-                    break
-    return chosen
 
 
 def _line(fault: Fault, at: Mapping[str, str], raw: Mapping[str, Any]) -> str:

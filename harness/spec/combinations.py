@@ -12,16 +12,19 @@ from harness.spec.adapter import TextualInversion
 from harness.spec.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
 from harness.spec.expand import adapter_trial
 from harness.spec.messages import faults
-from harness.spec.points import trial_points
-from harness.spec.sweep import SweepSpec
+from harness.spec.objective import LossObjective, ProbeObjective
+from harness.spec.points import sample_trials
+from harness.spec.scheduler import FifoScheduler
+from harness.spec.search import OptunaSearch
+from harness.spec.sweep import Objective, SweepSpec
 from harness.spec.training import CAPTION
 from harness.spec.trial import TrialSpec
 
 
 def check_combinations(sweep: SweepSpec) -> None:
     """Raise SpecError, one line per fault, where something could not be done or would do nothing."""
-    found = [*_sampler(sweep), *_compute(sweep)]
-    for _, spec in trial_points(sweep):
+    found = [*_sampler(sweep), *_compute(sweep), *_search(sweep), *_scheduler(sweep)]
+    for spec in sample_trials(sweep):
         found += _captions(spec, "training.prompt")
         found += _model(sweep, spec)
         for arm in sweep.arms:
@@ -42,7 +45,7 @@ def _sampler(sweep: SweepSpec) -> Iterator[str]:
 
 def _compute(sweep: SweepSpec) -> Iterator[str]:
     workers = sweep.compute.training_workers
-    trials = [spec.training for _, spec in trial_points(sweep)]
+    trials = [spec.training for spec in sample_trials(sweep)]
     sections = [*trials, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
     rows = min(section.batch_size * section.gradient_accumulation for section in sections)
     if rows < workers:
@@ -50,6 +53,60 @@ def _compute(sweep: SweepSpec) -> Iterator[str]:
             f"compute: {workers} processes train one trial, and a step has {rows} rows for them "
             "(training.batch_size × gradient_accumulation); give it more, or lower workers_per_trial"
         )
+
+
+def _search(sweep: SweepSpec) -> Iterator[str]:
+    if not isinstance(sweep.search, OptunaSearch):
+        return
+    for place, objective in enumerate(sweep.search.objectives):
+        yield from _objective(sweep, objective, f"search.objectives[{place}]")
+        if objective in sweep.search.objectives[:place]:
+            yield f"search.objectives[{place}]: is given twice"
+
+
+def _scheduler(sweep: SweepSpec) -> Iterator[str]:
+    scheduler = sweep.scheduler
+    if isinstance(scheduler, FifoScheduler):
+        return
+    if not any(scheduler.looks(spec.training.steps) for spec in sample_trials(sweep)):
+        yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
+    if sweep.compute.training_workers > 1:
+        yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
+    yield from _objective(sweep, scheduler.objective, "scheduler.objective")
+    if not isinstance(scheduler.objective, ProbeObjective):
+        return
+    dev = [prompt for prompt in sweep.prompts if prompt.split == "dev"]
+    for name, asked, there in (
+        ("prompts", scheduler.objective.prompts, len(dev)),
+        ("seeds", scheduler.objective.seeds, len(sweep.seeds)),
+    ):
+        if asked > there:
+            yield f"scheduler.objective.{name}: {asked} of {there}; allowed: at most {there}"
+    meant = sweep.meant(scheduler.objective)
+    for arm in sweep.arms:
+        apart = [adapter for adapter in arm.adapters if adapter.recipe is not None]
+        if apart and arm.name in (getattr(meant, "arm", None), getattr(meant, "control", None)):
+            yield (
+                f"scheduler.objective: {arm.name} is drawn with an adapter that is trained apart, and each "
+                "look would wait for it; choose arms with the trial's own adapter, a file's, or none"
+            )
+
+
+def _objective(sweep: SweepSpec, objective: Objective, where: str) -> Iterator[str]:
+    """What a trial is judged by exists and has a better direction."""
+    meant = sweep.meant(objective)
+    if isinstance(meant, LossObjective):
+        if any(spec.training.holdout == 0 for spec in sample_trials(sweep)):
+            yield f"{where}: validation_loss needs training.holdout in every trial: pictures kept from it"
+        return
+    allowed: dict[str, list[str]] = {
+        "metric": [metric.kind for metric in sweep.metrics if metric.higher_is_better is not None],
+        "arm": [arm.name for arm in sweep.arms if not arm.is_control],
+        "control": [arm.name for arm in sweep.arms if arm.is_control],
+    }
+    for name, names in allowed.items():
+        if getattr(meant, name) not in names:
+            yield f"{where}.{name}: {getattr(meant, name)} cannot be compared; allowed: {', '.join(names)}"
 
 
 def _captions(spec: TrialSpec, where: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,11 @@ class Plan:
         return tuple(draw for draw in self.draws.values() if draw.draw_id not in trained)
 
     @cached_property
+    def own_runs(self) -> frozenset[str]:
+        """The runs that trials are snapshots of; shams and other arms' adapters are not among them."""
+        return frozenset(trial.run_id for trial in self.trials)
+
+    @cached_property
     def trials_ending_with(self) -> Counter[str]:
         """How many trials have all their own pictures once a draw is done."""
         own = [arm.name for arm in self.sweep.arms if not arm.is_control]
@@ -152,6 +157,19 @@ class Plan:
     def cells(self, draw: Draw, split: str) -> tuple[Cell, ...]:
         """The pictures of a draw on one split of the prompts."""
         return tuple(cells(draw, self.sweep.prompts, self.sweep.seeds, split))
+
+
+def draw_at(draw: Draw, steps: int) -> Draw:
+    """The same draw with the trained adapters as they were after so many steps."""
+    adapters = (a if a.run_id is None else replace(a, steps=steps) for a in draw.adapters)
+    return _identified(replace(draw, adapters=tuple(adapters)))
+
+
+def _identified(draw: Draw) -> Draw:
+    """The draw with the id of what decides its pictures."""
+    parts = {f.name: getattr(draw, f.name) for f in fields(draw) if f.name not in ("draw_id", "arm")}
+    adapters = [adapter.identity for adapter in draw.adapters]
+    return replace(draw, draw_id=fingerprint("draw", **{**parts, "adapters": adapters}))
 
 
 def prompt_id(prompt: str) -> str:
@@ -263,12 +281,8 @@ class _Builder:
             "merge": arm.merge,
         }
         adapters = tuple(self._adapter(spec, adapter) for adapter in arm.adapters)
-        identity = [adapter.identity for adapter in adapters]
-        draw_id = fingerprint("draw", model=spec.model, adapters=identity, **parts)
-        self.draws.setdefault(
-            draw_id, Draw(draw_id=draw_id, arm=arm.name, model=spec.model, adapters=adapters, **parts)
-        )
-        return draw_id
+        draw = _identified(Draw(draw_id="", arm=arm.name, model=spec.model, adapters=adapters, **parts))
+        return self.draws.setdefault(draw.draw_id, draw).draw_id
 
     def _adapter(self, spec: TrialSpec, adapter: ArmAdapter) -> DrawAdapter:
         run_id = steps = None

@@ -13,7 +13,7 @@ from harness.spec.combinations import check_combinations
 from harness.spec.expand import adapter_trial
 from harness.spec.local_files import with_local_files
 from harness.spec.messages import faults
-from harness.spec.points import trial_points
+from harness.spec.points import sample_trials
 from harness.spec.prompt_files import read_prompts, with_split
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
@@ -47,7 +47,7 @@ def _loaded(raw: dict[str, Any], folder: Path) -> SweepSpec:
     check_axes_as_written(raw.get("axes"))
     sweep = _validated(raw)
     sweep = SweepSpec.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
-    sweep = with_local_files(sweep, folder)
+    sweep = with_local_files(sweep, folder).with_meant_objectives()
     check_trials(sweep)
     check_combinations(sweep)
     _check_prompt_lengths(sweep)
@@ -123,7 +123,7 @@ def _check_prompt_lengths(sweep: SweepSpec) -> None:
     """No text is longer than a model's tokenizer takes; the rest of it would be dropped without a word."""
     from harness.models.prompts import check_prompt_lengths
 
-    specs = [spec for _, spec in trial_points(sweep)]
+    specs = list(sample_trials(sweep))
     for model in dict.fromkeys(spec.model for spec in specs):
         for where, texts in _texts(sweep, [spec for spec in specs if spec.model == model]).items():
             try:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from harness.errors import SpecError
 from harness.models.spec import ModelSpec
 from harness.spec.messages import show
-from harness.spec.points import trial_points
+from harness.spec.points import sample_trials
 from harness.spec.sweep import SweepSpec
 
 Content = dict[str, Any]
@@ -153,7 +153,7 @@ def _check_digests(sweep: SweepSpec, fill: _Fill) -> None:
     varied = [name for name in sweep.axes if name.startswith("model.")]
     if not varied:
         return
-    for _, spec in trial_points(sweep):
+    for spec in sample_trials(sweep):
         if fill.digest(spec.model.model_dump(mode="json")) != spec.model.digest:
             raise SpecError(
                 f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"

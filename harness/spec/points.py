@@ -12,7 +12,15 @@ from random import Random
 from typing import Any
 
 from harness.errors import SpecError
-from harness.spec.search import Axis, GridSearch, RandomSearch, ValueRange, conditions, values_of
+from harness.spec.search import (
+    Axis,
+    GridSearch,
+    OptunaSearch,
+    RandomSearch,
+    ValueRange,
+    conditions,
+    values_of,
+)
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
 
@@ -26,12 +34,22 @@ def trial_points(sweep: SweepSpec) -> Iterator[tuple[Point, TrialSpec]]:
     """Each point and the trial it makes. In a grid the last axis is the fastest.
 
     Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
-    of a finished model. Raises pydantic.ValidationError where a value is not allowed, SpecError where a
-    search asks for more points than there are.
+    of a finished model. Raises pydantic.ValidationError where a value is not allowed.
     """
     base = base_trial(sweep)
     for point in points(sweep, base):
         yield point, TrialSpec.model_validate(apply_axes(base, point))
+
+
+def sample_trials(sweep: SweepSpec) -> Iterator[TrialSpec]:
+    """Trials to look for faults in: all there are, and where more are to come, the corners of those."""
+    for _, spec in trial_points(sweep):
+        yield spec
+    if isinstance(sweep.search, OptunaSearch):
+        base, order = base_trial(sweep), order_of(sweep.axes)
+        for indices in corners(sweep):
+            chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
+            yield TrialSpec.model_validate(apply_axes(base, applied(sweep.axes, order, base, chosen)))
 
 
 def points(sweep: SweepSpec, base: Mapping[str, Any]) -> Iterator[Point]:
@@ -46,30 +64,40 @@ def points(sweep: SweepSpec, base: Mapping[str, Any]) -> Iterator[Point]:
                 if key_of(point) not in seen:
                     seen.add(key_of(point))
                     yield point
-        case RandomSearch() as search:
-            yield from _random_points(sweep.axes, order, base, search)
+        case RandomSearch(trials=trials, seed=seed):
+            yield from itertools.islice(random_points(sweep.axes, base, seed=seed), trials)
+        case OptunaSearch(points=asked_for):
+            yield from asked_for
 
 
-def _random_points(
-    axes: Mapping[str, Axis], order: list[str], base: Mapping[str, Any], search: RandomSearch
-) -> Iterator[Point]:
+def require_enough_points(sweep: SweepSpec) -> None:
+    """Raise SpecError where a search is to try more points than there are."""
+    if isinstance(sweep.search, GridSearch):
+        return
+    asked, base = sweep.search.trials, base_trial(sweep)
+    there = sum(1 for _ in itertools.islice(random_points(sweep.axes, base, seed=sweep.search.seed), asked))
+    if there < asked:
+        raise SpecError(
+            f"search.trials: {asked} are asked for, and the axes have {there} points; "
+            f"allowed: at most {there}, or more values"
+        )
+
+
+def random_points(axes: Mapping[str, Axis], base: Mapping[str, Any], *, seed: int) -> Iterator[Point]:
+    """Different points as the seed has them, until there seem to be no more."""
+    order = order_of(axes)
     seen: set[str] = set()
     misses = 0
     for number in itertools.count():
-        if len(seen) == search.trials:
-            return
         # A generator for each value: another axis, or one value more of it, moves no other axis' values.
-        chosen = {name: _drawn(axis, Random(f"{search.seed} {number} {name}")) for name, axis in axes.items()}
+        chosen = {name: _drawn(axis, Random(f"{seed} {number} {name}")) for name, axis in axes.items()}
         point = applied(axes, order, base, chosen)
         if key_of(point) not in seen:
             misses = 0
             seen.add(key_of(point))
             yield point
         elif (misses := misses + 1) > MISSES * (1 + len(seen)):
-            raise SpecError(
-                f"search.trials: {search.trials} are asked for, and the axes have {len(seen)} points; "
-                f"allowed: at most {len(seen)}, or more values"
-            )
+            return
 
 
 def _drawn(axis: Axis, generator: Random) -> Any:
@@ -80,8 +108,7 @@ def _drawn(axis: Axis, generator: Random) -> Any:
     low, high = axis.low, axis.high
     if axis.step is not None:
         places = math.floor((high - low) / axis.step + 1e-9) + 1
-        value = low + int(share * places) * axis.step
-        return value if axis.whole else float(f"{value:.12g}")
+        return fitted(axis, low + int(share * places) * axis.step)
     if axis.whole and not axis.log:
         return low + int(share * (high - low + 1))
     value = math.exp(math.log(low) + share * math.log(high / low)) if axis.log else low + share * (high - low)
@@ -89,10 +116,10 @@ def _drawn(axis: Axis, generator: Random) -> Any:
 
 
 def fitted(axis: ValueRange, value: float) -> int | float:
-    """A number of the range as a trial has it: whole, or of four significant digits."""
+    """A number of the range as a trial has it: whole, or of four significant digits if it has no step."""
     if axis.whole:
         return min(max(round(value), int(axis.low)), int(axis.high))
-    return min(max(float(f"{value:.4g}"), axis.low), axis.high)
+    return min(max(float(f"{value:.{4 if axis.step is None else 12}g}"), axis.low), axis.high)
 
 
 def key_of(point: Point) -> str:
@@ -134,6 +161,41 @@ def applied(
 def holds(axis: Axis, raw: Mapping[str, Any]) -> bool:
     """True where everything that the axis' `when` names has one of its values."""
     return all(look_up(raw, name) in allowed for name, allowed in conditions(axis).items())
+
+
+def corners(sweep: SweepSpec) -> Iterator[dict[str, int]]:
+    """The numbers of the values that are checked together: all of a grid; else each pair of two axes' values.
+
+    With a pair goes what the two axes' conditions ask for, so that they are applied.
+    """
+    places = {name: range(len(values_of(axis))) for name, axis in sweep.axes.items()}
+    if isinstance(sweep.search, GridSearch):
+        for indices in itertools.product(*places.values()):
+            yield dict(zip(places, indices, strict=True))
+        return
+    for one, other in itertools.combinations_with_replacement(places, 2):
+        for i, j in itertools.product(places[one], places[other]):
+            chosen = {
+                **dict.fromkeys(places, 0),
+                **_enabling(sweep.axes, one),
+                **_enabling(sweep.axes, other),
+            }
+            yield {**chosen, one: i, other: j}
+
+
+def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
+    """For each axis that decides whether this one is applied, the first value under which it is."""
+    chosen: dict[str, int] = {}
+    for field, allowed in conditions(axes[name]).items():
+        for other in decided_by(name, axes):
+            inner = field.removeprefix(other).removeprefix(".")
+            if field != other and not field.startswith(f"{other}."):
+                continue
+            for index, value in enumerate(values_of(axes[other])):
+                if (look_up(value, inner) if inner else value) in allowed:
+                    chosen |= {**_enabling(axes, other), other: index}
+                    break
+    return chosen
 
 
 def look_up(raw: Mapping[str, Any], dotted: str) -> Any:

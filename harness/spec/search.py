@@ -1,10 +1,11 @@
-"""How the trials of a sweep are chosen from its axes: all of them, or some at random."""
+"""How the trials of a sweep are chosen from its axes: all, some at random, or those Optuna asks for."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from harness.spec.base import Frozen
+from harness.spec.objective import ContrastObjective, LossObjective
 
 AxisValues = Annotated[tuple[Any, ...], Field(min_length=1)]
 Number = int | float
@@ -68,7 +69,27 @@ class RandomSearch(Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-SearchSpec = Annotated[GridSearch | RandomSearch, Field(discriminator="kind")]
+SearchObjective = Annotated[ContrastObjective | LossObjective, Field(discriminator="kind")]
+
+
+class OptunaSearch(Frozen):
+    """Points asked of Optuna's TPE (Bergstra et al. 2011; of several objectives, Ozaki et al. 2022)."""
+
+    kind: Literal["optuna"]
+    trials: Annotated[int, Field(ge=1)]
+    at_once: Annotated[
+        int, Field(ge=1, description="points of a round: each is asked for knowing all before")
+    ] = 4
+    seed: Annotated[int, Field(ge=0)] = 0
+    objectives: Annotated[
+        tuple[SearchObjective, ...], Field(min_length=1, description="several: a Pareto front")
+    ] = (ContrastObjective(),)
+    points: Annotated[
+        tuple[dict[str, Any], ...], Field(description="asked for so far; filled in while the sweep is run")
+    ] = ()
+
+
+SearchSpec = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="kind")]
 
 
 def values_of(axis: Axis) -> tuple[Any, ...]:

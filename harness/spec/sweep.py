@@ -1,6 +1,6 @@
 """A sweep: one frozen description of what is varied, drawn, scored and compared."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,9 @@ from harness.recipes.spec import RecipeSpec
 from harness.spec.adapter import AdapterSpec, LowRankAdapter
 from harness.spec.base import HOW, Frozen, Name, Text
 from harness.spec.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
-from harness.spec.search import Axis, GridSearch, SearchSpec
+from harness.spec.objective import ContrastObjective, LossObjective
+from harness.spec.scheduler import FifoScheduler, SchedulerSpec
+from harness.spec.search import Axis, GridSearch, OptunaSearch, SearchSpec
 from harness.spec.training import TrainingSpec
 
 
@@ -31,6 +33,8 @@ class WandbTracking(Frozen):
     images_per_trial: Annotated[int, Field(ge=0, le=100)] = 4
 
 
+Objective = ContrastObjective | LossObjective
+AnyObjective = TypeVar("AnyObjective", bound=Objective)
 TrackingSpec = Annotated[NoTracking | WandbTracking, Field(discriminator="kind")]
 
 
@@ -49,6 +53,7 @@ class SweepSpec(Frozen):
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     axes: dict[str, Axis] = Field(default_factory=dict)
     search: SearchSpec = Field(default_factory=GridSearch)
+    scheduler: SchedulerSpec = Field(default_factory=FifoScheduler)
     arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -57,6 +62,33 @@ class SweepSpec(Frozen):
     analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
     tracking: Annotated[TrackingSpec, HOW] = Field(default_factory=NoTracking)
     compute: Annotated[ComputeSpec, HOW] = Field(default_factory=ComputeSpec)
+
+    def meant(self, objective: AnyObjective) -> AnyObjective:
+        """The objective with what it leaves to the sweep filled in."""
+        if isinstance(objective, LossObjective):
+            return objective
+        own = next(arm.name for arm in self.arms if not arm.is_control)
+        given = {
+            "metric": objective.metric or self.analysis.primary,
+            "arm": objective.arm or own,
+            "control": objective.control or self.analysis.control,
+        }
+        return objective.model_copy(update=given)
+
+    def with_meant_objectives(self) -> "SweepSpec":
+        """The sweep with its search's objectives as they are meant, for whoever reads its tables."""
+        if not isinstance(self.search, OptunaSearch):
+            return self
+        meant = tuple(map(self.meant, self.search.objectives))
+        search = self.search.model_copy(update={"objectives": meant})
+        return self.model_copy(update={"search": search})
+
+    def more_is_better(self, objective: Objective) -> bool:
+        """The direction of an objective that `check_combinations` let pass."""
+        meant = self.meant(objective)
+        if isinstance(meant, LossObjective):
+            return False
+        return next(bool(m.higher_is_better) for m in self.metrics if m.kind == meant.metric)
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSpec":

@@ -197,7 +197,7 @@ def test_a_random_search_applies_conditions_too(tmp_path: Path) -> None:
         (
             {},
             {"kind": "randm"},
-            "search.kind: randm is not known; did you mean random? allowed: grid, random",
+            "search.kind: randm is not known; did you mean random? allowed: grid, optuna, random",
         ),
     ],
 )

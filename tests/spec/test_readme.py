@@ -16,7 +16,9 @@ from harness.spec.adapter import LowRankAdapter, TextualInversion
 from harness.spec.base import Frozen
 from harness.spec.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
 from harness.spec.messages import kinds_of
-from harness.spec.search import ConditionalValues, RandomSearch, ValueRange
+from harness.spec.objective import ContrastObjective, ProbeObjective
+from harness.spec.scheduler import AshaScheduler, MedianScheduler
+from harness.spec.search import ConditionalValues, OptunaSearch, RandomSearch, ValueRange
 from harness.spec.sweep import SweepSpec, WandbTracking
 from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
@@ -28,6 +30,11 @@ SECTIONS: dict[str, type[Frozen]] = {
     "axes: conditional values": ConditionalValues,
     "axes: ranges": ValueRange,
     "search: random": RandomSearch,
+    "search: optuna": OptunaSearch,
+    "search: objective": ContrastObjective,
+    "scheduler: asha": AshaScheduler,
+    "scheduler: median": MedianScheduler,
+    "scheduler: contrast": ProbeObjective,
     "model: emoji": EmojiModel,
     "model: sdxl": SdxlModel,
     "recipe: keywords": KeywordsRecipe,
@@ -67,12 +74,15 @@ def tables() -> dict[str, dict[str, str]]:
 
 def default_of(spec: type[Frozen], name: str) -> Any:
     field = spec.model_fields[name]
-    value = field.get_default(call_default_factory=True, validated_data={})
+    return _as_stated(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def _as_stated(value: Any) -> Any:
     if isinstance(value, Frozen):
         return value.model_dump(mode="json", exclude_defaults=True, exclude={"kind"}) or value.model_dump(
             include={"kind"}
         )
-    return list(value) if isinstance(value, tuple) else value
+    return [_as_stated(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 def test_every_section_has_a_table_and_no_more() -> None:

@@ -1,0 +1,76 @@
+"""Ray Tune's own early stopping, told of the looks of former calls.
+
+Tune's schedulers keep what they know in memory, under ids of Tune's. Ours are told of each look under the
+training run's own id, those remembered first, so a sweep that is run again goes on with the same knowledge.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+from harness.decisions import Decision, Decisions, Look
+from harness.spec.expand import Plan
+from harness.spec.scheduler import AshaScheduler, MedianScheduler, StoppingScheduler
+
+LOOK = "look"  # in what a worker reports
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Stands for Tune's trial in what its schedulers are asked."""
+
+    trial_id: str
+
+
+class Judge(FIFOScheduler):
+    """Starts trials in order, and stops those that Tune's rule says are to be stopped at a look."""
+
+    def __init__(self, plan: Plan, decisions: Decisions) -> None:
+        """Everything decided so far is told to the rule again, whose answers stand already."""
+        super().__init__()
+        scheduler = plan.sweep.scheduler
+        assert isinstance(scheduler, StoppingScheduler)
+        last = max(plan.runs[run_id].snapshots[-1] for run_id in plan.own_runs)
+        self.rule, self.decisions = _rule(scheduler, last), decisions
+        self.sign = 1.0 if plan.sweep.more_is_better(scheduler.objective) else -1.0
+        self.known: set[str] = set()
+        for decision in decisions.made.values():
+            self._ask(decision.look)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop or go on. A look that was decided before (its worker was lost) is answered as then."""
+        if LOOK not in result:
+            return str(FIFOScheduler.CONTINUE)
+        look = Look(*result[LOOK])
+        decision = self.decisions.of(look.run_id, look.step)
+        if decision is None:
+            decision = Decision(look=look, stopped=self._ask(look))
+            self.decisions.add(decision)
+        return str(FIFOScheduler.STOP if decision.stopped else FIFOScheduler.CONTINUE)
+
+    def _ask(self, look: Look) -> bool:
+        """What the rule says. A run without a value is not compared, and goes on."""
+        if look.value is None:
+            return False
+        run = _Run(look.run_id)
+        if look.run_id not in self.known:
+            self.known.add(look.run_id)
+            self.rule.on_trial_add(None, run)
+        result = {"step": look.step, "gain": self.sign * look.value}
+        return bool(self.rule.on_trial_result(None, run, result) == FIFOScheduler.STOP)
+
+
+def _rule(scheduler: StoppingScheduler, last: int) -> Any:
+    asked = {"time_attr": "step", "metric": "gain", "mode": "max"}
+    match scheduler:
+        case AshaScheduler(grace=grace, reduction_factor=factor):
+            return AsyncHyperBandScheduler(**asked, max_t=last, grace_period=grace, reduction_factor=factor)
+        case MedianScheduler(grace=grace, min_runs=runs):
+            return MedianStoppingRule(
+                **asked,
+                grace_period=grace,
+                min_samples_required=runs,
+                min_time_slice=math.inf,  # else it would pause runs, which then begin again
+            )

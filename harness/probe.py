@@ -1,0 +1,112 @@
+"""Looking at a training run on its way: some of its pictures against the control's, or its held-out loss.
+
+What is drawn are ordinary pictures of the store: a trial that ends at that step, or another look, finds them.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+
+from harness.bench import Bench
+from harness.decisions import Look, steps_of_looks
+from harness.results.stats import mean_difference
+from harness.spec.expand import Cell, Draw, Plan, cells, draw_at
+from harness.spec.objective import ProbeObjective
+from harness.spec.scheduler import FifoScheduler
+from harness.stages import (
+    IMAGES,
+    SCORES,
+    TRAINING_RECORD,
+    ensure_pictures,
+    ensure_scores,
+    metric_name,
+    read_parquet,
+)
+
+
+def look_at(bench: Bench, run_id: str, step: int) -> Look:
+    """What the run has come to at this step, of which there must be a snapshot."""
+    objective = _objective(bench.plan)
+    if not isinstance(objective, ProbeObjective):
+        return _loss(bench, run_id, step)
+    arm, control = probe_draws(bench.plan, run_id, step)
+    wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
+    for draw in (control, arm):
+        ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+        while not ensure_scores(bench, draw):
+            ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+    images = pd.concat([_drawn(bench, draw) for draw in (arm, control)])
+    images = images[images["image_id"].isin([cell.image_id for cell in wanted])].assign(split="dev")
+    scores = pd.concat([_scores(bench, draw, str(objective.metric)) for draw in (arm, control)])
+    value = mean_difference(
+        images.reset_index(drop=True),
+        scores[scores["image_id"].isin(images["image_id"])].reset_index(drop=True),
+        arm=arm.draw_id,
+        control=control.draw_id,
+        metric=str(objective.metric),
+    )
+    reason = "no pair of pictures has both scores" if value is None else None
+    return Look(run_id=run_id, step=step, value=value, reason=reason)
+
+
+def probe_draws(plan: Plan, run_id: str, step: int) -> tuple[Draw, Draw]:
+    """The arm with the run's snapshot at this step, and the control; neither needs other training."""
+    objective = _objective(plan)
+    assert isinstance(objective, ProbeObjective)
+    trial = next(trial for trial in plan.trials if trial.run_id == run_id)
+    arm, control = (plan.draws[trial.draws[str(name)]] for name in (objective.arm, objective.control))
+    return draw_at(arm, step), control
+
+
+def probe_cells(plan: Plan, draw: Draw) -> tuple[Cell, ...]:
+    """The pictures of a draw that a look is at."""
+    objective = _objective(plan)
+    assert isinstance(objective, ProbeObjective)
+    dev = [prompt for prompt in plan.sweep.prompts if prompt.split == "dev"]
+    return tuple(cells(draw, tuple(dev[: objective.prompts]), plan.sweep.seeds[: objective.seeds], "dev"))
+
+
+def probes_of_run(plan: Plan, run_id: str) -> Iterator[Draw]:
+    """What is drawn of a run at its looks alone, where they are at pictures."""
+    if not isinstance(_objective(plan), ProbeObjective):
+        return
+    for step in steps_of_looks(plan, run_id):
+        draw, _ = probe_draws(plan, run_id, step)
+        if draw.draw_id not in plan.draws:
+            yield draw
+
+
+def up_to(bench: Bench, run_id: str, step: int) -> Bench:
+    """The same work with a run that ends at this step."""
+    run = bench.plan.runs[run_id]
+    snapshots = tuple(sorted({step, *(before for before in run.snapshots if before < step)}))
+    runs = {**bench.plan.runs, run_id: replace(run, snapshots=snapshots)}
+    return replace(bench, plan=replace(bench.plan, runs=runs))
+
+
+def _objective(plan: Plan) -> object:
+    scheduler = plan.sweep.scheduler
+    return None if isinstance(scheduler, FifoScheduler) else plan.sweep.meant(scheduler.objective)
+
+
+def _drawn(bench: Bench, draw: Draw) -> pd.DataFrame:
+    chunks = bench.workspace.image_chunks(draw.draw_id)
+    return pd.concat([read_parquet(chunk, IMAGES) for chunk in chunks])
+
+
+def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
+    spec = next(spec for spec in bench.plan.sweep.metrics if spec.kind == metric)
+    chunks = bench.workspace.image_chunks(draw.draw_id)
+    stages = [bench.workspace.scores(metric_name(spec), chunk) for chunk in chunks]
+    return pd.concat([read_parquet(stage, SCORES) for stage in stages])
+
+
+def _loss(bench: Bench, run_id: str, step: int) -> Look:
+    record = json.loads(bench.workspace.snapshot(run_id, step).read(TRAINING_RECORD))
+    value = dict(record["validation"] or []).get(step)
+    reason = (
+        None if value is not None else "its held-out loss was not taken there"
+    )  # a mere checkpoint before
+    return Look(run_id=run_id, step=step, value=value, reason=reason)

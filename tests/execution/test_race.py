@@ -1,0 +1,246 @@
+"""Runs that are compared on their way: who is stopped, what is remembered, what a stopped row says."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.bench import Bench
+from harness.decisions import DECISIONS, Decision, Decisions, Look
+from harness.errors import SpecError
+from harness.execution import make_executor
+from harness.execution.schedulers import LOOK, Judge
+from harness.models.spec import SdxlModel
+from harness.pipeline import Outcome, SweepRun, Task, attempt, climb, run_sweep
+from harness.spec.expand import Plan
+from harness.workspace import Workspace
+from tests.execution.carrying import Display, assert_same
+from tests.sweeps import small_plan
+
+# In the order of their held-out losses after 2 steps: 0.52650, 0.52675, 0.52677.
+RATES = [0.003, 0.001, 1e-05]
+ASHA = {"kind": "asha", "grace": 2, "reduction_factor": 2, "objective": {"kind": "validation_loss"}}
+ARMS = [
+    {"name": "placebo", "negative": "wrong"},
+    {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.0}]},
+]
+
+
+class OneAfterTheOther:
+    """Carries tasks out here, and asks the judge as Tune would; `looks` are ended by Ctrl-C after so many."""
+
+    def __init__(self, looks: int | None = None) -> None:
+        self.looks, self.raced = looks, list[str]()
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        return [attempt(task, bench) for task in tasks]
+
+    def workers(self, bench: Bench) -> int:
+        return 1
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        judge = Judge(bench.plan, decisions)
+        self.raced += [task.runs[0] for task in tasks]
+        return [self.perform(task, bench, judge) for task in tasks]
+
+    def perform(self, task: Task, bench: Bench, judge: Judge) -> Outcome:
+        try:
+            return attempt(task, bench, partial(climb, tell=partial(self.tell, judge)))
+        except StopIteration:
+            return Outcome(task=task)
+
+    def tell(self, judge: Judge, look: Look) -> None:
+        if self.looks == 0:
+            raise KeyboardInterrupt
+        self.looks = None if self.looks is None else self.looks - 1
+        if judge.on_trial_result(None, None, {LOOK: astuple(look)}) == Judge.STOP:
+            raise StopIteration
+
+
+def racing_plan(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "training": {"batch_size": 2, "steps": 5, "holdout": 1},
+        "axes": {"training.learning_rate": RATES, "training.steps": [2, 5]},
+        "arms": ARMS,
+        "scheduler": ASHA,
+        **changes,
+    }
+    return small_plan(folder, model, clip, **settings)
+
+
+def carry_out(plan: Plan, root: Path, executor: OneAfterTheOther) -> tuple[SweepRun, Counter[str]]:
+    display = Display()
+    bench = Bench(plan=plan, workspace=Workspace(root), report=display.report)
+    done = run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: False)
+    return done, display.counts
+
+
+def steps_in_store(plan: Plan, root: Path, rate: float) -> list[int]:
+    run_id = next(t.run_id for t in plan.trials if t.params["training.learning_rate"] == rate)
+    return list(Workspace(root).snapshots(run_id))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
+    return racing_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> tuple[Path, SweepRun, Counter[str]]:
+    root = tmp_path_factory.mktemp("raced")
+    return root, *carry_out(plan, root, OneAfterTheOther())
+
+
+def test_a_stopped_trial_is_a_row_without_numbers(raced: tuple[Path, SweepRun, Counter[str]]) -> None:
+    _, done, _ = raced
+    trials = done.results.trials
+    points = zip(trials["training.learning_rate"], trials["training.steps"], strict=True)
+    assert dict(zip(points, trials["status"], strict=True)) == {
+        (0.003, 2): "completed",
+        (0.003, 5): "completed",
+        (0.001, 2): "completed",  # what ends where its run was stopped is complete
+        (0.001, 5): "stopped",
+        (1e-05, 2): "completed",
+        (1e-05, 5): "stopped",
+    }
+    stopped = trials[(trials["training.learning_rate"] == 0.001) & (trials["training.steps"] == 5)].iloc[0]
+    assert stopped["reason"].startswith("stopped by asha at step 2: validation loss ")
+    assert stopped[["adapter_path", "final_loss", "validation_loss", "train_seconds"]].isna().all()
+    rows = done.results.summary[done.results.summary["trial_id"] == stopped["trial_id"]]
+    assert len(rows) and rows["mean_difference"].isna().all() and (rows["n_pairs"] == 0).all()
+    assert rows["reason"].str.contains("stopped by asha").all()
+    assert not done.results.images["trial_id"].eq(stopped["trial_id"]).any()
+    assert not [outcome for outcome in done.outcomes if outcome.failed]
+
+
+def test_nothing_is_trained_or_drawn_beyond_a_stop(
+    raced: tuple[Path, SweepRun, Counter[str]], plan: Plan
+) -> None:
+    root, _, made = raced
+    assert steps_in_store(plan, root, 0.003)[-1] == 5
+    assert steps_in_store(plan, root, 0.001) == steps_in_store(plan, root, 1e-05) == [2]
+    assert made["training_steps"] == 5 + 2 + 2
+
+
+def test_a_second_run_asks_nobody(raced: tuple[Path, SweepRun, Counter[str]], plan: Plan) -> None:
+    root, first, _ = raced
+    executor = OneAfterTheOther()
+    again, made = carry_out(plan, root, executor)
+    assert not executor.raced and not again.outcomes and not made
+    pd.testing.assert_frame_equal(again.results.trials, first.results.trials)
+
+
+def test_another_run_is_compared_with_those_of_before(
+    raced: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    root, _, _ = raced
+    axes = {"training.learning_rate": [*RATES, 1.001e-05], "training.steps": [2, 5]}
+    more, executor = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes), OneAfterTheOther()
+    _, made = carry_out(more, root, executor)
+    assert len(executor.raced) == 1
+    assert made["training_steps"] == 2  # alone it would have gone on: there would be nothing to compare with
+
+
+def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
+    raced: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path
+) -> None:
+    _, undisturbed, all_made = raced
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(plan, tmp_path, OneAfterTheOther(looks=3))  # two of the first run, one of the second
+    again, made = carry_out(plan, tmp_path, OneAfterTheOther())
+    assert made["training_steps"] < all_made["training_steps"]
+    assert_same(again.results, undisturbed.results)
+    columns = ["trial_id", "status", "reason"]
+    pd.testing.assert_frame_equal(again.results.trials[columns], undisturbed.results.trials[columns])
+
+
+def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_snapshot(
+    plan: Plan, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    carry_out(plan, tmp_path / "ws", OneAfterTheOther())
+    whole = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler={"kind": "fifo"})
+    done, made = carry_out(whole, tmp_path / "ws", OneAfterTheOther())
+    assert set(done.results.trials["status"]) == {"completed"}
+    assert made["training_steps"] == 3 + 3
+
+
+def test_a_look_at_pictures_sees_what_the_summary_says(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    """At a step where a trial ends, with all dev prompts and seeds, they are the same number."""
+    objective = {"kind": "contrast", "prompts": 2, "seeds": 2}
+    scheduler = {"kind": "median", "grace": 2, "every": 1, "min_runs": 1, "objective": objective}
+    plan = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler=scheduler)
+    done, _ = carry_out(plan, tmp_path / "ws", OneAfterTheOther())
+    rows = json.loads((tmp_path / "ws" / "sweeps" / "small" / DECISIONS).read_text())["decisions"]
+    assert len({row["run_id"] for row in rows}) == 3
+    summary = done.results.summary.query("metric == 'clip_score' and split == 'dev'").set_index("trial_id")
+    looks = {(row["run_id"], row["step"]): row["value"] for row in rows}
+    ended = [trial for trial in plan.trials if trial.spec.training.steps == 2]
+    for trial in ended:
+        assert looks[trial.run_id, 2] == pytest.approx(summary.loc[trial.trial_id, "mean_difference"])
+    assert {step for _, step in looks} == {2, 3, 4}
+    own = done.results.images.query("split == 'dev' and trial_id.notna()")
+    kept = done.results.trials.query("status == 'completed'")
+    assert len(own) == len(kept) * 4  # and none of the pictures that only a look was at
+
+
+def test_a_cosine_run_keeps_its_schedule_where_it_is_looked_at(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    cosine = {"schedule": {"kind": "cosine"}, "learning_rate": 0.01}
+    changes: dict[str, Any] = {
+        "training": {"batch_size": 2, "steps": 4, "holdout": 1, **cosine},
+        "axes": {"training.seed": [0]},
+    }
+    plans = [
+        racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler=scheduler, **changes)
+        for scheduler in (ASHA, {"kind": "fifo"})
+    ]
+    finished = [
+        carry_out(plan, tmp_path / str(number), OneAfterTheOther())[0] for number, plan in enumerate(plans)
+    ]
+    assert_same(finished[0].results, finished[1].results)
+
+
+def test_a_loop_cannot_race(plan: Plan, tmp_path: Path) -> None:
+    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
+    with (
+        make_executor("local") as workers,
+        pytest.raises(SpecError, match=r"asha compares runs .* --executor local out"),
+    ):
+        run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
+
+
+def test_a_judge_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path) -> None:
+    runs = list(plan.own_runs)
+    decisions = Decisions(plan.sweep, Workspace(tmp_path))
+    (tmp_path / "sweeps" / "small").mkdir(parents=True)
+    decisions.add(Decision(look=Look(run_id=runs[0], step=2, value=0.5), stopped=False))
+    for value, expected in ((0.4, Judge.CONTINUE), (0.6, Judge.STOP)):
+        judge = Judge(plan, Decisions(plan.sweep, Workspace(tmp_path)))
+        look = Look(run_id=f"new {value}", step=2, value=value)
+        assert judge.on_trial_result(None, None, {LOOK: astuple(look)}) == expected
+        other = Look(run_id=runs[0], step=2, value=99.0)  # a worker that was lost tells it again
+        assert judge.on_trial_result(None, None, {LOOK: astuple(other)}) == Judge.CONTINUE
+
+
+@pytest.mark.slow
+def test_tune_stops_what_the_rule_says(plan: Plan, tmp_path: Path) -> None:
+    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=Display().report)
+    with make_executor("ray") as workers:
+        done = run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
+    decisions = Decisions(plan.sweep, Workspace(tmp_path))
+    assert not [outcome for outcome in done.outcomes if outcome.failed]
+    assert decisions.stops
+    trials = done.results.trials
+    stopped = trials["run_id"].isin(decisions.stops) & (trials["training.steps"] == 5)
+    assert (trials["status"] == stopped.map({True: "stopped", False: "completed"})).all()
+    for run_id in decisions.stops:
+        assert list(Workspace(tmp_path).snapshots(run_id)) == [2]
