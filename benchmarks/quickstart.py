@@ -1,5 +1,7 @@
 """The quickstart's 8 trials against the naive way, in one run: `python -m benchmarks.quickstart`.
 
+With `--sweep benchmarks/sixteen.yaml` the 16 trials of that sweep, which are trained in packs.
+
 The naive way is one process per trial, one after the other, each in a store of its own with nothing in it: it
 makes its training pictures, trains its own steps, trains and draws its own controls, draws and scores. It is
 `harness trial` on a sweep of that trial alone, so each of these is as fast as the harness makes it. The
@@ -65,11 +67,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", action="append", default=[], help="as of harness run, for a smaller one")
+    parser.add_argument("--sweep", type=Path, default=QUICKSTART, help="another sweep")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seconds = {
-            "one process per trial": naive(QUICKSTART, given.set, Path(folder)),
-            "harness": shared(QUICKSTART, given.set, Path(folder)),
+            "one process per trial": naive(given.sweep, given.set, Path(folder)),
+            "harness": shared(given.sweep, given.set, Path(folder)),
         }
     plain = seconds["one process per trial"]
     rows = [

@@ -17,9 +17,11 @@ def test_a_seed_more_is_eight_trials_more() -> None:
     assert [prompt.split for prompt in plan.sweep.prompts] == ["dev"] * 3 + ["test"] * 3
 
 
-def test_the_naive_way_has_a_sweep_for_each_trial_of_the_quickstart() -> None:
-    whole = expand(load_sweep(QUICKSTART))
-    plans = [expand(load_sweep(QUICKSTART, own)) for own in quickstart.trials(QUICKSTART)]
+@pytest.mark.parametrize("sweep", [QUICKSTART, Path("benchmarks/sixteen.yaml")], ids=["quickstart", "sixteen"])
+def test_the_naive_way_has_a_sweep_for_each_trial(sweep: Path) -> None:
+    whole = expand(load_sweep(sweep))
+    plans = [expand(load_sweep(sweep, own)) for own in quickstart.trials(sweep)]
+    assert len(plans) == len(whole.trials) > 1
     assert [plan.trials[0].trial_id for plan in plans] == [trial.trial_id for trial in whole.trials]
     assert all(len(plan.trials) == 1 for plan in plans)
 
