@@ -18,7 +18,6 @@ from harness.storage.storage import Waiting
 from harness.storage.survey import Survey
 
 TOPS = ("datasets", "latents", "texts", "adapters", "images", "scores")
-PARENTS = ("latents/", "texts/", "adapters/", "images/")  # whose folders have few stages each
 SMALL = 4 * 2**20  # bytes: such files are read many at once, into memory
 AT_ONCE = 256
 SURVEY_SECONDS = 60.0  # for so long a look serves again, where nothing was dispatched since
@@ -64,12 +63,9 @@ class RemoteStorage:
         """Names of the folders in this one, sorted."""
         if self._surveying and self._survey is not None and name.partition("/")[0] in TOPS:
             return self._survey.folders(name)
-        if name.startswith(PARENTS):  # one listing says what is finished, too
-            look = Survey(self.bucket.find(name))
-            self._seen.update(look.finished())
-            return look.folders(name)
-        # Not the bucket's own word for it: some servers still know of folders that are empty.
-        return Survey(self.bucket.find(name)).folders(name) if name not in TOPS else self.bucket.folders(name)
+        look = Survey(self.bucket.find(name))  # one listing says what is finished, too
+        self._seen.update(look.finished())
+        return look.folders(name)
 
     @contextmanager
     def survey(self) -> Iterator[None]:
