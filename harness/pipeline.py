@@ -238,8 +238,9 @@ class _Driver:
         runs = bench.plan.runs.values()
         if bench.plan.sweep.compute.pack != "auto":
             return 1
-        open_runs = [run for run in runs if missing_snapshots(bench.workspace, run)]
-        return self.executor.workers(bench) if open_runs else 1
+        with surveyed(bench.plan, bench.workspace):
+            is_open = any(missing_snapshots(bench.workspace, run) for run in runs)
+        return self.executor.workers(bench) if is_open else 1
 
     def tables(self) -> Results:
         """Of what there is."""
