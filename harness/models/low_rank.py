@@ -145,6 +145,6 @@ def _start(sites: Sequence[_Site], trial: int, adapter: LowRankAdapter, seed: in
         state[f"{site.prefix}.lora_A.weight"] = down
         state[f"{site.prefix}.lora_B.weight"] = torch.zeros(outputs, adapter.rank, *[1] * (len(inputs) - 1))
         if adapter.kind == "dora":
-            weight_OX = site.module.weight.detach().float().cpu().flatten(1)
+            weight_OX = site.module.weight.detach().float().flatten(1)
             state[f"{site.prefix}.lora_magnitude_vector"] = torch.linalg.vector_norm(weight_OX, dim=1)
     return state

@@ -1,7 +1,7 @@
 """What to do when an accelerator's memory runs out.
 
 The figures are of full-size SDXL at 1024 px in bf16, counted by `python -m benchmarks.memory` on the meta
-device: 6.5 GiB of base, and for each picture of a batch 7.3 GiB of activations, 0.5 with checkpointing.
+device: 6.5 GiB of base, and for each picture of a batch 5.3 GiB of activations, 0.5 with checkpointing.
 """
 
 from harness.models.spec import ModelSpec
@@ -14,7 +14,7 @@ def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:
     training, ways = run.training, []
     if not checkpointing:
         ways.append(
-            "compute.gradient_checkpointing: true (SDXL at 1024 px: 0.5 GiB instead of 7.3 for each picture "
+            "compute.gradient_checkpointing: true (SDXL at 1024 px: 0.5 GiB instead of 5.3 for each picture "
             "of a batch)"
         )
     if training.batch_size > 1:
@@ -35,11 +35,11 @@ def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:
 def _smaller_adapters(adapter: LowRankAdapter) -> list[str]:
     ways = []
     if adapter.kind == "dora":
-        ways.append("adapter.kind: lora (3.6 GiB less)")
+        ways.append("adapter.kind: lora (1.2 GiB less)")
     if adapter.targets != ("attention",):
-        ways.append("adapter.targets: [attention] (up to 2.9 GiB less)")
+        ways.append("adapter.targets: [attention] (up to 1.4 GiB less)")
     if adapter.rank > 1:
-        ways.append(f"a lower adapter.rank than {adapter.rank} (1 GiB from 64 to 8)")
+        ways.append(f"a lower adapter.rank than {adapter.rank} (1.1 GiB from 64 to 8)")
     return ways
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import makespan, overhead, quickstart, resume
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
 from benchmarks.simulation import Cluster, lower_bound
@@ -10,6 +12,8 @@ from harness.spec.expand import expand
 from harness.spec.load import load_sweep
 from harness.workspace import Workspace
 
+SIXTEEN = Path(quickstart.__file__).with_name("sixteen.yaml")
+
 
 def test_a_seed_more_is_eight_trials_more() -> None:
     plan = expand(load_sweep(QUICKSTART, overrides(name="many", seeds=2, prompts=3)))
@@ -17,7 +21,7 @@ def test_a_seed_more_is_eight_trials_more() -> None:
     assert [prompt.split for prompt in plan.sweep.prompts] == ["dev"] * 3 + ["test"] * 3
 
 
-@pytest.mark.parametrize("sweep", [QUICKSTART, Path("benchmarks/sixteen.yaml")], ids=["quickstart", "sixteen"])
+@pytest.mark.parametrize("sweep", [QUICKSTART, SIXTEEN], ids=["quickstart", "sixteen"])
 def test_the_naive_way_has_a_sweep_for_each_trial(sweep: Path) -> None:
     whole = expand(load_sweep(sweep))
     plans = [expand(load_sweep(sweep, own)) for own in quickstart.trials(sweep)]
