@@ -17,6 +17,7 @@ from harness.spec.expand import TrainingRun
 from harness.training import train
 from harness.training.checkpoint import Checkpoint
 from harness.training.member import Job
+from tests.models.tiny import tiny_spec
 from tests.training.runs import make_run, same, write_pictures
 
 LORA = LowRankAdapter(rank=4)
@@ -151,6 +152,26 @@ def test_packed_runs_equal_those_alone_after_100_steps(emoji: Model, pictures: P
         )
         assert apart <= 1e-5 * size
         assert one.losses == pytest.approx(other.losses, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_in_half_precision_a_pack_differs_no_more_than_another_batch_size(tiny_folder: Path, pictures: Path):
+    """Rounding alone: that of a pack is no larger than that of the same rows in passes of another size."""
+    spec = tiny_spec(tiny_folder, refiner=False).model_copy(update={"precision": "bf16"})
+    half = load_model(spec, device="cpu")
+    beside = make(half, ["rslora", "wide", "dora"], snapshots=(8,))
+    whole = {"run": make_run(half, adapter=LORA, batch_size=2, snapshots=(8,))}
+    halves = {"run": make_run(half, adapter=LORA, batch_size=1, gradient_accumulation=2, snapshots=(8,))}
+    alone, other, packed = (
+        torch.cat([tensor.flatten() for tensor in made.saved["run"][8].adapter.values()])
+        for made in (
+            Together(half, pictures).train(whole, at_once=1),
+            Together(half, pictures).train(halves, at_once=1),
+            Together(half, pictures).train({**whole, **beside}, at_once=4),
+        )
+    )
+    assert 0 < (other - alone).norm()
+    assert (packed - alone).norm() <= (other - alone).norm()
 
 
 @needs_avx512
