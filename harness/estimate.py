@@ -23,6 +23,8 @@ from harness.pipeline import Task, confirm_tasks, trial_stages
 from harness.probe import probe_cells, probes_of_run
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
+from harness.spec.search import OptunaSearch
+from harness.spec.sweep import SweepSpec
 from harness.stage import is_manifest
 from harness.stages import draw_facts, missing_pictures
 from harness.workspace import Place, PlaceKind, Workspace
@@ -109,12 +111,17 @@ def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
     return Estimate(
         shares=shares,
         seconds=seconds if known else None,
-        complete=not any(share.untimed for share in shares.values()),
+        complete=all_asked_for(bench.plan.sweep) and not any(share.untimed for share in shares.values()),
         workers=workers(compute),
         workers_are_told=compute.max_concurrent is not None,
         cpu_hours=process_seconds * compute.cpus_per_trial / 3600,
         gpu_hours=process_seconds * compute.gpus_per_trial / compute.training_workers / 3600,
     )
+
+
+def all_asked_for(sweep: SweepSpec) -> bool:
+    """False where a search will ask for trials that nobody knows yet."""
+    return not isinstance(sweep.search, OptunaSearch) or len(sweep.search.points) == sweep.search.trials
 
 
 def workers(compute: ComputeSpec) -> int:

@@ -262,7 +262,7 @@ def _losses(study: Study) -> list[str]:
     found = []
     failed, missing, stopped = (study.n_trials(status) for status in ("failed", "missing", "stopped"))
     if failed or missing or stopped:
-        parts = [f"{stopped} were stopped early by {study.scheduler}"] * bool(stopped)
+        parts = [f"{stopped} stopped early by {study.scheduler}"] * bool(stopped)
         parts += [f"{failed} failed"] * bool(failed) + [f"{missing} did not run"] * bool(missing)
         found.append(f"Of {count(study.n_trials(), 'trial')}, {listed(parts)}; they were not in the running.")
     scores = study.results.scores

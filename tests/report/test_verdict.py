@@ -100,6 +100,29 @@ def test_no_completed_trial_gives_no_verdict(tmp_path: Path) -> None:
     assert found.headline == "No verdict: none of 8 trials was completed."
 
 
+def test_stopped_trials_are_told_apart_from_failed_ones(study: Study) -> None:
+    trials = study.results.trials
+    stopped = trials.assign(status=trials["status"].replace("failed", "stopped"))
+    sweep = {**study.sweep, "scheduler": {"kind": "asha"}}
+    found = verdict(Study(replace(study.results, trials=stopped, sweep=sweep)))
+    line = "Of 12 trials, 1 stopped early by asha; they were not in the running."
+    assert line in found.cautions
+
+
+def test_the_front_of_several_objectives_is_named(study: Study) -> None:
+    contrast = {"kind": "contrast", "arm": "wrong_lora", "control": "placebo"}
+    objectives = [{**contrast, "metric": metric} for metric in ("aesthetic", "clip_score")]
+    for several, named in ((objectives, True), (objectives[:1], False)):
+        search = {"kind": "optuna", "trials": 12, "objectives": several}
+        searched = Study(replace(study.results, sweep={**study.sweep, "search": search}))
+        lines = [line for line in verdict(searched).facts if line.startswith("On the Pareto front")]
+        assert bool(lines) == named
+        if named:
+            assert searched.selected in searched.pareto_front  # it is the best in one of them
+            assert len(searched.pareto_front) < 11
+            assert searched.labels[searched.selected] in lines[0]
+
+
 CONTRAST = Contrast(
     trial_id="t", arm="a", control="c", metric="m", split="dev", n_prompts=12, n_pairs=24, n_missing=0,
     difference=0.2, low=0.1, high=0.3, confidence=0.95, p=0.01, p_raw=0.01, win_rate=0.7, mean_arm=1.0,
