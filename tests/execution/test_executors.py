@@ -42,7 +42,7 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     assert outcomes[0].reason is not None and "no such run" in outcomes[0].reason
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
-    assert display.counts == {"dataset_pictures": 4}
+    assert display.counts["dataset_pictures"] == 4
 
 
 @pytest.mark.slow

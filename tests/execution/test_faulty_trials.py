@@ -44,8 +44,8 @@ class Faulty(Bench):
 
     def model(self, spec: ModelSpec) -> Model:
         """The model, unless one of the runs with a fault is being trained."""
-        callers = (frame.frame for frame in inspect.stack() if frame.function == "ensure_snapshots")
-        for run_id in [frame.f_locals["run_id"] for frame in callers]:
+        callers = [frame.frame for frame in inspect.stack() if frame.function == "train_segments"]
+        for run_id in [segment.run_id for caller in callers for segment in caller.f_locals["segments"]]:
             if fault := self.faults.get(run_id):
                 self.tries.mkdir(exist_ok=True)
                 (self.tries / f"{fault}-{os.getpid()}-{time.monotonic_ns()}").touch()

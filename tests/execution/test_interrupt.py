@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_stops_at_once(file: Path, tmp_path: Path) -> None:
     command = [HARNESS, "run", str(file), "--executor", "local", "-w", str(tmp_path)]
     process = begin(command, lambda: any(tmp_path.glob("datasets/.tmp-*")))
     press_ctrl_c(process)
-    time.sleep(0.2)
+    time.sleep(0.05)
     press_ctrl_c(process)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command to go on" in said
