@@ -32,9 +32,14 @@ class InvariantLinear(torch.nn.Linear):
 
 
 class InvariantConv2d(torch.nn.Conv2d):
-    """A convolution that always takes oneDNN's kernel, there and back."""
+    """A convolution that always takes oneDNN's kernel, there and back.
+
+    Compiled it is PyTorch's own: torch.compile does not know the kernel, and rounds as it likes anyway.
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super()._conv_forward(input, weight, bias)
         if not torch.is_grad_enabled() or not input.requires_grad or weight.requires_grad:
             return _convolved(input, weight, bias, self.padding, self.stride)
         out: Tensor = _Convolution.apply(input, weight, bias, self.padding, self.stride)
