@@ -28,6 +28,7 @@ from tests.execution.nodes import Nodes, cluster
 NODES = 3
 STEPS, EVERY = 20, 4
 TRIALS = 60
+PAUSE_SECONDS = 30.0, 75.0  # between two kills: a worker takes a while to start on a busy machine
 SWEEP = {
     "name": "soak",
     "question": "Is anything lost or done twice when workers, nodes and drivers are killed?",
@@ -61,7 +62,7 @@ class Soak:
         self.folder, self.nodes = folder, nodes
         self.dice = random.Random(seed)
         self.ends_at = time.monotonic() + minutes * 60
-        self.next_kill = time.monotonic() + 30
+        self.next_kill = time.monotonic() + self.dice.uniform(*PAUSE_SECONDS)
         self.kills: Counter[str] = Counter()
         self.drivers = 0
 
@@ -69,7 +70,7 @@ class Soak:
         """Kill something, where it is time to."""
         if not self.ends_at > time.monotonic() > self.next_kill:
             return
-        (what,) = self.dice.choices(["worker", "node", "driver"], weights=[5, 2, 2])
+        (what,) = self.dice.choices(["worker", "node", "driver"], weights=[6, 2, 1])
         if what == "worker":
             workers = [worker for node in self.nodes.started for worker in node.workers()]
             if not workers:
@@ -84,7 +85,7 @@ class Soak:
         else:
             driver.kill()
         self.kills[what] += 1
-        self.next_kill = time.monotonic() + self.dice.uniform(15, 45)
+        self.next_kill = time.monotonic() + self.dice.uniform(*PAUSE_SECONDS)
 
     def sweep(self, root: Path) -> None:
         """Drive the sweep to its end, starting a driver again whenever one ended early."""
@@ -157,7 +158,7 @@ def main() -> None:
         soak = Soak(folder, nodes, seed=asked.seed, minutes=asked.minutes)
         rows: list[dict[str, str]] = []
         while not rows or time.monotonic() < soak.ends_at:
-            root = folder / f"{len(rows)}"
+            root = folder / f"sweep-{len(rows)}"
             soak.sweep(root)
             rows.append(checked(root, undisturbed))
     print_table(rows, device=None)

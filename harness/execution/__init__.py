@@ -15,6 +15,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
+# A screenful for each lost worker and node, whatever log_to_driver says; the report counts them.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 
 def make_executor(name: ExecutorName, *, address: str | None = None) -> AbstractContextManager["Executor"]:

@@ -29,7 +29,7 @@ class Losses(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune will try it again."""
-        if self._on_a_lost_node(trial):
+        if self._without_fault(trial):
             lost = self._by_trial[trial.trial_id] = self._by_trial.get(trial.trial_id, 0) + 1
             if lost <= NODE_LOSSES:
                 trial.max_failures += 1
@@ -37,18 +37,22 @@ class Losses(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune will not."""
-        if self._on_a_lost_node(trial):
+        if self._without_fault(trial):
             self.left.add(trial.config["task"])
 
-    def _on_a_lost_node(self, trial: Trial) -> bool:
-        """Whether it ended with its node; counts that node once, or the worker where that alone ended."""
+    def _without_fault(self, trial: Trial) -> bool:
+        """Whether it ended with its node; counts that node once, or the worker where Ray names no node.
+
+        A worker that dies alone is known to be dead at once. One that is merely out of reach is on a node
+        that is gone, which Ray notices half a minute later, or behind a network that failed.
+        """
         error = _last_error(trial)
         if not isinstance(error, ray.exceptions.RayActorError):
             return False
         died = DIED.search(str(error))
         if died is None:
             self._report("worker lost", 1)
-            return False
+            return isinstance(error, ray.exceptions.ActorUnavailableError)
         if died[1] not in self._nodes:
             self._nodes.add(died[1])
             self._report("node lost", 1)

@@ -98,7 +98,7 @@ def duration(seconds: float | None) -> str:
 
 
 EVENTS = {
-    "worker lost": "a worker ended unexpectedly or was killed",
+    "worker lost": "a worker was killed, ended by itself or could not be reached",
     "node lost": "a node of the cluster was lost with its workers",
     "tried again": "a task was tried again, from its last checkpoint",
     "made again": "a part of the store was found damaged and made again",

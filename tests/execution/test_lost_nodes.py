@@ -78,7 +78,9 @@ def test_a_node_lost_in_training_while_another_joins(
         disturbed = run(file, tmp_path, "--set", "compute.max_failures=0")
     assert done, "no node was lost, so this shows nothing"
     assert_same(disturbed, undisturbed)
-    assert counted(disturbed) == {"node lost": 1, "tried again": 1}
+    befell = counted(disturbed)
+    assert befell.pop("tried again") == 1
+    assert befell in ({"node lost": 1}, {"worker lost": 1}), "Ray may not know yet that the node is gone"
     resumed = [
         stage.manifest()["facts"]["from_step"]
         for run_id in plan.runs
@@ -92,8 +94,8 @@ def drawing(workspace: Workspace) -> bool:
 
 
 def scoring(workspace: Workspace) -> bool:
-    """All dev pictures of the first control are there, and no score is."""
-    drawn = len(list(workspace.root.glob("images/*/*/manifest.json"))) == 2
+    """All pictures of the first control are there, and no score is."""
+    drawn = len(list(workspace.root.glob("images/*/*/manifest.json"))) == 3
     return drawn and not drawing(workspace) and not any(workspace.root.glob("scores/*/*/manifest.json"))
 
 
