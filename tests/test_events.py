@@ -17,7 +17,9 @@ def test_counts_last_over_calls(tmp_path: Path) -> None:
     (row,) = events.rows()
     assert row["what"] == "worker lost" and row["count"] == 4 and row["first"] <= row["last"]
     (line,) = said([row])
-    assert line.startswith("a worker was killed, ended by itself or could not be reached: 4 times, last at 20")
+    assert line.startswith(
+        "a worker was killed, ended by itself or could not be reached: 4 times, last at 20"
+    )
 
 
 def test_a_driver_that_came_to_no_end_was_lost(tmp_path: Path) -> None:
