@@ -97,11 +97,13 @@ def run_harness(trials: int, folder: Path) -> None:
     from harness.bench import Bench
     from harness.decisions import Decisions
     from harness.execution.ray_tune import RayTuneExecutor
-    from harness.pipeline import Outcome, Task, run_sweep
+    from harness.performing import Outcome
+    from harness.pipeline import run_sweep
     from harness.report import write_report
     from harness.results import Results
     from harness.spec.expand import expand
     from harness.spec.load import load_sweep
+    from harness.tasks import Task
     from harness.workspace import Workspace
 
     class Emptied:

@@ -18,10 +18,10 @@ from benchmarks.machine import print_table
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.watched import WatchedBench
 from harness.execution import make_executor
-from harness.pipeline import Task
 from harness.spec.expand import expand
 from harness.spec.load import load_sweep
 from harness.stage import MANIFEST
+from harness.tasks import Task
 from harness.workspace import Workspace
 
 ONE_AT_A_TIME = "compute.max_concurrent=1"

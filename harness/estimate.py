@@ -19,7 +19,6 @@ from harness.bench import Bench
 from harness.errors import StageError
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count, picture_passes, step_passes
-from harness.pipeline import Task, confirm_tasks, trial_stages
 from harness.probe import probe_cells, probes_of_run
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
@@ -27,6 +26,7 @@ from harness.spec.search import OptunaSearch
 from harness.spec.sweep import SweepSpec
 from harness.stage import is_manifest
 from harness.stages import draw_facts, missing_pictures
+from harness.tasks import Task, confirm_tasks, trial_stages
 from harness.workspace import Place, PlaceKind, Workspace
 
 CONFIRMATION = "confirmation pictures"

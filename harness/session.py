@@ -10,14 +10,16 @@ from rich.markup import escape
 
 from harness import inventory
 from harness.bench import Bench, Kind
+from harness.driver import Executor
 from harness.errors import HarnessError, Interrupted
 from harness.interrupt import Stop, stop_at_ctrl_c
-from harness.pipeline import Executor, SweepRun, Task, run_sweep
+from harness.pipeline import SweepRun, run_sweep
 from harness.progress import Display
 from harness.report import write_report
 from harness.results import Results
 from harness.screen import Screen
 from harness.spec.expand import Plan
+from harness.tasks import Task
 from harness.terminal import err
 from harness.tracking import make_tracker
 from harness.workspace import Workspace

@@ -25,6 +25,9 @@ LAYERS = (
 )
 CHAPTERS = {  # files of their own that belong to a room without a folder
     "bench": "pipeline",
+    "driver": "pipeline",
+    "performing": "pipeline",
+    "tasks": "pipeline",
     "encoded_stages": "pipeline",
     "training_stages": "pipeline",
     "stages": "pipeline",

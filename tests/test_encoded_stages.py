@@ -11,12 +11,12 @@ import torch
 from harness import bench as benches
 from harness import encoded_stages
 from harness.bench import Bench
+from harness.driver import write_plan
 from harness.encoded_stages import TEXTS, texts_id, texts_in, texts_of
 from harness.errors import TrainingError
 from harness.models import load_model, vae
 from harness.models.encoding import PromptEncoder
 from harness.models.spec import SdxlModel
-from harness.pipeline import _write_plan
 from harness.spec.expand import Plan, TrainingRun
 from harness.stages import ensure_pictures
 from harness.store import collect_garbage, find, holdings, verify
@@ -227,14 +227,14 @@ def test_the_store_keeps_what_a_sweep_has_encoded(replan: Replan, tmp_path: Path
     bench, _ = draw_controls(replan(), tmp_path / "w")
     train(bench.plan, tmp_path / "w")
     bench.workspace.sweep("small").mkdir(parents=True)
-    _write_plan(bench.plan, bench.workspace)
+    write_plan(bench.plan, bench.workspace)
     kinds = {entry.kind: entry for entry in holdings(bench.workspace).entries}
     assert kinds["latents"].needed_by == kinds["texts"].needed_by == ("small",)
     assert find(holdings(bench.workspace), texts_id(own_run(bench.plan).dataset.model)) == kinds["texts"]
     assert not verify(bench.workspace, list(kinds.values()), delete=False)
     assert texts_in(kinds["texts"].place.stage) == texts_of(bench.plan, bench.plan.control_draws[0].model)
 
-    _write_plan(
+    write_plan(
         replan(recipe={"kind": "plain", "prompts": ["a red fox"], "count": 3, "steps": 2}), bench.workspace
     )
     gone = {finding.entry.kind for finding in collect_garbage(bench.workspace, delete=True)}

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from harness.bench import Bench
+from harness.driver import Executor
 from harness.execution import make_executor
 from harness.execution.local import LocalExecutor
 from harness.execution.spec import ComputeSpec
 from harness.models.spec import SdxlModel
-from harness.pipeline import Executor, SweepRun, run_sweep, trial_tasks
+from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan
+from harness.tasks import trial_tasks
 from harness.workspace import Workspace
 from tests.sweeps import small_plan
 

@@ -13,8 +13,10 @@ from harness.bench import Bench
 from harness.decisions import Decisions
 from harness.execution.local import LocalExecutor
 from harness.models.spec import SdxlModel
-from harness.pipeline import Outcome, SweepRun, Task, control_tasks, run_sweep, run_trial, trial_tasks
+from harness.performing import Outcome
+from harness.pipeline import SweepRun, run_sweep, run_trial
 from harness.spec.expand import Plan
+from harness.tasks import Task, control_tasks, trial_tasks
 from harness.workspace import Workspace
 from tests.sweeps import PLAIN, small_plan
 

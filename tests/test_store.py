@@ -15,11 +15,13 @@ from harness.estimate import Estimate, estimated
 from harness.execution.local import LocalExecutor
 from harness.inventory import inventory
 from harness.models.spec import SdxlModel
-from harness.pipeline import Outcome, SweepRun, Task, run_sweep
+from harness.performing import Outcome
+from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan, TrainingRun
 from harness.stage import Stage, write_json
 from harness.stages import metric_name
 from harness.store import collect_garbage, find, holdings, verify
+from harness.tasks import Task
 from harness.workspace import PLAN, Workspace
 from tests.stages_by_hand import damage, make, make_pictures, own_draw, own_run, plan_sweep, train
 from tests.sweeps import small_plan

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from harness.pipeline import Executor
+    from harness.driver import Executor
 
 ExecutorName = Literal["ray", "local"]
 

@@ -14,7 +14,7 @@ import ray
 
 from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
-from harness.pipeline import Task
+from harness.tasks import Task
 
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # how long Ray waits for a head that does not answer
 PATIENCE = 0.5  # the part of it that we wait

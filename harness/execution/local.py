@@ -7,8 +7,9 @@ from harness.bench import Bench
 from harness.decisions import Decisions
 from harness.errors import SpecError
 from harness.execution.deadline import exception_after
-from harness.pipeline import Outcome, Task, attempt
+from harness.performing import Outcome, attempt
 from harness.spec.scheduler import FifoScheduler
+from harness.tasks import Task
 
 
 class LocalExecutor:

@@ -38,7 +38,8 @@ from harness.execution.schedulers import LOOK, Judge
 from harness.execution.shared import check_all_nodes_see
 from harness.execution.spec import ComputeSpec
 from harness.execution.stopping import Asked, Stopping
-from harness.pipeline import Outcome, Performing, Task, attempt, climb, perform
+from harness.performing import Outcome, Performing, attempt, climb, perform
+from harness.tasks import Task
 
 REPORT_EVERY_SECONDS = 2.0
 OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over

@@ -6,7 +6,9 @@ from typing import Any
 
 from harness.bench import Bench
 from harness.decisions import Decisions
-from harness.pipeline import Executor, Outcome, Task
+from harness.driver import Executor
+from harness.performing import Outcome
+from harness.tasks import Task
 
 
 class RayWhenNeeded:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from harness.errors import HarnessError, SpecError
 from harness.models.spec import SdxlModel
-from harness.pipeline import trial_stages
 from harness.spec.expand import Plan
+from harness.tasks import trial_stages
 from harness.workspace import Workspace
 from tests.execution.carrying import carry_out
 from tests.sweeps import small_plan

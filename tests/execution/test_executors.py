@@ -14,8 +14,8 @@ import ray
 from harness.bench import Bench
 from harness.execution import ExecutorName, make_executor
 from harness.models.spec import SdxlModel
-from harness.pipeline import Task, control_tasks
 from harness.spec.expand import Plan
+from harness.tasks import Task, control_tasks
 from harness.workspace import Workspace
 from tests.execution.carrying import Display, assert_same, carry_out
 from tests.sweeps import small_plan

@@ -12,15 +12,17 @@ import pandas as pd
 import pytest
 from ray.tune.utils.util import flatten_dict
 
-from harness import pipeline
+from harness import performing
 from harness.bench import Bench
 from harness.decisions import DECISIONS, Decision, Decisions, Look
 from harness.errors import SpecError
 from harness.execution import make_executor
 from harness.execution.schedulers import LOOK, Judge
 from harness.models.spec import SdxlModel
-from harness.pipeline import Outcome, SweepRun, Task, attempt, climb, run_sweep
+from harness.performing import Outcome, attempt, climb
+from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan
+from harness.tasks import Task
 from harness.workspace import Workspace
 from tests.execution.carrying import Display, assert_same
 from tests.sweeps import small_plan
@@ -104,7 +106,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_cl
 def raced(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> tuple[Path, SweepRun, Counter[str]]:
     root = tmp_path_factory.mktemp("raced")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "look_at", set_value)
+        patch.setattr(performing, "look_at", set_value)
         return root, *carry_out(plan, root, OneAfterTheOther())
 
 
@@ -154,7 +156,7 @@ def test_another_run_is_compared_with_those_of_before(
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "look_at", set_value)
+    monkeypatch.setattr(performing, "look_at", set_value)
     root, _, _ = raced
     axes = {"training.learning_rate": [*RATES, 0.12], "training.steps": [2, 5]}
     more, executor = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes), OneAfterTheOther()
@@ -166,7 +168,7 @@ def test_another_run_is_compared_with_those_of_before(
 def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
     raced: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "look_at", set_value)
+    monkeypatch.setattr(performing, "look_at", set_value)
     _, undisturbed, all_made = raced
     with pytest.raises(KeyboardInterrupt):
         carry_out(plan, tmp_path, OneAfterTheOther(looks=3))  # two of the first run, one of the second
@@ -180,7 +182,7 @@ def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
 def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_snapshot(
     plan: Plan, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "look_at", set_value)
+    monkeypatch.setattr(performing, "look_at", set_value)
     carry_out(plan, tmp_path / "ws", OneAfterTheOther())
     whole = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler={"kind": "fifo"})
     done, made = carry_out(whole, tmp_path / "ws", OneAfterTheOther())

@@ -1,0 +1,154 @@
+"""The driver of a sweep: carries out what is missing of its plan, stage after stage."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol, cast, get_args
+
+from harness.asking import next_round, with_remembered_points
+from harness.bench import Bench, Event, Kind
+from harness.collect import collect
+from harness.decisions import Decisions, as_decided
+from harness.errors import StageError
+from harness.events import Events
+from harness.performing import Outcome, failures, satisfied, settled
+from harness.results import Results
+from harness.spec.expand import Plan, expand
+from harness.stage import write_json
+from harness.stages import surveyed, take_away_damaged_tables
+from harness.tasks import Task, control_tasks, race_tasks, trial_stages
+from harness.training_stages import missing_snapshots
+from harness.workspace import PLAN, Workspace
+
+
+class Executor(Protocol):
+    """Spreads tasks over workers: one outcome per task, in order; one that fails loses no other."""
+
+    def workers(self, bench: Bench) -> int:
+        """How many tasks it can carry out side by side."""
+        ...
+
+    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        """Perform all tasks and wait for them. Progress goes to `bench.report`, in this process."""
+        ...
+
+    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        """Perform tasks of one training run each, look by look (`climb`), under the sweep's scheduler.
+
+        What it decides is added to `decisions`; a task that is stopped has not failed.
+        """
+        ...
+
+
+Announce = Callable[[str, Sequence[Task], Bench], None]
+
+
+class Driver:
+    """Carries out what is missing of a plan, and keeps the outcomes."""
+
+    def __init__(self, bench: Bench, executor: Executor, announce: Announce) -> None:
+        sweep = with_remembered_points(bench.plan.sweep, bench.workspace)
+        self.events = Events(bench.workspace, sweep.name)
+        bench = _noting(bench, self.events)
+        self.bench = bench if sweep is bench.plan.sweep else replace(bench, plan=expand(sweep))
+        self.executor, self.announce = executor, announce
+        self.outcomes: list[Outcome] = []
+
+    def rounds(self) -> Iterator[Results]:
+        """The tables after each round of a search; of any other there is one."""
+        results = None
+        if self.bench.plan.trials:
+            yield (results := self.trials())
+        while (sweep := next_round(self.bench.plan.sweep, results)) is not None:
+            self.bench = replace(self.bench, plan=expand(sweep))
+            yield (results := self.trials())
+
+    def trials(self) -> Results:
+        """Everything before the selection; what the tables are read from and is damaged is made again."""
+        write_plan(self.bench.plan, self.bench.workspace)
+        left = self.race()
+        for stage, tasks in trial_stages(left.plan, workers=self.workers(left)):
+            self.carry_out(stage, [task for task in tasks if not _hopeless(task, self.outcomes)], left)
+        try:
+            return self.tables()
+        except StageError:
+            damaged = take_away_damaged_tables(self.bench)
+            if not damaged:
+                raise
+            self.bench.report("made again", damaged)
+        return self.trials()
+
+    def workers(self, bench: Bench) -> int:
+        """For how many training runs are packed; nobody is asked where it decides nothing."""
+        runs = bench.plan.runs.values()
+        if bench.plan.sweep.compute.pack != "auto":
+            return 1
+        with surveyed(bench.plan, bench.workspace):
+            is_open = any(missing_snapshots(bench.workspace, run) for run in runs)
+        return self.executor.workers(bench) if is_open else 1
+
+    def tables(self) -> Results:
+        """Of what there is."""
+        plan, workspace = self.bench.plan, self.bench.workspace
+        return collect(plan, workspace, failures(self.outcomes), self.events.rows())
+
+    def race(self) -> Bench:
+        """Let the scheduler stop what it will; what is left to do."""
+        bench, plan = self.bench, self.bench.plan
+        decisions = Decisions(plan.sweep, bench.workspace)
+        with surveyed(plan, bench.workspace):
+            open_tasks = [task for task in race_tasks(plan) if not settled(task, bench, decisions)]
+        raced: list[Outcome] = []
+        if open_tasks:
+            self.carry_out("controls", control_tasks(plan), bench)
+            self.announce("race", open_tasks, bench)
+            raced = self.executor.race(open_tasks, bench, decisions)
+            self.note(raced)
+        return self.decided(failed=[outcome.task.runs[0] for outcome in raced if outcome.failed])
+
+    def decided(self, failed: Sequence[str] = ()) -> Bench:
+        """The bench with what is left of the plan, so that nobody trains on what was stopped."""
+        plan = self.bench.plan
+        left = as_decided(plan, Decisions(plan.sweep, self.bench.workspace), failed=failed)
+        return replace(self.bench, plan=left)
+
+    def carry_out(self, stage: str, tasks: Sequence[Task], bench: Bench) -> None:
+        """Those of the tasks that are not done. `bench` has the plan that they are of."""
+        with surveyed(bench.plan, bench.workspace):
+            open_tasks = [task for task in tasks if not satisfied(task, bench)]
+            if open_tasks:
+                self.announce(stage, open_tasks, bench)
+        if open_tasks:
+            self.note(self.executor.run(open_tasks, bench))
+
+    def note(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep them. Raises Interrupted where they came to be because all is to stop."""
+        self.outcomes += outcomes
+        self.bench.workspace.look_again()
+        if self.bench.stop():
+            self.events.add("stopped", 1)
+        self.bench.go_on()
+
+
+def _noting(bench: Bench, events: Events) -> Bench:
+    """The bench, whose reports of events are kept as well."""
+
+    def report(kind: Kind | Event, count: int) -> None:
+        if kind in get_args(Event):
+            events.add(cast(Event, kind), count)
+        bench.report(kind, count)
+
+    return replace(bench, report=report)
+
+
+def write_plan(plan: Plan, workspace: Workspace) -> None:
+    """Say what the sweep needs before any work, so that nobody removes it as superfluous meanwhile."""
+    with workspace.claim_plans():
+        folder = workspace.sweep(plan.sweep.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PLAN, plan.sweep.model_dump(mode="json"))
+        workspace.upload_sweep(plan.sweep.name, [PLAN])
+
+
+def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:
+    """True where the training that a task's pictures need has failed in this call."""
+    return not task.runs and task.name in {outcome.task.name for outcome in outcomes if outcome.failed}
