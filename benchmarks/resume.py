@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from benchmarks.machine import print_table
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
@@ -54,17 +56,31 @@ def run_again(workspace: str, changes: list[str]) -> float:
     return seconds
 
 
+@contextmanager
+def _bucket(folder: Path) -> Iterator[str]:
+    """Of the server that the tests use, whose key the environment then has."""
+    from tests.storage import server
+
+    with server.s3_server(folder) as endpoint:
+        os.environ |= server.environment(endpoint)
+        yield f"s3://{server.BUCKET}/resumed"
+
+
 def main() -> None:
     """Make, measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000, help="a multiple of 8")
     parser.add_argument("--prompts", type=int, default=6, help="drawn by every arm of every trial, up to 12")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workspace", help="a folder or s3://…; default: a temporary one")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workspace", help="a folder or s3://…; default: a temporary one")
+    where.add_argument("--s3", action="store_true", help="a bucket of a server on this machine")
     given = parser.parse_args()
     changes = overrides(name="resumed", seeds=given.trials // TRIALS_OF_SEED, prompts=given.prompts)
     with ExitStack() as stack:
         workspace = given.workspace or stack.enter_context(tempfile.TemporaryDirectory())
+        if given.s3:
+            workspace = stack.enter_context(_bucket(Path(workspace)))
         holds = make(workspace, changes)
         first, *again = [run_again(workspace, changes) for _ in range(given.rounds + 1)]
     print(f"load {os.getloadavg()[0]:.1f}")
