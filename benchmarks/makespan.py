@@ -15,10 +15,11 @@ from pathlib import Path
 from benchmarks.machine import print_table
 from benchmarks.simulation import Cluster, Item, Job, Simulation, lower_bound
 from harness.bench import Bench
-from harness.estimate import Rates, Reckoning, Work, past_timings
+from harness.estimate import Reckoning, Work
 from harness.spec.expand import Plan, expand
 from harness.spec.load import load_sweep
 from harness.tasks import Task
+from harness.timings import Rates, past_timings
 from harness.workspace import Workspace
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "sdxl_wrong.yaml"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from harness import __version__, cli_store, terminal
+from harness import __version__, cli_finished, cli_store, terminal
 from harness.errors import HarnessError, SpecError, SweepIncomplete
 from harness.spec.expand import Plan, Trial, expand
 from harness.spec.load import load_sweep
@@ -36,8 +36,6 @@ Examples:\n
   harness store ls --workspace runs
 """
 
-REPORT = "report.html"
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -45,12 +43,10 @@ app = typer.Typer(
     help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
 )
 
+app.add_typer(cli_finished.app)
 app.add_typer(cli_store.app, name="store")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
-SweepFolder = Annotated[
-    str, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME, or its URL.", metavar="FOLDER")
-]
 Where = Annotated[
     str,
     typer.Option(
@@ -177,109 +173,6 @@ def trial(
             announce=lambda tasks: display.begin("trial", work_of(tasks, bench)),
         )
     terminal.print_contrasts(results, chosen.trial_id, "dev")
-
-
-@app.command()
-def report(
-    folder: SweepFolder,
-    output: Annotated[
-        Path | None, typer.Option(help="Where to write the page; default FOLDER/report.html.")
-    ] = None,
-) -> None:
-    """Write the report of a finished sweep again."""
-    from harness.report import write_report
-    from harness.results import load
-    from harness.workspace import Workspace
-
-    workspace, here = Workspace.of_sweep(folder)
-    write_report(load(here), workspace, output or here / REPORT)
-    if output is None:
-        workspace.upload_sweep(here.name, [REPORT], here=here)
-    out.print(f"report: {output or folder.rstrip('/') + '/' + REPORT}")
-
-
-@app.command()
-def publish(
-    folder: SweepFolder,
-    project: Annotated[str, typer.Option(help="W&B project.")] = "lora-sweep-harness",
-    entity: Annotated[str | None, typer.Option(help="W&B entity.")] = None,
-    mode: Annotated[
-        Literal["offline", "online"], typer.Option(help="offline writes files that `wandb sync` sends.")
-    ] = ("offline"),
-) -> None:
-    """Mirror a finished sweep to Weights & Biases. Publishing twice changes nothing."""
-    from harness.results import load
-    from harness.spec.sweep import WandbTracking
-    from harness.tracking import make_tracker
-    from harness.workspace import Workspace
-
-    spec = WandbTracking(project=project, entity=entity, mode=mode)
-    workspace, here = Workspace.of_sweep(folder)
-    make_tracker(spec, folder=here).publish(load(here), workspace)
-    out.print(f"published to W&B ({mode}): {here / 'wandb'}")
-
-
-@app.command()
-def export(
-    folder: SweepFolder,
-    trial: Annotated[
-        str, typer.Argument(help="The trial's number, or best: the one selected on dev prompts.")
-    ] = "best",
-    output: Annotated[
-        Path | None, typer.Option(help="Where to put the adapter; default FOLDER/export/TRIAL.")
-    ] = None,
-    layout: Annotated[
-        Literal["diffusers", "kohya", "both"],
-        typer.Option(help="kohya: the keys that A1111 and ComfyUI read."),
-    ] = "both",
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push it to this repository of the hub.")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: not private.")] = False,
-) -> None:
-    """Write a trial's adapter with a model card: its scores against the controls, and pictures."""
-    from harness.export import export_trial
-    from harness.results import load
-    from harness.workspace import Workspace
-
-    number = terminal.trial_number(trial)
-    workspace, here = Workspace.of_sweep(folder)
-    target = output or here / "export" / trial
-    export_trial(load(here), workspace, number, folder=target, layout=layout)
-    if output is None:
-        workspace.upload_folder(here.name, f"export/{trial}", here=target)
-    out.print(f"exported: {output or folder.rstrip('/') + '/export/' + trial}", highlight=False)
-    if push is not None:
-        from harness.export.push import push as push_to_hub
-
-        out.print(f"pushed: {push_to_hub(target, push, private=not public)}", highlight=False)
-
-
-@app.command()
-def redraw(
-    picture: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Where to write it; default PICTURE-again.png beside it."),
-    ] = None,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", "-w", help="Where its adapters are; default: the one it lies in."),
-    ] = None,
-) -> None:
-    """Draw a picture again from what its file says, and compare the pixels."""
-    from harness.generation.redraw import redraw as draw_again
-    from harness.workspace import Workspace
-
-    inside, here = Workspace.of_picture(picture)
-    target = output or (Path() if inside else here.parent) / f"{here.stem}-again.png"
-    result = draw_again(here, workspace=workspace or inside, output=target)
-    if result.equal:
-        out.print(f"{target}: the same pixels as {picture}", highlight=False)
-    else:
-        others = [f"{name} {then} then, {now} now" for name, (then, now) in result.versions.items()]
-        out.print(f"{target}: differs from {picture} by up to {result.difference} of 255", highlight=False)
-        out.print(f"  {', '.join(others) or 'with the same versions'}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)

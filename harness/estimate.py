@@ -6,9 +6,7 @@ nothing is said. Loading models, encoding and scoring are not in it.
 """
 
 import heapq
-import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,48 +14,18 @@ from typing import Any
 
 from harness import inventory
 from harness.bench import Bench
-from harness.errors import StageError
 from harness.execution.spec import ComputeSpec
-from harness.inventory import Count, picture_passes, step_passes
+from harness.inventory import Count
 from harness.probe import probe_cells, probes_of_run
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
 from harness.spec.search import OptunaSearch
 from harness.spec.sweep import SweepSpec
-from harness.stage import is_manifest
 from harness.stages import draw_facts, missing_pictures
 from harness.tasks import Task, confirm_tasks, trial_stages
-from harness.workspace import Place, PlaceKind, Workspace
+from harness.timings import Rates, Sort, dataset_sort, drawing_sort, past_timings, training_sort
 
 CONFIRMATION = "confirmation pictures"
-TIMED: frozenset[PlaceKind] = frozenset({"dataset", "snapshot", "pictures"})
-
-
-@dataclass(frozen=True)
-class Sort:
-    """A sort of work. Equal ones take as long per unit; those of one `family` as long per pass."""
-
-    family: str
-    settings: str
-    unit_passes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How long a finished stage took to make."""
-
-    sort: Sort
-    units: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """Seconds per unit, and what it is from; `scaled` where that is of other settings."""
-
-    seconds: float
-    timings: tuple[Timing, ...]
-    scaled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,94 +107,6 @@ def gpus() -> int:
     return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
-def past_timings(workspace: Workspace) -> list[Timing]:
-    """How long finished stages took to make. Those that do not say it are left out.
-
-    A training's snapshots count from the start of the same call, so the last of them stands for all.
-    """
-    found: dict[str, tuple[int, Timing]] = {}
-    places = [place for place in workspace.places() if place.kind in TIMED and place.stage.done]
-    workspace.fetch((place.stage for place in places), is_manifest)
-    for place in places:
-        try:
-            manifest = place.stage.manifest()
-            timing, call = _timing(place, manifest), _call(place, manifest)
-        except (StageError, KeyError, TypeError):  # damaged, or of another version: nothing is known
-            continue
-        if timing.units and (call not in found or found[call][0] < timing.units):
-            found[call] = timing.units, timing
-    return [timing for _, timing in found.values()]
-
-
-def _call(place: Place, manifest: Mapping[str, Any]) -> str:
-    """What was made in one go."""
-    path = place.stage.path
-    return f"{path.parent.name} {manifest['facts']['from_step'] if place.kind == 'snapshot' else path.name}"
-
-
-def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
-    facts = manifest["facts"]
-    pictures = sum(name.endswith(".png") for name in manifest["files"])
-    match place.kind:
-        case "snapshot":
-            sort = _training(facts["run"]["model"], facts["run"]["adapter"], facts["run"]["training"])
-            return Timing(sort=sort, units=facts["step"] - facts["from_step"], seconds=facts["train_seconds"])
-        case "dataset":
-            sort = _making_dataset(facts["model"], facts["recipe"])
-        case _:
-            sort = _drawing(facts["model"], facts["draw"])
-    return Timing(sort=sort, units=pictures, seconds=manifest["seconds"])
-
-
-def _training(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort:
-    prior = training["prior"] is not None
-    passes = step_passes(training["batch_size"], training["gradient_accumulation"], prior=prior)
-    return Sort(
-        _text("training", model),
-        _text(adapter, training["optimizer"]["kind"], training["ema"] is not None),
-        passes,
-    )
-
-
-def _drawing(model: Any, draw: Mapping[str, Any]) -> Sort:
-    family = _text("drawing", model, draw["scheduler"], draw["size"])
-    settings = _text(draw["steps"], draw["refiner_start"], draw["adapters"])
-    return Sort(family, settings, picture_passes(draw["steps"]))
-
-
-def _making_dataset(model: Any, recipe: Mapping[str, Any]) -> Sort:
-    if recipe["kind"] == "folder":
-        return Sort(_text("reading"), "", 0)
-    plain = {"scheduler": None, "size": None, "adapters": 0}
-    return _drawing(model, {**plain, "steps": recipe["steps"], "refiner_start": recipe["refiner_start"]})
-
-
-def _text(*parts: Any) -> str:
-    return json.dumps(parts, sort_keys=True)
-
-
-class Rates:
-    """Seconds per unit of each sort of work: all seconds over all units, since a sum is what is asked for."""
-
-    def __init__(self, timings: Iterable[Timing]) -> None:
-        self.by_sort: dict[Sort, list[Timing]] = defaultdict(list)
-        self.by_family: dict[str, list[Timing]] = defaultdict(list)
-        for timing in timings:
-            self.by_sort[timing.sort].append(timing)
-            self.by_family[timing.sort.family].append(timing)
-
-    def of(self, sort: Sort) -> Rate | None:
-        """Of work just like it, else of the like; null where there is none."""
-        if alike := self.by_sort.get(sort):
-            seconds = sum(timing.seconds for timing in alike) / sum(timing.units for timing in alike)
-            return Rate(seconds=seconds, timings=tuple(alike), scaled=False)
-        if family := self.by_family.get(sort.family):
-            passes = sum(timing.units * timing.sort.unit_passes for timing in family)
-            per_pass = sum(timing.seconds for timing in family) / passes
-            return Rate(seconds=per_pass * sort.unit_passes, timings=tuple(family), scaled=True)
-        return None
-
-
 def _seconds(works: Iterable[Work], rates: Rates) -> float:
     """Of what is known."""
     known = ((work, rates.of(work.sort)) for work in works)
@@ -288,12 +168,12 @@ class Reckoning:
 
     def _dataset(self, dataset: Dataset) -> Work:
         missing = inventory.dataset_pictures(self.bench, dataset).missing
-        sort = _making_dataset(_json(dataset.model), _json(dataset.recipe))
+        sort = dataset_sort(_json(dataset.model), _json(dataset.recipe))
         return Work(row="training pictures", sort=sort, missing=missing)
 
     def _run(self, run: TrainingRun) -> Work:
         missing = inventory.training_steps(self.bench, run).missing
-        sort = _training(_json(run.dataset.model), _json(run.adapter), _json(run.training))
+        sort = training_sort(_json(run.dataset.model), _json(run.adapter), _json(run.training))
         processes = self.plan.sweep.compute.training_workers
         return Work(row="training steps", sort=sort, missing=missing, processes=processes)
 
@@ -301,12 +181,14 @@ class Reckoning:
         control = draw.draw_id in self.controls
         row = "control pictures" if control else "adapter pictures" if split == "dev" else CONFIRMATION
         missing = inventory.pictures(self.bench, draw, split).missing
-        return Work(row=row, sort=_drawing(_json(draw.model), draw_facts(draw)), missing=missing)
+        return Work(row=row, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing)
 
     def _look(self, draw: Draw) -> Work:
         cells = probe_cells(self.plan, draw)
         missing = sum(len(chunk.cells) for chunk in missing_pictures(self.bench, draw, cells))
-        return Work(row=inventory.LOOKS, sort=_drawing(_json(draw.model), draw_facts(draw)), missing=missing)
+        return Work(
+            row=inventory.LOOKS, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing
+        )
 
 
 def _json(spec: Frozen) -> dict[str, Any]:

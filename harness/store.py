@@ -16,12 +16,13 @@ import pandas as pd
 from harness.encoded_stages import texts_id, texts_in, texts_of
 from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
+from harness.places import Place
 from harness.probe import probes_of_run
 from harness.spec.expand import Plan, TrainingRun, expand
 from harness.spec.sweep import SweepSpec
 from harness.stage import Stage, is_manifest
 from harness.stages import metric_name
-from harness.workspace import PLAN, Place, Workspace
+from harness.workspace import PLAN, Workspace
 
 ABOUT = {"versions", "host", "finished_at", "failures", "events"}  # in sweep.json beside the sweep itself
 

@@ -15,44 +15,15 @@ Every later sweep of a workspace finds what earlier ones made.
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from harness.errors import StageError, WorkspaceError
+from harness.places import FOLDERS, LEFT_OVERS, Place, claim_of
 from harness.stage import Stage, every
 from harness.storage import Storage, open_storage
 from harness.storage.storage import Waiting
 
 PLAN = "plan.json"
-
-LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
-    "dataset": ("datasets/.tmp-{}-*",),
-    "latents": ("latents/{}/.tmp-*",),
-    "texts": ("texts/{}/.tmp-*",),
-    "run": ("adapters/{}/.tmp-*",),
-    "draw": ("images/{}/.tmp-*", "scores/*/.tmp-{}-*"),
-    "plans": (),
-}
-
-PlaceKind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores"]
-FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
-    "dataset": ("datasets", 1),
-    "latents": ("latents", 2),
-    "texts": ("texts", 2),
-    "snapshot": ("adapters", 2),
-    "pictures": ("images", 2),
-    "scores": ("scores", 2),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A folder where a stage is, or was begun. `claim` is what its builder holds."""
-
-    kind: PlaceKind
-    stage: Stage
-    claim: tuple[str, str]
 
 
 class Workspace:
@@ -209,7 +180,7 @@ class Workspace:
             for parent in parents:
                 for name in self._storage.folders(parent):
                     stage = self.stage(f"{parent}/{name}")
-                    yield Place(kind=kind, stage=stage, claim=_claim_of(kind, stage.path))
+                    yield Place(kind=kind, stage=stage, claim=claim_of(kind, stage.path))
 
     def relative(self, path: Path) -> str:
         """A path as the tables hold it: relative to the workspace, with forward slashes."""
@@ -287,21 +258,3 @@ class Workspace:
 
 def _lock(kind: str, identity: str) -> str:
     return f".locks/{kind}-{identity}"
-
-
-def _claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
-    """What the builder of this folder, or of the temporary one that it is, holds."""
-    name = path.name
-    if name.startswith(".tmp-"):
-        name = name.removeprefix(".tmp-").rpartition("-")[0]
-    match kind:
-        case "dataset":
-            return "dataset", name
-        case "latents" | "texts":
-            return kind, path.parent.name
-        case "snapshot":
-            return "run", path.parent.name
-        case "pictures":
-            return "draw", path.parent.name
-        case "scores":
-            return "draw", name.partition("-")[0]

@@ -41,13 +41,16 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "events": "pipeline",
     "screen": "pipeline",
     "estimate": "pipeline",
+    "timings": "pipeline",
     "store": "pipeline",
     "stage": "workspace",
+    "places": "workspace",
     "storage": "workspace",
     "mirror": "tracking",
     "progress": "cli",
     "session": "cli",
     "terminal": "cli",
+    "cli_finished": "cli",
     "cli_store": "cli",
 }
 

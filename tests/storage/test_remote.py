@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StageError, WorkspaceError
+from harness.places import FOLDERS
 from harness.storage.remote import TOPS
-from harness.workspace import FOLDERS, Workspace
+from harness.workspace import Workspace
 from tests.storage import server
 
 
