@@ -33,6 +33,11 @@ class Alone:
         self.member.load_state_dict(state)
 
 
+def base_of(model: "Model") -> Any:
+    """The pipeline of its base."""
+    return model._base  # type: ignore[attr-defined]
+
+
 @contextmanager
 def attached(model: "Model", adapter: AdapterSpec, seed: int, **options: Any) -> Iterator[Alone]:
     """The model with one fresh adapter to train."""

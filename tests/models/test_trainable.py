@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.errors import ModelError
 from harness.models import load_model
 from harness.models.model import DrawSettings, Fresh, Model, Row
-from harness.models.targets import unet_targets
-from harness.models.trainable import is_attached
 from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
-from tests.models.adapters import Alone, attached
+from tests.models.adapters import Alone, attached, base_of
 from tests.models.test_sdxl import seeded
 from tests.models.tiny import tiny_spec as spec_of
 
@@ -25,10 +22,6 @@ WHOLE: dict[str, AdapterSpec] = {
 }
 KINDS: dict[str, AdapterSpec] = {"attention": ADAPTER, **WHOLE, "word": TextualInversion(vectors=2)}
 CAPTIONS = ("a wrong fox", "", "a (wrong)++ fox")
-
-
-def base_of(model: Model) -> Any:
-    return model._base  # type: ignore[attr-defined]
 
 
 def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, Sequence[str], torch.Tensor]:
@@ -170,43 +163,6 @@ def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Mod
     assert min(moved) > 0 and max(moved) < 2e-6  # in half precision a step of 1e-6 would often vanish
 
 
-@pytest.mark.parametrize(
-    ("targets", "endings"),
-    [
-        (("attention",), {"to_q", "to_k", "to_v", "to_out.0"}),
-        (("feed_forward",), {"net.0.proj", "net.2"}),
-        (("convolutions",), {"conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"}),
-    ],
-)
-def test_each_target_is_its_layers(tiny_model: Model, targets: Any, endings: set[str]):
-    unet = base_of(tiny_model).unet
-    names = unet_targets(unet, LowRankAdapter(targets=targets))
-    assert {next(e for e in endings if name.endswith(f".{e}")) for name in names} == endings
-    every = [name for name, _ in unet.named_modules() if name.endswith(tuple(f".{e}" for e in endings))]
-    assert names == sorted(every) and "conv_in" not in names
-    with attached(tiny_model, LowRankAdapter(rank=2, targets=targets), 0) as trainable:
-        assert {key.split(".lora_")[0] for key in trainable.state_dict()} == {
-            f"unet.{name}" for name in names
-        }
-
-
-def test_blocks_choose_where(tiny_model: Model):
-    blocks = ("mid_block", "up_blocks.0.attentions.1")
-    with attached(tiny_model, LowRankAdapter(rank=2, blocks=blocks), 0) as trainable:
-        modules = {key.removeprefix("unet.") for key in trainable.state_dict()}
-    assert all(name.startswith(tuple(f"{block}." for block in blocks)) for name in modules)
-    assert all(any(name.startswith(f"{block}.") for name in modules) for block in blocks)
-    for block in ("down_blocks.0", "up_blocks.0.attentions.10", "mid_block.resnets.0"):
-        allowed = (
-            "there is down_blocks.1, down_blocks.1.attentions.0, mid_block, mid_block.attentions.0, up_blocks"
-        )
-        with pytest.raises(ModelError, match=f"{block}, where the UNet has nothing of attention; {allowed}"):
-            tiny_model.attach(
-                [Fresh(adapter=LowRankAdapter(blocks=("mid_block", block)), seed=0)]
-            ).__enter__()
-    assert not is_attached(base_of(tiny_model))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_are_by_part_and_side(tiny_model: Model, kind: str):
     with attached(tiny_model, KINDS[kind], 0) as trainable:
@@ -222,12 +178,6 @@ def test_groups_are_by_part_and_side(tiny_model: Model, kind: str):
         kept = [trainable.member.trimmed(number, parameter) for parameter in group.parameters]
         own[group.part, group.side] = sum(parameter.numel() for parameter in kept)
     assert own == of_state
-
-
-def test_the_text_encoders_layers_are_those_that_sdxl_uses(tiny_model: Model):
-    with attached(tiny_model, LowRankAdapter(text_encoders=True), 0) as trainable:
-        layers = [key for key in trainable.state_dict() if key.startswith("text") and "lora_A" in key]
-    assert len(layers) == (2 + 3) * 4  # 3 layers each, of which SDXL does not use the first encoder's last
 
 
 @pytest.mark.parametrize("kind", KINDS)
