@@ -77,7 +77,8 @@ def check(
     """Read a sweep and print what it would cost; nothing is made."""
     from harness.decisions import Decisions, as_decided
     from harness.estimate import estimated
-    from harness.inventory import confirmation_pictures, described, encodings, inventory
+    from harness.finished import confirmed, marked
+    from harness.inventory import Count, confirmation_pictures, described, encodings, inventory
     from harness.stages import surveyed
 
     bench = _bench(sweep, workspace, override)
@@ -88,15 +89,18 @@ def check(
         counts = inventory(left)
         encoded = encodings(left, counts)
         times = estimated(left, counts) if estimate else None
+    finished = marked(plan, bench.workspace)
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
-        stopped = {"stopped_runs": len(decisions.stops)}
-        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **stopped, **timed}))
+        state = {"stopped_runs": len(decisions.stops), "finished": finished is not None}
+        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **state, **timed}))
         return
     terminal.print_plan(plan)
     terminal.print_search(plan)
     terminal.print_scheduler(plan, len(decisions.stops))
-    terminal.print_inventory(counts, encoded, confirmation_pictures(plan), times)
+    pictures = confirmation_pictures(plan) if finished is None else confirmed(plan, finished)
+    confirmation = Count(asked=pictures, missing=pictures if finished is None else 0)
+    terminal.print_inventory(counts, encoded, confirmation, times)
 
 
 @app.command()

@@ -45,6 +45,12 @@ def marked(plan: Plan, workspace: Workspace) -> Results | None:
     return None
 
 
+def confirmed(plan: Plan, found: Results) -> int:
+    """How many test pictures a finished sweep has of the selected trial, in the arms that needed training."""
+    own = [arm.name for arm in plan.sweep.arms if arm.needs_training]
+    return int(((found.images["split"] == "test") & found.images["arm"].isin(own)).sum())
+
+
 def _made_of(plan: Plan, workspace: Workspace, folder: Path) -> str:
     """Hex sha256 of all that decides what the tables and the page in the folder say, and of themselves."""
     digest = hashlib.sha256(plan.sweep.model_dump_json().encode())

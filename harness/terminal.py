@@ -124,16 +124,22 @@ def print_scheduler(plan: Plan, stopped: int) -> None:
 def print_inventory(
     counts: Mapping[str, Count],
     encoded: Mapping[str, Count],
-    confirmation: int,
+    confirmation: Count,
     estimated: Estimate | None = None,
 ) -> None:
-    """What is asked for, what the store has, what is left to make, and how long that takes."""
+    """What is asked for, what the store has, what is left to make, and how long that takes.
+
+    Which pictures the confirmation takes is known once a trial is selected: all of them are missing before.
+    """
     headings = ["asked", "in store", "to make", *(["time", "from timings"] if estimated else [])]
     table = Table("", *headings, box=None, pad_edge=False)
     for name, count in counts.items():
         table.add_row(name, *_cells(count), *(_time(estimated.shares[name]) if estimated else []))
     last = _time(estimated.shares[CONFIRMATION]) if estimated else []
-    table.add_row(CONFIRMATION, f"{confirmation}", "", "once selected", *last)
+    selected = (
+        _cells(confirmation) if not confirmation.missing else [f"{confirmation.asked}", "", "once selected"]
+    )
+    table.add_row(CONFIRMATION, *selected, *last)
     for name, count in encoded.items():
         table.add_row(name, *_cells(count), *(["", "not timed"] if estimated else []))
     out.print(table)

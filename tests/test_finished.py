@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.pretend import carry_out
+from harness import cli
 from harness.finished import marked
 from harness.spec.expand import Plan, expand
 from harness.spec.load import load_sweep
@@ -86,6 +87,19 @@ def test_new_pictures_of_a_draw_and_another_specification_are_seen(plan: Plan, w
         assert marked(plan, workspace) is None
     finally:
         workspace.images(draw_id, "another").remove()
+
+
+def test_check_says_whether_the_selected_trial_is_confirmed(
+    plan: Plan, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [word for change in CHANGES for word in ("--set", change)]
+    command = ["check", str(QUICKSTART), *sets, "-w"]
+    test_pictures = len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
+    asked = test_pictures * sum(arm.needs_training for arm in plan.sweep.arms)
+    for place, rest in ((workspace.root / "empty", "once selected"), (workspace.root, f"{asked} 0")):
+        cli.app([*command, str(place)], standalone_mode=False)
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if "confirmation" in line]
+        assert " ".join(row.split()) == f"confirmation pictures {asked} {rest}"
 
 
 def test_what_was_not_shown_is_not_finished(plan: Plan, tmp_path: Path) -> None:
