@@ -116,7 +116,9 @@ def collect_garbage(workspace: Workspace, *, delete: bool) -> list[Finding]:
             for entry in _unneeded(workspace)
         ]
     with workspace.claim_plans():
-        return [Finding(entry=entry, state=_remove(workspace, entry)) for entry in _unneeded(workspace)]
+        found = [Finding(entry=entry, state=_remove(workspace, entry)) for entry in _unneeded(workspace)]
+        workspace.clear_claims()
+        return found
 
 
 def _unneeded(workspace: Workspace) -> list[Entry]:

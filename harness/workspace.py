@@ -24,6 +24,7 @@ from harness.storage import Storage, open_storage
 from harness.storage.storage import Waiting
 
 PLAN = "plan.json"
+LOCKS = ".locks"
 
 
 class Workspace:
@@ -240,6 +241,10 @@ class Workspace:
         with self.claim("plans", "all"):
             yield
 
+    def clear_claims(self) -> None:
+        """Remove what claims that were let go of have left behind, where that is safe."""
+        self._storage.clear_locks(LOCKS)
+
     def claimed(self, kind: str, identity: str) -> bool:
         """True while somebody holds it. Makes nothing."""
         return self._storage.held(_lock(kind, identity))
@@ -257,4 +262,4 @@ class Workspace:
 
 
 def _lock(kind: str, identity: str) -> str:
-    return f".locks/{kind}-{identity}"
+    return f"{LOCKS}/{kind}-{identity}"

@@ -3,7 +3,9 @@
 A lease is one object per generation, `LOCK/00000007`. Whoever writes the next generation, if nobody has yet
 (a conditional write), holds it; then a beat in it goes on until it is let go of. One whose beat stands still
 for `LEASE_SECONDS` of the watcher's own clock is taken over by the next generation. No two machines' clocks
-are compared, so that they may differ as they like.
+are compared, so that they may differ as they like. What was let go of stays until it is taken again or
+cleared away; generations begin anew after that, so whoever takes one looks again whether all others that are
+there were free or dead when they were looked at.
 
 Two may hold the same only where a holder was stopped for as long and then goes on, or where the file system
 has no conditional write: then work is done twice. Its result is the same, and whole or not there.
@@ -90,31 +92,35 @@ class Leases:
 
     def held(self, lock: str) -> bool:
         """True while somebody holds it, or died holding it not long ago."""
-        return self._newest(lock).held
+        return any(lease.held for lease in self._all(lock))
 
-    def _newest(self, lock: str) -> Lease:
-        names = sorted(name for name in self.bucket.find(lock) if name.rpartition("/")[2].isdigit())
-        if not names:
-            return Lease(lock, 0, None)
-        content = self.bucket.read([names[-1]]).get(names[-1])
-        if content is None:  # the next generation's holder was tidying up
-            return self._newest(lock)
-        return Lease(lock, int(names[-1].rpartition("/")[2]), content)
+    def clear(self, folder: str) -> None:
+        """Remove the leases below a folder that were let go of."""
+        found = self.bucket.read(list(self.bucket.find(folder)))
+        self.bucket.remove([name for name, content in found.items() if not Lease(folder, 0, content).held])
+
+    def _all(self, lock: str) -> list[Lease]:
+        """Every generation that is there, the newest last: one, but for moments."""
+        names = [name for name in self.bucket.find(lock) if name.rpartition("/")[2].isdigit()]
+        contents = sorted(self.bucket.read(names).items()) if names else []
+        return [Lease(lock, int(name.rpartition("/")[2]), content) for name, content in contents]
 
     def _take(self, lock: str, watch: "_Watch") -> "_Held | None":
-        """The next generation, if the newest is free or dead and nobody else was as fast."""
-        newest = self._newest(lock)
-        if newest.held and not watch.dead(newest):
+        """The next generation, if all that are there are free or dead, and nobody else was as fast."""
+        seen = self._all(lock)
+        alive = [lease for lease in seen if lease.held and not watch.dead(lease)]
+        if alive:
             return None
-        mine = Lease(lock, newest.generation + 1, _content(beat=0))
+        newest = max((lease.generation for lease in seen), default=0)
+        mine = Lease(lock, newest + 1, _content(beat=0))
         assert mine.content is not None
         if not self.bucket.create(mine.name, mine.content):
             return None
-        names = [name for name in self.bucket.find(lock) if name != mine.name]
-        if any(name > mine.name for name in names):  # long gone on: it was tidied up after a later one
+        others = set(self.bucket.find(lock)) - {mine.name}
+        if others - {lease.name for lease in seen}:  # taken, and let go of, since we looked; or just now
             self.bucket.remove([mine.name])
             return None
-        self.bucket.remove(names)
+        self.bucket.remove(sorted(others))
         return _Held(self.bucket, mine)
 
 
@@ -123,22 +129,21 @@ class _Watch:
 
     def __init__(self) -> None:
         self.alive = False
-        self._last: Lease | None = None
-        self._since = 0.0
+        self._seen: dict[int, tuple[bytes | None, float]] = {}  # by generation: its content, and since when
 
     def dead(self, lease: Lease) -> bool:
         """True where it stood still for its time; of a process on this machine, where that is gone."""
-        if self._last is None or (self._last.generation, self._last.content) != (
-            lease.generation,
-            lease.content,
-        ):
-            self.alive = self._last is not None
-            self._last, self._since = lease, time.monotonic()
+        content, since = self._seen.get(lease.generation, (None, 0.0))
+        if content != lease.content:
+            self.alive = self.alive or content is not None
+            since = time.monotonic()
+            self._seen[lease.generation] = lease.content, since
         if lease.says.get("machine") == _machine() is not None:
-            self.alive = _runs(lease.says)
-            return not self.alive
+            runs = _runs(lease.says)
+            self.alive = self.alive or runs
+            return not runs
         seconds = lease.says.get("seconds", LEASE_SECONDS)  # the holder's: it decides how often it beats
-        return time.monotonic() - self._since > seconds
+        return time.monotonic() - since > seconds
 
 
 class _Held:

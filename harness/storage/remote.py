@@ -201,6 +201,10 @@ class RemoteStorage:
         """True while somebody holds it. Makes nothing."""
         return self._leases.held(lock)
 
+    def clear_locks(self, folder: str) -> None:
+        """Remove the leases that were let go of."""
+        self._leases.clear(folder)
+
 
 def _cache(url: str) -> Path:
     """The folder of this machine for one workspace."""

@@ -89,3 +89,7 @@ class Storage(Protocol):
     def held(self, lock: str) -> bool:
         """True while somebody holds it. Makes nothing."""
         ...
+
+    def clear_locks(self, folder: str) -> None:
+        """Remove what locks below a folder have left behind that nobody holds, where that is safe."""
+        ...

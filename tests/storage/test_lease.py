@@ -96,12 +96,37 @@ def test_of_many_who_see_a_dead_one_one_takes_it(bucket: Bucket) -> None:
     assert most == [1]
 
 
-def test_whoever_is_late_by_generations_does_not_hold_it(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seen", "there"), [(1, 3), (7, 1)], ids=["gone on", "cleared and begun anew"])
+def test_whoever_looked_long_ago_does_not_hold_it(
+    seen: int, there: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket.write(f"{LOCK}/00000003", of_another_machine(0, seconds=1000))
+    bucket.write(f"{LOCK}/{there:08d}", of_another_machine(0, seconds=1000))
     late = Leases(bucket)
-    long_ago = Lease(LOCK, 1, of_another_machine(0, free=True))
-    monkeypatch.setattr(late, "_newest", lambda lock: long_ago)
+    long_ago = Lease(LOCK, seen, of_another_machine(0, free=True))
+    monkeypatch.setattr(late, "_all", lambda lock: [long_ago])
     assert late._take(LOCK, lease._Watch()) is None
-    assert list(bucket.find(LOCK)) == [f"{LOCK}/00000003"]
+    assert list(bucket.find(LOCK)) == [f"{LOCK}/{there:08d}"]
+
+
+def test_two_that_died_are_taken_over_and_one_alive_among_them_is_not(bucket: Bucket) -> None:
+    """A holder that died before it had taken its predecessor away leaves both."""
+    dead = of_another_machine(0, seconds=0.3)
+    bucket.write(f"{LOCK}/00000003", dead)
+    bucket.write(f"{LOCK}/00000004", dead)
+    with Leases(bucket).hold_if_free(LOCK) as free:
+        assert free and list(bucket.find(LOCK)) == [f"{LOCK}/00000005"]
+        bucket.write(f"{LOCK}/00000009", dead)  # of one that was halted for long, and then went on
+        with Leases(bucket).hold_if_free(LOCK) as again:
+            assert not again
+
+
+def test_what_was_let_go_of_is_cleared_away_and_can_be_held_again(bucket: Bucket) -> None:
+    leases = Leases(bucket)
+    with leases.hold_if_free(LOCK), leases.hold_if_free(".locks/run-2"):
+        pass
+    with leases.hold_if_free(".locks/draw-1"):
+        leases.clear(".locks")
+        assert list(bucket.find(".locks")) == [".locks/draw-1/00000001"]
+        assert leases.held(".locks/draw-1") and not leases.held(LOCK)
+    with leases.hold_if_free(LOCK) as free:
+        assert free
