@@ -228,5 +228,5 @@ def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | Non
             return None
         facts = snapshot.manifest()["facts"]
         total += facts["train_seconds"]
-        step = facts["from_step"]
+        run_id, step = facts.get("from_run", run_id), facts["from_step"]
     return total

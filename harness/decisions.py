@@ -73,7 +73,8 @@ def steps_of_looks(plan: Plan, run_id: str) -> tuple[int, ...]:
     scheduler = plan.sweep.scheduler
     if isinstance(scheduler, FifoScheduler) or run_id not in plan.own_runs:
         return ()
-    return scheduler.looks(plan.runs[run_id].snapshots[-1])
+    run = plan.runs[run_id]
+    return tuple(step for step in scheduler.looks(run.snapshots[-1]) if step > run.start)
 
 
 def why_stopped(scheduler: SchedulerSpec, look: Look) -> str:

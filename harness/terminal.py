@@ -30,13 +30,14 @@ def print_plan(plan: Plan) -> None:
     """The trials of a sweep, and what they share."""
     sweep = plan.sweep
     out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
-    table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
+    columns = dict.fromkeys(name for trial in plan.trials for name in trial.params)
+    table = Table("trial", "id", *columns, box=None, pad_edge=False)
     shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
     for one in shown:
         table.add_row(
             str(one.index),
             one.trial_id,
-            *("–" if value is None else str(value) for value in one.params.values()),
+            *("–" if (value := one.params.get(name)) is None else str(value) for name in columns),
         )
     out.print(table)
     if len(shown) < len(plan.trials):
@@ -72,7 +73,9 @@ def _sharing(plan: Plan) -> str:
     trials = f"training runs: {own} of the trials"
     if own < len(plan.trials):
         trials += ", which share them where they differ in training.steps alone"
-    others = len(plan.runs) - own
+    beginnings = len({run.parent for run in plan.runs.values() if run.parent} - plan.own_runs)
+    others = len(plan.runs) - own - beginnings
+    trials += f", {beginnings} that those with a training.history go on from" if beginnings else ""
     return trials + (f", {others} of other arms' adapters" if others else "")
 
 

@@ -20,7 +20,7 @@ from harness.spec.objective import ContrastObjective, ProbeObjective
 from harness.spec.scheduler import AshaScheduler, MedianScheduler
 from harness.spec.search import ConditionalValues, OptunaSearch, RandomSearch, ValueRange
 from harness.spec.sweep import SweepSpec, WandbTracking
-from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.spec.training import OptimizerSpec, Phase, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
 from tests.spec.example import load
 
@@ -48,6 +48,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "training: schedule": ScheduleSpec,
     "training: timesteps": TimestepSpec,
     "training: prior": PriorSpec,
+    "training: history": Phase,
     "arms": ArmSpec,
     "arms: adapters": ArmAdapter,
     "arms: merge": MergeSpec,
