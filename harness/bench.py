@@ -21,7 +21,7 @@ Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
 Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
 Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
 
-PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when missing pictures are counted
+PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when work is divided
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from harness import results
 from harness.decisions import Decisions, as_decided, why_stopped
+from harness.picture_stages import IMAGES, read_arrow
 from harness.results import stats, tables
 from harness.spec.expand import Cell, Draw, Plan, Trial, param_label
 from harness.stage import Stage, versions
-from harness.stages import IMAGES, SCORES, TRAINING_RECORD, metric_name, read_arrow, surveyed
+from harness.stages import SCORES, TRAINING_RECORD, metric_name, surveyed
 from harness.workspace import Workspace
 
 NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
@@ -195,7 +196,7 @@ def _of_one_colour(plan: Plan, workspace: Workspace, draws: list[Draw]) -> str |
     """A remark where dev pictures are of one colour: they are scored, but hardly what was asked for."""
     cells = {cell.image_id for draw in draws for cell in plan.cells(draw, "dev")}
     chunks = [chunk for draw in draws for chunk in workspace.image_chunks(draw.draw_id)]
-    blank = cells & {name for chunk in chunks for name in chunk.manifest()["facts"].get("one_colour", ())}
+    blank = cells & {name for chunk in chunks for name in chunk.manifest()["facts"]["made"]["one_colour"]}
     return f"{len(blank)} of {len(cells)} dev pictures are of one colour" if blank else None
 
 

@@ -15,7 +15,7 @@ from harness.results import Results
 from harness.spec.expand import Plan, expand
 from harness.stage import write_json
 from harness.stages import surveyed, take_away_damaged_tables
-from harness.tasks import Task, control_tasks, race_tasks, trial_stages
+from harness.tasks import Task, control_tasks, race_tasks, shared_out, trial_stages
 from harness.training_stages import missing_snapshots
 from harness.workspace import PLAN, Workspace
 
@@ -118,7 +118,8 @@ class Driver:
             if open_tasks:
                 self.announce(stage, open_tasks, bench)
         if open_tasks:
-            self.note(self.executor.run(open_tasks, bench))
+            workers = self.executor.workers(bench)
+            self.note(self.executor.run(shared_out(open_tasks, bench.plan, workers=workers), bench))
 
     def note(self, outcomes: Sequence[Outcome]) -> None:
         """Keep them. Raises Interrupted where they came to be because all is to stop."""

@@ -16,12 +16,12 @@ from harness import inventory
 from harness.bench import Bench
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count
+from harness.picture_stages import draw_facts, missing_pictures
 from harness.probe import probe_cells, probes_of_run
 from harness.spec.base import Frozen
 from harness.spec.expand import Dataset, Draw, TrainingRun
 from harness.spec.search import OptunaSearch
 from harness.spec.sweep import SweepSpec
-from harness.stages import draw_facts, missing_pictures
 from harness.tasks import Task, confirm_tasks, trial_stages
 from harness.timings import Rates, Sort, dataset_sort, drawing_sort, past_timings, training_sort
 
@@ -185,7 +185,7 @@ class Reckoning:
 
     def _look(self, draw: Draw) -> Work:
         cells = probe_cells(self.plan, draw)
-        missing = sum(len(chunk.cells) for chunk in missing_pictures(self.bench, draw, cells))
+        missing = len(missing_pictures(self.bench, draw, cells))
         return Work(
             row=inventory.LOOKS, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing
         )

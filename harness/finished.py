@@ -15,11 +15,12 @@ import harness
 from harness import results
 from harness.decisions import DECISIONS
 from harness.errors import HarnessError
+from harness.picture_stages import IMAGES
 from harness.results import Results
 from harness.results.tables import FILES
 from harness.spec.expand import Plan
 from harness.stage import Stage, sha256, versions, write_json
-from harness.stages import IMAGES, SCORES, TRAINING_RECORD, metric_name
+from harness.stages import SCORES, TRAINING_RECORD, metric_name
 from harness.workspace import Workspace
 
 MARK = "finished.json"

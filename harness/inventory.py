@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.bench import Bench, Kind
+from harness.dataset_stages import missing_from_dataset
 from harness.encoded_stages import missing_texts, sees_all, texts_of, views_of
-from harness.generation.plan import Chunk
+from harness.picture_stages import missing_pictures
 from harness.probe import probe_cells, probes_of_run
 from harness.recipes import picture_count
 from harness.recipes.spec import FolderRecipe
 from harness.spec.expand import Dataset, Draw, Plan, TrainingRun
 from harness.spec.packing import planned_packs
-from harness.stages import missing_pictures
 
 GUIDANCE_ROWS = 2
 FORWARD_AND_BACKWARD = 3
@@ -56,7 +56,7 @@ def step_passes(batch_size: int, accumulated: int, *, prior: bool) -> int:
 def dataset_pictures(bench: Bench, dataset: Dataset) -> Count:
     """Training pictures of one recipe. Pictures from a folder cost no passes."""
     asked = picture_count(dataset.recipe)
-    missing = 0 if bench.workspace.dataset(dataset.dataset_id).done else asked
+    missing = missing_from_dataset(bench.workspace, dataset)
     steps = 0 if isinstance(dataset.recipe, FolderRecipe) else dataset.recipe.steps
     return Count(asked=asked, missing=missing, passes=missing * picture_passes(steps))
 
@@ -76,8 +76,7 @@ def training_steps(bench: Bench, run: TrainingRun) -> Count:
 def pictures(bench: Bench, draw: Draw, split: str) -> Count:
     """Pictures of one draw on one split."""
     cells = bench.plan.cells(draw, split)
-    chunks: list[Chunk] = missing_pictures(bench, draw, cells)
-    missing = sum(len(chunk.cells) for chunk in chunks)
+    missing = len(missing_pictures(bench, draw, cells))
     return Count(asked=len(cells), missing=missing, passes=missing * picture_passes(draw.steps))
 
 
@@ -109,7 +108,7 @@ def looks(bench: Bench, run_id: str) -> Count:
     found = NOTHING
     for draw in probes_of_run(bench.plan, run_id):
         cells = probe_cells(bench.plan, draw)
-        missing = sum(len(chunk.cells) for chunk in missing_pictures(bench, draw, cells))
+        missing = len(missing_pictures(bench, draw, cells))
         found += Count(asked=len(cells), missing=missing, passes=missing * picture_passes(draw.steps))
     return found
 

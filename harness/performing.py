@@ -7,20 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.bench import Bench
+from harness.dataset_stages import ensure_dataset
 from harness.decisions import Decisions, Look, steps_of_looks
 from harness.errors import HarnessError
+from harness.picture_stages import ensure_all_pictures, ensure_pictures, missing_pictures
 from harness.probe import look_at, up_to
 from harness.spec.expand import Draw
 from harness.stage import explaining_lack_of_room
-from harness.stages import (
-    ensure_all_pictures,
-    ensure_pictures,
-    ensure_scores,
-    missing_metrics,
-    missing_pictures,
-)
+from harness.stages import ensure_scores, missing_metrics
 from harness.tasks import Task
-from harness.training_stages import ensure_dataset, ensure_snapshots, missing_snapshots
+from harness.training_stages import ensure_snapshots, missing_snapshots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,24 @@ from typing import Literal
 
 from harness.stage import Stage
 
-LEFT_OVERS = {  # by kind of claim: what a killed builder may leave behind
+LEFT_OVERS: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
+    "part": ("parts/*/.tmp-{}-*",),
     "latents": ("latents/{}/.tmp-*",),
     "texts": ("texts/{}/.tmp-*",),
     "run": ("adapters/{}/.tmp-*",),
-    "draw": ("images/{}/.tmp-*", "scores/*/.tmp-{}-*"),
+    "draw": ("images/{}/.tmp-*",),
+    "scores": ("scores/*/.tmp-{}-*",),
     "plans": (),
 }
 
-PlaceKind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores"]
+LOCKS = ".locks"
+SHARES = 8  # of each draw: so many workers at most are at the pictures of one
+
+PlaceKind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores"]
 FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
     "dataset": ("datasets", 1),
+    "part": ("parts", 2),
     "latents": ("latents", 2),
     "texts": ("texts", 2),
     "snapshot": ("adapters", 2),
@@ -41,13 +47,23 @@ def claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
     if name.startswith(".tmp-"):
         name = name.removeprefix(".tmp-").rpartition("-")[0]
     match kind:
-        case "dataset":
-            return "dataset", name
+        case "dataset" | "part" | "scores":
+            return kind, name
         case "latents" | "texts":
             return kind, path.parent.name
         case "snapshot":
             return "run", path.parent.name
         case "pictures":
             return "draw", path.parent.name
-        case "scores":
-            return "draw", name.partition("-")[0]
+
+
+def locks_of(kind: str, identity: str) -> list[str]:
+    """What is locked to hold all of it. A draw is held share by share."""
+    if kind == "draw":
+        return [share_lock(identity, share) for share in range(SHARES)]
+    return [f"{LOCKS}/{kind}-{identity}"]
+
+
+def share_lock(draw_id: str, share: int) -> str:
+    """What is locked to hold one share of a draw."""
+    return f"{LOCKS}/draw-{draw_id}-{share}"

@@ -11,19 +11,12 @@ import pandas as pd
 
 from harness.bench import Bench
 from harness.decisions import Look, steps_of_looks
+from harness.picture_stages import IMAGES, ensure_pictures, read_parquet
 from harness.results.stats import mean_difference
 from harness.spec.expand import Cell, Draw, Plan, cells, draw_at
 from harness.spec.objective import ProbeObjective
 from harness.spec.scheduler import FifoScheduler
-from harness.stages import (
-    IMAGES,
-    SCORES,
-    TRAINING_RECORD,
-    ensure_pictures,
-    ensure_scores,
-    metric_name,
-    read_parquet,
-)
+from harness.stages import SCORES, TRAINING_RECORD, ensure_scores, metric_name
 
 
 def look_at(bench: Bench, run_id: str, step: int) -> Look:

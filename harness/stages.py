@@ -1,152 +1,26 @@
-"""Pictures and their scores, made unless the store has them. What they need is in `training_stages.py`.
+"""Scores, made unless the store has them; and what concerns all tables and training records of a sweep.
 
-Every function here is safe to call twice, from two processes at once, and after a kill: it looks, claims,
-looks again, and makes only what is missing.
+Every function here, in `dataset_stages.py`, `training_stages.py` and `picture_stages.py` is safe to call
+twice, from two processes at once, and after a kill: it looks, claims, looks again, and makes only what is
+missing.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from harness.bench import PICTURES_AT_ONCE, Bench, resident_scorer
-from harness.encoded_stages import ensure_texts
-from harness.errors import StageError
-from harness.generation.plan import Chunk, missing_chunks
+from harness.bench import Bench, resident_scorer
 from harness.metrics import metric_fingerprint
 from harness.metrics.spec import MetricSpec
-from harness.spec.expand import Cell, Draw, Plan
+from harness.picture_stages import IMAGES, read_parquet
+from harness.spec.expand import Draw, Plan
 from harness.stage import Stage
-from harness.training_stages import adapter_path, ensure_whole_adapter
 from harness.workspace import Workspace
 
-if TYPE_CHECKING:
-    from harness.models.model import Model
-
 TRAINING_RECORD = "training_state.json"  # in a snapshot
-TABLES = IMAGES, SCORES = "images.parquet", "scores.parquet"  # of a chunk's pictures, and of its scores
+SCORES = "scores.parquet"  # of a chunk's pictures, by one metric
+TABLES = (IMAGES, SCORES)
 RECORDS = (*TABLES, TRAINING_RECORD)
-
-
-Wanted = tuple[Draw, tuple[Cell, ...]]
-
-
-def ensure_pictures(bench: Bench, draw: Draw, cells: tuple[Cell, ...]) -> None:
-    """The pictures of these cells, and what they need: adapters first, then chunk after chunk."""
-    ensure_all_pictures(bench, [(draw, cells)])
-
-
-def ensure_all_pictures(bench: Bench, wanted: Sequence[Wanted]) -> None:
-    """The pictures of several draws: first of those that nobody else draws, then of the others."""
-    workspace = bench.workspace
-    wanted = [(draw, cells) for draw, cells in wanted if missing_pictures(bench, draw, cells)]
-    for adapter in dict.fromkeys(adapter for draw, _ in wanted for adapter in draw.adapters):
-        ensure_whole_adapter(bench, adapter)
-    with ExitStack() as claims:
-        free = {
-            draw_id
-            for draw_id in dict.fromkeys(draw.draw_id for draw, _ in wanted)
-            if claims.enter_context(workspace.claim_if_free("draw", draw_id))
-        }
-        for draw_id in free:
-            workspace.clear_left_overs("draw", draw_id)
-        _draw_claimed(bench, [one for one in wanted if one[0].draw_id in free])
-    for draw, cells in wanted:
-        if draw.draw_id not in free:
-            with workspace.claim("draw", draw.draw_id):
-                _draw_claimed(bench, [(draw, cells)])
-
-
-def _draw_claimed(bench: Bench, wanted: Sequence[Wanted]) -> None:
-    """Chunk after chunk; where one leaves room in a batch, another draw's goes along."""
-    from harness.generation.generate import draw_settings
-
-    alike: dict[Any, list[tuple[Draw, Chunk]]] = {}  # by what all rows of a batch share
-    for draw, cells in wanted:
-        for stage in bench.workspace.image_chunks(draw.draw_id):
-            if not stage.whole(lambda name: name == IMAGES):
-                stage.remove()
-                bench.report("made again", 1)
-        model, settings = bench.model(draw.model), draw_settings(draw)
-        ensure_texts(bench, model, [draw.negative, *(cell.prompt for cell in cells)])
-        at_once = bench.pictures_at_once(model, settings)
-        chunks = missing_pictures(bench, draw, cells, at_once)
-        alike.setdefault((draw.model, settings, at_once), []).extend((draw, chunk) for chunk in chunks)
-    for (model_spec, _, at_once), together in alike.items():
-        for batch in filled_batches(together, at_once):
-            bench.go_on()
-            _draw_batch(bench, bench.model(model_spec), batch)
-
-
-def filled_batches(chunks: Sequence[tuple[Draw, Chunk]], at_once: int) -> list[list[tuple[Draw, Chunk]]]:
-    """Whole chunks, in order, together as long as a batch has room for the next."""
-    batches: list[list[tuple[Draw, Chunk]]] = []
-    room = 0
-    for draw, chunk in chunks:
-        if len(chunk.cells) > room:
-            batches.append([])
-            room = at_once
-        batches[-1].append((draw, chunk))
-        room -= len(chunk.cells)
-    return batches
-
-
-def _draw_batch(bench: Bench, model: "Model", batch: Sequence[tuple[Draw, Chunk]]) -> None:
-    """One batch; every chunk of it is a stage of its own."""
-    from harness.generation.generate import Part, draw_cells
-
-    with ExitStack() as stages:
-        parts, of_one_colour = [], []
-        for draw, chunk in batch:
-            of_one_colour.append(one_colour := list[str]())
-            about = {"model": draw.model.model_dump(mode="json"), "draw": draw_facts(draw)}
-            stage = bench.workspace.images(draw.draw_id, chunk.chunk_id)
-            folder = stages.enter_context(stage.build(**about, one_colour=one_colour))
-            parts.append(Part(draw=draw, cells=chunk.cells, folder=folder))
-        drawn = draw_cells(parts, model, lambda adapter: adapter_path(bench.workspace, adapter))
-        for one_colour, found in zip(of_one_colour, drawn, strict=True):
-            one_colour += found
-    bench.report("pictures", sum(len(chunk.cells) for _, chunk in batch))
-
-
-def draw_facts(draw: Draw) -> dict[str, Any]:
-    """What decides how long a picture takes; what decides the picture stands in its file."""
-    return {
-        "steps": draw.steps,
-        "refiner_start": draw.refiner_start,
-        "scheduler": draw.scheduler,
-        "size": draw.size,
-        "adapters": len(draw.adapters),
-    }
-
-
-def missing_pictures(
-    bench: Bench, draw: Draw, cells: tuple[Cell, ...], at_once: int = PICTURES_AT_ONCE
-) -> list[Chunk]:
-    """The cells that have no picture yet, in the chunks they will be drawn in.
-
-    Pictures whose table is damaged are missing.
-    """
-    have: set[str] = set()
-    for stage in bench.workspace.image_chunks(draw.draw_id):
-        with suppress(StageError):
-            have.update(read_arrow(stage, IMAGES)["image_id"].to_pylist())
-    return missing_chunks(cells, have, at_once)
-
-
-def read_parquet(stage: Stage, name: str) -> pd.DataFrame:
-    """A table of a stage. Raises StageError where it is not as it was written."""
-    frame: pd.DataFrame = read_arrow(stage, name).to_pandas()
-    return frame
-
-
-def read_arrow(stage: Stage, name: str) -> pa.Table:
-    """The same before it is a frame, which takes ten times as long: for thousands of small tables."""
-    return pq.read_table(pa.BufferReader(stage.read(name)))
 
 
 def ensure_scores(bench: Bench, draw: Draw) -> bool:
@@ -160,7 +34,7 @@ def ensure_scores(bench: Bench, draw: Draw) -> bool:
         if bench.workspace.take_away_damaged(chunk, ("draw", draw.draw_id)):
             bench.report("made again", 1)
             return False
-        with bench.workspace.claim("draw", draw.draw_id):
+        with bench.workspace.claim("scores", f"{draw.draw_id}-{chunk.path.name}"):
             missing = missing_metrics(bench, chunk)
             if missing:
                 _score(bench, chunk, missing)

@@ -27,7 +27,7 @@ from harness.workspace import PLAN, Workspace
 ABOUT = {"versions", "host", "finished_at", "failures", "events"}  # in sweep.json beside the sweep itself
 
 # A left-over is a folder without a manifest: of a killed builder, or half removed.
-Kind = Literal["dataset", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
+Kind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
 OF_ONE_CLAIM = ("latents", "texts", "snapshot", "pictures")  # with all beside them
 State = Literal["kept", "removed", "in use"]
 
@@ -239,6 +239,9 @@ class _Needs:
         match place.kind:
             case "dataset":
                 return path.name in self.plan.datasets
+            case "part":  # until the dataset is whole
+                whole = self.workspace.dataset(path.parent.name).done
+                return path.parent.name in self.plan.datasets and not whole
             case "latents":
                 return path.parent.name in self.plan.datasets
             case "texts":

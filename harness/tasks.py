@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.bench import PICTURES_AT_ONCE
 from harness.decisions import steps_of_looks
 from harness.inventory import planned_passes
+from harness.recipes import picture_count
 from harness.spec.expand import Draw, Plan, TrainingRun, Trial
 from harness.spec.packing import planned_packs
 
@@ -57,6 +59,26 @@ def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
 def race_tasks(plan: Plan) -> list[Task]:
     """The same, of the runs that a scheduler may stop: each alone."""
     return [_task_of(plan, [run]) for run_id, run in plan.runs.items() if steps_of_looks(plan, run_id)]
+
+
+def shared_out(tasks: Sequence[Task], plan: Plan, *, workers: int) -> list[Task]:
+    """The tasks; where workers would be left over, some several times over, to be done together.
+
+    Those are datasets and draws, of which each worker takes what it finds free, as many as have two batches
+    each. Training is not divided.
+    """
+    copies = max(1, workers // len(tasks)) if tasks else 1
+    return [
+        task
+        for copy in range(copies)
+        for task in tasks
+        if copy == 0 or (not task.runs and copy * 2 * PICTURES_AT_ONCE < _pictures(task, plan))
+    ]
+
+
+def _pictures(task: Task, plan: Plan) -> int:
+    drawn = sum(len(plan.cells(plan.draws[draw_id], split)) for draw_id, split in task.draws)
+    return drawn + sum(picture_count(plan.datasets[dataset_id].recipe) for dataset_id in task.datasets)
 
 
 def _task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:

@@ -76,9 +76,10 @@ def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
             return Timing(sort=sort, units=facts["step"] - facts["from_step"], seconds=facts["train_seconds"])
         case "dataset":
             sort = dataset_sort(facts["model"], facts["recipe"])
+            return Timing(sort=sort, units=pictures, seconds=facts["draw_seconds"])
         case _:
             sort = drawing_sort(facts["model"], facts["draw"])
-    return Timing(sort=sort, units=pictures, seconds=manifest["seconds"])
+            return Timing(sort=sort, units=pictures, seconds=facts["made"]["draw_seconds"])
 
 
 def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort:
@@ -93,7 +94,7 @@ def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort
 
 
 def drawing_sort(model: Any, draw: Mapping[str, Any]) -> Sort:
-    """Of pictures. `draw` is as `stages.draw_facts` gives it."""
+    """Of pictures. `draw` is as `picture_stages.draw_facts` gives it."""
     family = _text("drawing", model, draw["scheduler"], draw["size"])
     settings = _text(draw["steps"], draw["refiner_start"], draw["adapters"])
     return Sort(family, settings, picture_passes(draw["steps"]))

@@ -1,4 +1,4 @@
-"""What pictures are drawn with, made unless the store has it: datasets, and the snapshots of training runs.
+"""What pictures are drawn with, made unless the store has it: the snapshots of training runs.
 
 Every function here is safe to call twice, from two processes at once, and after a kill: it looks, claims,
 looks again, and makes only what is missing. What is used is looked at first: damaged, it is made again.
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.bench import Bench, Segment
+from harness.dataset_stages import ensure_whole_dataset
 from harness.encoded_stages import ensure_latents
 from harness.errors import HarnessError
-from harness.models.model import DrawSettings
-from harness.recipes.spec import Drawn
 from harness.spec.expand import DrawAdapter, TrainingRun
 from harness.spec.packing import packs
 from harness.stage import EMA, Stage, is_adapter, is_training_state
@@ -24,42 +23,6 @@ from harness.workspace import Workspace
 if TYPE_CHECKING:
     from harness.models.model import Model
     from harness.training.member import Job
-
-
-def ensure_dataset(bench: Bench, dataset_id: str) -> Path:
-    """The folder of a recipe's pictures."""
-    stage = bench.workspace.dataset(dataset_id)
-    if stage.done:
-        return stage.fetch()
-    with bench.workspace.claim("dataset", dataset_id):
-        if not stage.done:
-            from harness.recipes import build_dataset
-
-            dataset = bench.plan.datasets[dataset_id]
-            model, recipe = bench.model(dataset.model), dataset.recipe
-            at_once = 1  # somebody's own pictures are not drawn
-            if isinstance(recipe, Drawn):
-                settings = DrawSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
-                at_once = bench.pictures_at_once(model, settings)
-            about = {"model": dataset.model.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
-            with stage.build(**about) as folder:
-                build_dataset(
-                    recipe,
-                    model,
-                    folder,
-                    report=lambda count: bench.report("dataset_pictures", count),
-                    batch_size=at_once,
-                )
-    return stage.fetch()
-
-
-def _ensure_whole_dataset(bench: Bench, dataset_id: str) -> None:
-    """The folder, its pictures as they were drawn: training is not to learn from damaged ones."""
-    stage = bench.workspace.dataset(dataset_id)
-    ensure_dataset(bench, dataset_id)
-    if bench.workspace.take_away_damaged(stage, ("dataset", dataset_id)):
-        bench.report("made again", 1)
-        ensure_dataset(bench, dataset_id)
 
 
 def ensure_snapshots(bench: Bench, run_ids: Sequence[str]) -> dict[str, HarnessError]:
@@ -72,7 +35,7 @@ def ensure_snapshots(bench: Bench, run_ids: Sequence[str]) -> dict[str, HarnessE
     failed = _ensure_beginnings(bench, runs)
     runs = [run for run in runs if run.run_id not in failed and missing_snapshots(bench.workspace, run)]
     for dataset_id in dict.fromkeys(dataset.dataset_id for run in runs for dataset in run.datasets):
-        _ensure_whole_dataset(bench, dataset_id)
+        ensure_whole_dataset(bench, dataset_id)
     for pack in packs(runs, 1 if bench.plan.sweep.compute.pack == "off" else max(1, len(runs))):
         _train_claimed(bench, pack, failed)
     return failed

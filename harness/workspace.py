@@ -3,6 +3,7 @@
 Every later sweep of a workspace finds what earlier ones made.
 
     datasets/<dataset_id>/                  the training pictures of one recipe
+    parts/<dataset_id>/<place>/             some of them, until all are drawn
     latents/<dataset_id>/<view>/            their VAE posteriors: the middle of each, or that mirrored
     texts/<model_id>/<chunk_id>/            some prompts as a model's text encoders have them
     adapters/<run_id>/steps-000100/         one snapshot of one training run
@@ -14,17 +15,16 @@ Every later sweep of a workspace finds what earlier ones made.
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from harness.errors import StageError, WorkspaceError
-from harness.places import FOLDERS, LEFT_OVERS, Place, claim_of
+from harness.places import FOLDERS, LEFT_OVERS, LOCKS, Place, claim_of, locks_of, share_lock
 from harness.stage import Stage, every
 from harness.storage import Storage, open_storage
 from harness.storage.storage import Waiting
 
 PLAN = "plan.json"
-LOCKS = ".locks"
 
 
 class Workspace:
@@ -91,6 +91,10 @@ class Workspace:
     def dataset(self, dataset_id: str) -> Stage:
         """The training pictures of one recipe."""
         return self.stage(f"datasets/{dataset_id}")
+
+    def part(self, dataset_id: str, first: int) -> Stage:
+        """Some training pictures of a recipe, from this one on."""
+        return self.stage(f"parts/{dataset_id}/{dataset_id}-{first:06d}")
 
     def latents(self, dataset_id: str, view: str) -> Stage:
         """The VAE posteriors of a dataset's pictures, all of them seen in the same way."""
@@ -210,15 +214,27 @@ class Workspace:
 
         A dead process's claim is let go of. Left-overs of a killed builder are removed.
         """
-        with self._storage.hold(_lock(kind, identity), self.waiting):
+        with ExitStack() as claims:
+            for lock in locks_of(kind, identity):
+                claims.enter_context(self._storage.hold(lock, self.waiting))
             self.clear_left_overs(kind, identity)
             yield
 
     def clear_left_overs(self, kind: str, identity: str) -> None:
         """Remove what a killed builder left behind. The caller holds the claim."""
-        for pattern in LEFT_OVERS[kind]:
-            for left_over in self.root.glob(pattern.format(identity)):
-                shutil.rmtree(left_over, ignore_errors=True)
+        for left_over in self._left_overs(kind, identity):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def clear_left_overs_if_free(self, kind: str, identity: str) -> None:
+        """The same for whoever does not hold the claim; somebody at work is left in peace."""
+        if self._left_overs(kind, identity):
+            with self.claim_if_free(kind, identity) as free:
+                if free:
+                    self.clear_left_overs(kind, identity)
+
+    def _left_overs(self, kind: str, identity: str) -> list[Path]:
+        patterns = (pattern.format(identity) for pattern in LEFT_OVERS[kind])
+        return [path for pattern in patterns for path in self.root.glob(pattern)]
 
     def take_away_damaged(
         self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = every
@@ -231,9 +247,20 @@ class Workspace:
                 stage.remove()
         return True
 
-    def claim_if_free(self, kind: str, identity: str) -> AbstractContextManager[bool]:
+    @contextmanager
+    def claim_if_free(self, kind: str, identity: str) -> Iterator[bool]:
         """Hold it, and say so; or say False while another process does."""
-        return self._storage.hold_if_free(_lock(kind, identity))
+        with ExitStack() as claims:
+            locks = locks_of(kind, identity)
+            yield all(claims.enter_context(self._storage.hold_if_free(lock)) for lock in locks)
+
+    def claim_share(self, draw_id: str, share: int) -> AbstractContextManager[None]:
+        """Hold one share of a draw's pictures; wait while another process does. See `picture_stages.py`."""
+        return self._storage.hold(share_lock(draw_id, share), self.waiting)
+
+    def claim_share_if_free(self, draw_id: str, share: int) -> AbstractContextManager[bool]:
+        """The same, or say False while another process does."""
+        return self._storage.hold_if_free(share_lock(draw_id, share))
 
     @contextmanager
     def claim_plans(self) -> Iterator[None]:
@@ -247,7 +274,7 @@ class Workspace:
 
     def claimed(self, kind: str, identity: str) -> bool:
         """True while somebody holds it. Makes nothing."""
-        return self._storage.held(_lock(kind, identity))
+        return any(self._storage.held(lock) for lock in locks_of(kind, identity))
 
     @contextmanager
     def drive(self, name: str) -> Iterator[None]:
@@ -259,7 +286,3 @@ class Workspace:
                     "wait for it, or use another --workspace"
                 )
             yield
-
-
-def _lock(kind: str, identity: str) -> str:
-    return f"{LOCKS}/{kind}-{identity}"

@@ -31,6 +31,8 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "encoded_stages": "pipeline",
     "training_stages": "pipeline",
     "stages": "pipeline",
+    "dataset_stages": "pipeline",
+    "picture_stages": "pipeline",
     "asking": "pipeline",
     "collect": "pipeline",
     "decisions": "pipeline",

@@ -17,8 +17,8 @@ from harness.errors import TrainingError
 from harness.models import load_model, vae
 from harness.models.encoding import PromptEncoder
 from harness.models.spec import SdxlModel
+from harness.picture_stages import ensure_pictures
 from harness.spec.expand import Plan, TrainingRun
-from harness.stages import ensure_pictures
 from harness.store import collect_garbage, find, holdings, verify
 from harness.training_stages import ensure_snapshots
 from harness.workspace import Workspace
@@ -173,7 +173,7 @@ def test_drawing_from_stored_texts_is_the_same_to_the_bit(
     _, read = draw_controls(plan, tmp_path / "w")
     assert not encoded
 
-    monkeypatch.setattr("harness.stages.ensure_texts", lambda *_: None)
+    monkeypatch.setattr("harness.picture_stages.ensure_texts", lambda *_: None)
     _, computed = draw_controls(plan, tmp_path / "plain")
     assert encoded and len(first) == 2 * 2 * 2
     assert first == read == computed

@@ -12,10 +12,10 @@ from harness.estimate import Estimate, estimated
 from harness.execution.spec import ComputeSpec
 from harness.inventory import Count, confirmation_pictures, encodings, inventory, training_steps
 from harness.models.spec import SdxlModel
+from harness.picture_stages import draw_facts
 from harness.spec.base import Frozen
 from harness.spec.expand import Plan, TrainingRun
-from harness.stage import Stage, write_json
-from harness.stages import draw_facts
+from harness.stage import Stage
 from harness.workspace import Workspace
 from tests.sweeps import small_plan
 
@@ -66,11 +66,10 @@ def test_a_step_with_prior_preservation_costs_twice(bench: Bench) -> None:
 
 
 def timed(stage: Stage, seconds: float, *, pictures: int = 0, **facts: Any) -> None:
-    """A finished stage that took so long."""
-    with stage.build(**facts) as folder:
+    """A finished stage whose pictures took so long."""
+    with stage.build(**facts, draw_seconds=seconds, made={"draw_seconds": seconds}) as folder:
         for number in range(pictures):
             (folder / f"{number}.png").write_bytes(b"")
-    write_json(stage.path / "manifest.json", {**stage.manifest(), "seconds": seconds})
 
 
 def spec_json(spec: Frozen) -> dict[str, Any]:

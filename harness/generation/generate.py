@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -29,18 +29,28 @@ class Part:
     folder: Path
 
 
+class Made(TypedDict):
+    """Facts of a part's pictures.
+
+    `one_colour`: the image_ids of those that are of one colour, pictures like any other, but something is
+    likely to be wrong. `draw_seconds`: all of them together.
+    """
+
+    one_colour: list[str]
+    draw_seconds: float
+
+
 def draw_cells(
     parts: Sequence[Part], model: "Model", adapter_path: Callable[[DrawAdapter], Path]
-) -> list[list[str]]:
+) -> list[Made]:
     """Draw the cells of all parts in one batch, each row with its own adapters, on one base.
 
     Into each part's folder go `<image_id>.png` and `images.parquet`, in order. `adapter_path` gives an
     adapter's file, or the folder it was saved in. In the table `path` is the bare file name, `sha256` that of
     the file, `draw_seconds` a picture's share of the batch, and `trial_id` null: which trials a picture
     belongs to is the plan's to say. Nothing in a picture's file depends on the time or on the other parts, so
-    the same cells give the same bytes. The parts' draws have the same settings. Returns for each part the
-    image_ids of pictures that are of one colour: pictures like any other, but something is likely to be
-    wrong. Raises ModelError for what cannot be drawn.
+    the same cells give the same bytes. The parts' draws have the same settings. Returns what each part has
+    come to. Raises ModelError for what cannot be drawn.
     """
     started = time.perf_counter()
     settings = draw_settings(parts[0].draw)
@@ -59,18 +69,17 @@ def draw_cells(
 
 def _write(
     part: Part, pictures: Sequence[Picture], paths: Sequence[Path], model: "Model", *, seconds: float
-) -> list[str]:
-    """The files of one part; the image_ids of pictures of one colour."""
+) -> Made:
+    """The files of one part. `seconds` are those of one picture."""
     draw, cells = part.draw, part.cells
     adapters = [png.about_adapter(a, path) for a, path in zip(draw.adapters, paths, strict=True)]
     rows = []
-    for index, (cell, picture) in enumerate(zip(cells, pictures, strict=True)):
+    for cell, picture in zip(cells, pictures, strict=True):
         chunks = png.described(
             draw,
             cell,
             picture.image,
             latent_hash=picture.latent_hash,
-            place=png.Place(size=len(cells), index=index),
             sampler=model.scheduler,
             adapters=adapters,
         )
@@ -78,9 +87,10 @@ def _write(
         png.save(picture.image, file, chunks)
         rows.append(_image_row(draw, cell, picture, file=file, seconds=seconds))
     tables.write_table(part.folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
-    return [
-        cell.image_id for cell, picture in zip(cells, pictures, strict=True) if _is_of_one_colour(picture)
-    ]
+    return Made(
+        one_colour=[c.image_id for c, p in zip(cells, pictures, strict=True) if _is_of_one_colour(p)],
+        draw_seconds=seconds * len(cells),
+    )
 
 
 def _is_of_one_colour(picture: Picture) -> bool:

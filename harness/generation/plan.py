@@ -1,8 +1,7 @@
 """Which pictures are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec`."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from harness.spec.expand import Cell
 from harness.spec.fingerprint import fingerprint
@@ -16,20 +15,6 @@ class Chunk:
     cells: tuple[Cell, ...]
 
 
-def missing_chunks(cells: Sequence[Cell], have: Collection[str], batch_size: int) -> list[Chunk]:
-    """The cells whose image_id is not among `have`, in order, `batch_size` at a time.
-
-    Every chunk but the last is full. So where finished chunks are what is had, the missing ones come out
-    as they would have without the interruption, and each picture keeps its neighbours.
-    """
-    missing = [cell for cell in cells if cell.image_id not in have]
-    return [
-        Chunk(chunk_id=fingerprint("chunk", images=[cell.image_id for cell in group]), cells=group)
-        for group in _groups(missing, batch_size)
-    ]
-
-
-def _groups(cells: Sequence[Cell], size: int) -> Iterator[tuple[Cell, ...]]:
-    remaining = iter(cells)
-    while group := tuple(islice(remaining, size)):
-        yield group
+def chunk_of(cells: Sequence[Cell]) -> Chunk:
+    """These cells, in order."""
+    return Chunk(chunk_id=fingerprint("chunk", images=[cell.image_id for cell in cells]), cells=tuple(cells))

@@ -7,7 +7,6 @@ JSON and complete: a model's and an adapter's weights are named by their hashes,
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,12 @@ SAMPLERS: dict[Scheduler, str] = {  # as A1111 calls them; DDPM, DEIS and DPM++ 
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where in which batch a picture was drawn: its rounding depends on that, and on nothing else of it."""
-
-    size: int
-    index: int
-
-
 def described(
     draw: Draw,
     cell: Cell,
     image: Image.Image,
     *,
     latent_hash: str,
-    place: Place,
     sampler: Scheduler,
     adapters: Sequence[dict[str, Any]],
 ) -> dict[str, str]:
@@ -80,7 +70,6 @@ def described(
             "adapters": list(adapters),
             "merge": None if draw.merge is None else draw.merge.model_dump(mode="json"),
         },
-        "batch": {"size": place.size, "index": place.index},
         "latent_hash": latent_hash,
         "pixels_sha256": pixels_hash(image),
         "versions": versions(),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class _About:
     raw: dict[str, Any]
     draw: Draw
     cell: Cell
-    place: png.Place
     hashes: tuple[str, ...]
 
 
@@ -100,7 +99,6 @@ def _about(picture: Path, chunks: dict[str, str]) -> _About:
             raw=raw,
             draw=_draw_of(raw["draw"]),
             cell=Cell(**raw["cell"], draw_id=raw["draw"]["draw_id"], tags=(), split="test"),
-            place=png.Place(**raw["batch"]),
             hashes=tuple(adapter["sha256"] for adapter in raw["draw"]["adapters"]),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -184,13 +182,10 @@ def _places(adapter: DrawAdapter, picture: Path, workspace: Path | str | None) -
 
 
 def _draw(about: _About, paths: Sequence[Path]) -> Image.Image:
-    """In a batch of as many, at the same place: what the neighbours are is nothing to a row's rounding."""
+    """Alone. In its batch the rounding may have been another, except in fp32 on a CPU."""
     model = load_model(about.draw.model)
-    settings, row = draw_settings(about.draw), draw_row(about.draw, about.cell, paths)
-    place = about.place
-    if model.device.type == "cuda" and place.size > model.pictures_at_once(settings):
-        place = replace(place, size=1, index=0)
-    return model.draw([row] * place.size, settings)[place.index].image
+    (picture,) = model.draw([draw_row(about.draw, about.cell, paths)], draw_settings(about.draw))
+    return picture.image
 
 
 def _difference(one: Image.Image, other: Image.Image) -> int:

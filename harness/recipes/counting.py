@@ -4,7 +4,7 @@ from harness.recipes.spec import RecipeSpec
 
 
 def picture_count(recipe: RecipeSpec) -> int:
-    """How many pictures `build_dataset` will write. Looks into a folder recipe's folder if need be."""
+    """How many pictures a recipe has. Looks into a folder recipe's folder if need be."""
     if recipe.count is not None:
         return recipe.count
     from harness.recipes.folder import scan

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+METADATA = "metadata.jsonl"  # of a dataset: a row for each picture
 SIDE_MULTIPLE = 8  # the VAE's factor
 
 
@@ -28,15 +30,22 @@ class Sample:
 
 
 def write_dataset(
-    samples: Iterable[Sample], folder: Path, *, resolution: int, report: Callable[[int], None]
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    resolution: int,
+    report: Callable[[int], None],
+    first: int = 0,
 ) -> None:
     """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each picture file's bytes.
+
+    `first` is the number of the first picture, in a part of a dataset.
 
     Each picture's shorter side is the resolution and both sides are multiples of 8; training cuts squares.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(samples, start=first):
         assert sample.image.mode == "RGB", sample.image.mode
         assert min(sample.image.size) == resolution, sample.image.size
         assert all(side % SIDE_MULTIPLE == 0 for side in sample.image.size), sample.image.size
@@ -59,7 +68,18 @@ def write_dataset(
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         report(1)
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / METADATA).write_text("".join(lines), encoding="utf-8")
+
+
+def join_datasets(parts: Iterable[Path], folder: Path) -> None:
+    """Write the pictures and captions of all parts, in order, as one dataset."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for part in parts:
+        for picture in sorted((part / "images").iterdir()):
+            shutil.copyfile(picture, folder / "images" / picture.name)
+        lines.append((part / METADATA).read_text(encoding="utf-8"))
+    (folder / METADATA).write_text("".join(lines), encoding="utf-8")
 
 
 def png_bytes(image: Image.Image) -> bytes:

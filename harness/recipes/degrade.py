@@ -24,9 +24,10 @@ def degradation_of(recipe: DegradeRecipe, index: int) -> DegradationName:
     return recipe.degradations[(passes + place) % len(recipe.degradations)]
 
 
-def samples(recipe: DegradeRecipe, model: "Model", *, batch_size: int) -> Iterator[Sample]:
+def samples(recipe: DegradeRecipe, model: "Model", indices: range, *, batch_size: int) -> Iterator[Sample]:
     """`plain`'s pictures of the same prompts and seed, damaged. Their captions stay."""
-    for index, sample in enumerate(plain.samples(recipe, model, batch_size=batch_size)):
+    drawn = plain.samples(recipe, model, indices, batch_size=batch_size)
+    for index, sample in zip(indices, drawn, strict=True):
         rng = np.random.default_rng([recipe.seed, index])
         severity = float(rng.uniform(*recipe.severity))
         name = degradation_of(recipe, index)

@@ -29,8 +29,10 @@ def rows(recipe: PlainRecipe | DegradeRecipe) -> list[Row]:
     ]
 
 
-def samples(recipe: PlainRecipe | DegradeRecipe, model: "Model", *, batch_size: int) -> Iterator[Sample]:
-    """The drawn pictures. A caption is the prompt it was drawn from."""
-    drawn = rows(recipe)
+def samples(
+    recipe: PlainRecipe | DegradeRecipe, model: "Model", indices: range, *, batch_size: int
+) -> Iterator[Sample]:
+    """The drawn pictures with these numbers. A caption is the prompt it was drawn from."""
+    drawn = rows(recipe)[indices.start : indices.stop]
     for row, image in zip(drawn, draw_images(drawn, recipe, model, batch_size=batch_size), strict=True):
         yield Sample(image=image, caption=row.prompt, prompt=row.prompt, seed=row.seed, guidance=row.guidance)

@@ -17,7 +17,7 @@ from harness.storage.remote_stage import RemoteStage, write_whole
 from harness.storage.storage import Waiting
 from harness.storage.survey import Survey
 
-TOPS = ("datasets", "latents", "texts", "adapters", "images", "scores")
+TOPS = ("datasets", "parts", "latents", "texts", "adapters", "images", "scores")
 SMALL = 4 * 2**20  # bytes: such files are read many at once, into memory
 AT_ONCE = 256
 SURVEY_SECONDS = 60.0  # for so long a look serves again, where nothing was dispatched since

@@ -26,7 +26,7 @@ def train(
 
     Of a job:
         run: what to train; its `training.steps` is the last snapshot.
-        pictures: the folder that `harness.recipes.build_dataset` wrote.
+        pictures: the folder that `harness.recipes` wrote.
         prior: likewise for the class pictures of `training.prior`; None exactly where that is null.
         latents: files of `latents.write_latents`; views that they hold are not encoded again.
         resume: a checkpoint of the same run, trained in whatever company; alone, the result is then bit for

@@ -1,44 +1,31 @@
-"""Pictures of several draws in one batch."""
+"""Pictures of several draws in one batch, and of one draw by several workers."""
 
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from harness.bench import Bench
-from harness.generation.plan import Chunk
 from harness.models.spec import SdxlModel
+from harness.picture_stages import (
+    IMAGES,
+    ensure_all_pictures,
+    ensure_pictures,
+    missing_pictures,
+    read_parquet,
+    share_of,
+)
 from harness.spec.expand import Cell, Draw
-from harness.stages import IMAGES, ensure_all_pictures, filled_batches, read_parquet
 from harness.workspace import Workspace
 from tests.sweeps import small_plan
-
-
-def cell_of(place: int) -> Cell:
-    return Cell(image_id=str(place), draw_id="d", prompt_id="p", prompt="a", tags=(), split="dev", seed=place)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "batches"),
-    [
-        ([4, 4], [[4], [4]]),
-        ([2, 2, 2], [[2, 2], [2]]),
-        ([4, 1, 1, 3], [[4], [1, 1], [3]]),
-        ([], []),
-    ],
-)
-def test_chunks_share_a_batch_as_long_as_there_is_room(sizes: list[int], batches: list[list[int]]) -> None:
-    draw: Any = object()
-    chunks = [
-        Chunk(chunk_id=str(place), cells=tuple(cell_of(p) for p in range(size)))
-        for place, size in enumerate(sizes)
-    ]
-    found = filled_batches([(draw, chunk) for chunk in chunks], 4)
-    assert [[len(chunk.cells) for _, chunk in batch] for batch in found] == batches
-    assert [chunk for batch in found for _, chunk in batch] == chunks
 
 
 def test_draws_in_one_batch_are_the_draws_alone(
@@ -84,3 +71,38 @@ def test_draws_in_one_batch_are_the_draws_alone(
     for ours, theirs in zip(together, alone, strict=True):
         assert np.abs(ours - theirs).max() <= 1  # the products of so small a model have a kernel of their own
     assert all(np.abs(one - alone[0]).max() > 10 for one in alone[1:])
+
+
+def test_a_share_that_another_draws_is_left_to_it_and_waited_for(
+    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+) -> None:
+    """One share another worker finishes, another one it leaves when it dies."""
+    plan = small_plan(tmp_path, tiny_spec, tiny_clip, seeds=list(range(6)))
+    (draw, *_), made = plan.control_draws, Counter[str]()
+    cells = plan.cells(draw, "dev")
+    shares = sorted({share_of(cell) for cell in cells})
+    theirs = [cell for cell in cells if share_of(cell) == shares[0]]
+
+    def bench_of(root: str) -> Bench:
+        return Bench(
+            plan=plan, workspace=Workspace(tmp_path / root), report=lambda kind, n: made.update({kind: n})
+        )
+
+    ensure_pictures(bench_of("other"), draw, tuple(theirs))
+    made.clear()
+    bench, other = bench_of("shared"), Workspace(tmp_path / "shared")
+    with ThreadPoolExecutor() as pool:
+        with other.claim_share(draw.draw_id, shares[0]), other.claim_share(draw.draw_id, shares[1]):
+            drawing = pool.submit(ensure_pictures, bench, draw, cells)
+            held = [cell for cell in cells if share_of(cell) in shares[:2]]
+            deadline = time.monotonic() + 60
+            while len(missing_pictures(bench, draw, cells)) > len(held):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert not drawing.done() and missing_pictures(bench, draw, cells) == tuple(held)
+            source = tmp_path / "other" / "images" / draw.draw_id
+            shutil.copytree(source, tmp_path / "shared" / "images" / draw.draw_id, dirs_exist_ok=True)
+        drawing.result(timeout=60)
+    assert made["pictures"] == len(cells) - len(theirs)
+    drawn = [read_parquet(chunk, IMAGES) for chunk in other.image_chunks(draw.draw_id)]
+    assert sorted(pd.concat(drawn)["image_id"]) == sorted(cell.image_id for cell in cells)
