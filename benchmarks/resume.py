@@ -57,12 +57,13 @@ def run_again(workspace: str, changes: list[str]) -> float:
 
 
 @contextmanager
-def _bucket(folder: Path) -> Iterator[str]:
-    """Of the server that the tests use, whose key the environment then has."""
+def _in_bucket(folder: str) -> Iterator[str]:
+    """The same workspace in a bucket of the server that the tests use, whose key the environment then has."""
     from tests.storage import server
 
-    with server.s3_server(folder) as endpoint:
+    with tempfile.TemporaryDirectory() as served, server.s3_server(Path(served)) as endpoint:
         os.environ |= server.environment(endpoint)
+        server.client(endpoint).put(folder, f"{server.BUCKET}/resumed", recursive=True)
         yield f"s3://{server.BUCKET}/resumed"
 
 
@@ -74,14 +75,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workspace", help="a folder or s3://…; default: a temporary one")
-    where.add_argument("--s3", action="store_true", help="a bucket of a server on this machine")
+    where.add_argument(
+        "--s3", action="store_true", help="made in a folder, copied to a bucket of a server on this machine"
+    )
     given = parser.parse_args()
     changes = overrides(name="resumed", seeds=given.trials // TRIALS_OF_SEED, prompts=given.prompts)
     with ExitStack() as stack:
         workspace = given.workspace or stack.enter_context(tempfile.TemporaryDirectory())
-        if given.s3:
-            workspace = stack.enter_context(_bucket(Path(workspace)))
         holds = make(workspace, changes)
+        if given.s3:
+            workspace = stack.enter_context(_in_bucket(workspace))
         first, *again = [run_again(workspace, changes) for _ in range(given.rounds + 1)]
     print(f"load {os.getloadavg()[0]:.1f}")
     row = {name: f"{count:,}" for name, count in holds.items()}

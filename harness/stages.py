@@ -61,6 +61,11 @@ def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Stage]:
             yield from (chunk, *(stage for stage in scores if stage.done))
 
 
+def is_table(name: str) -> bool:
+    """Of a stage of pictures or scores, what the sweep's tables are read from."""
+    return name in TABLES
+
+
 def take_away_damaged_tables(bench: Bench) -> int:
     """Remove what the sweep's tables are read from and is damaged; how many stages were.
 
@@ -74,9 +79,11 @@ def take_away_damaged_tables(bench: Bench) -> int:
             )
     for draw_id in bench.plan.draws:
         for chunk in workspace.image_chunks(draw_id):
-            scores = [workspace.scores(metric_name(m), chunk) for m in bench.plan.sweep.metrics]
-            for stage in (chunk, *(stage for stage in scores if stage.done)):
-                damaged += workspace.take_away_damaged(stage, ("draw", draw_id), lambda name: name in TABLES)
+            for metric in bench.plan.sweep.metrics:
+                scores = workspace.scores(metric_name(metric), chunk)
+                if scores.done:
+                    damaged += workspace.take_away_damaged(scores, ("scores", scores.path.name), is_table)
+            damaged += workspace.take_away_damaged(chunk, ("draw", draw_id), is_table)
     return damaged
 
 
