@@ -25,7 +25,7 @@ CHANGES = {
     "axes": {},
     "arms": ARMS,
     # Far apart: what is kept of the training is kept because of the Ctrl-C.
-    "compute": {"checkpoint_every": 1000, "batch_size": 2},
+    "compute": {"checkpoint_every": 1000, "batch_size": 1},
 }
 HARNESS = str(Path(sys.executable).with_name("harness"))
 

@@ -18,7 +18,7 @@ CHANGES = {
     "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
     "axes": {},
     "arms": ARMS,
-    "compute": {"checkpoint_every": 5, "batch_size": 2},
+    "compute": {"checkpoint_every": 5, "batch_size": 1},
 }
 
 

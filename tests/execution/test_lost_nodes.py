@@ -31,7 +31,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def file(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
     training = {"learning_rate": 0.01, "batch_size": 2, "steps": 60}
     arms = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
-    compute = {"checkpoint_every": 5, "batch_size": 2}
+    compute = {"checkpoint_every": 5, "batch_size": 1}
     changes = {"training": training, "axes": {}, "arms": arms, "compute": compute}
     return write_sweep(tmp_path_factory.mktemp("sweep") / "small.yaml", tiny_spec, tiny_clip, **changes)
 
