@@ -7,6 +7,7 @@ Efficiency is against a lower bound: all work over all GPUs, or the longest chai
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -15,10 +16,12 @@ from pathlib import Path
 from benchmarks.machine import print_table
 from benchmarks.simulation import Cluster, Item, Job, Simulation, lower_bound
 from harness.bench import Bench
+from harness.dataset_stages import PART
 from harness.estimate import Reckoning, Work
+from harness.places import SHARES
 from harness.spec.expand import Plan, expand
 from harness.spec.load import load_sweep
-from harness.tasks import Task
+from harness.tasks import Task, shared_out
 from harness.timings import Rates, past_timings
 from harness.workspace import Workspace
 
@@ -41,8 +44,8 @@ class Assumed:
     node_away: float = 600.0
 
 
-def jobs_of(bench: Bench, rate: Rate) -> list[list[Job]]:
-    """The tasks of each stage, in the order of dispatch."""
+def jobs_of(bench: Bench, rate: Rate, *, gpus: int) -> list[list[Job]]:
+    """The tasks of each stage, in the order of dispatch to so many workers."""
     plan = bench.plan
     reckoning = Reckoning(bench, finished=False)
     keep = plan.sweep.compute.checkpoint_every
@@ -51,7 +54,12 @@ def jobs_of(bench: Bench, rate: Rate) -> list[list[Job]]:
         (work,) = reckoning.works(task)
         unit = rate(work)
         grain = keep if task.runs else CHUNK
-        return Item(name=name, seconds=work.missing * unit, grain=grain * unit)
+        workers = 1
+        if task.datasets:
+            workers = math.ceil(work.missing / PART)
+        elif task.draws:
+            workers = min(SHARES, work.missing)
+        return Item(name=name, seconds=work.missing * unit, grain=grain * unit, workers=workers)
 
     def dataset(dataset_id: str) -> Item:
         return item(Task(name="", datasets=(dataset_id,)), dataset_id)
@@ -76,7 +84,7 @@ def jobs_of(bench: Bench, rate: Rate) -> list[list[Job]]:
             ),
         )
 
-    return [[job(task) for task in tasks] for tasks in reckoning.stages()]
+    return [[job(task) for task in shared_out(tasks, plan, workers=gpus)] for tasks in reckoning.stages()]
 
 
 def assumed_rate(costs: Assumed) -> Rate:
@@ -109,10 +117,11 @@ def simulated(stages: Sequence[Sequence[Job]], cluster: Cluster, seed: int = 0) 
     return simulation.now, simulation.lost_nodes
 
 
-def as_rows(stages: Sequence[Sequence[Job]], costs: Assumed) -> list[dict[str, str]]:
+def as_rows(stages_for: Callable[[int], Sequence[Sequence[Job]]], costs: Assumed) -> list[dict[str, str]]:
     """The table: without failures, with them, and with nodes that live a hundredth as long."""
     rows = []
     for gpus in GPUS:
+        stages = stages_for(gpus)
         bound = lower_bound(stages, gpus)
         row = {"GPUs": f"{gpus}", "lower bound": _hours(bound)}
         lives = {"no failures": None, "failures": costs.node_lives, "100 × as many": costs.node_lives / 100}
@@ -152,12 +161,13 @@ def main() -> None:
     plan = plan_of(given.seeds)
     with tempfile.TemporaryDirectory() as nothing:
         bench = Bench(plan=plan, workspace=Workspace(nothing), report=lambda kind, count: None)
-        stages = jobs_of(bench, rate)
+        stages = jobs_of(bench, rate, gpus=1)
+        rows = as_rows(lambda gpus: jobs_of(bench, rate, gpus=gpus), costs)
     work = sum({item.name: item.seconds for jobs in stages for job in jobs for item in job.items}.values())
     print(f"{len(plan.trials)} trials, {len(plan.runs)} runs, {sum(map(len, stages))} tasks,")
     print(f"{work / 3600:.0f} GPU-hours; assumed seconds: ")
     print(", ".join(f"{field.name} {getattr(costs, field.name):g}" for field in fields(costs)))
-    print_table(as_rows(stages, costs), device=None)
+    print_table(rows, device=None)
 
 
 if __name__ == "__main__":

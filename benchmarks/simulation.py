@@ -16,11 +16,23 @@ from functools import partial
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing of the store: how long one worker takes for it, and after how long a part of it is kept."""
+    """One thing of the store: how long it takes, after how long a part is kept, how many can be at it."""
 
     name: str
     seconds: float
     grain: float
+    workers: int = 1
+
+    @property
+    def shares(self) -> tuple["Item", ...]:
+        """What one worker makes each."""
+        if self.workers == 1:
+            return (self,)
+        seconds = self.seconds / self.workers
+        return tuple(
+            Item(name=f"{self.name}/{number}", seconds=seconds, grain=min(self.grain, seconds))
+            for number in range(self.workers)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +43,14 @@ class Job:
     makes: tuple[Item, ...]
 
     @property
+    def steps(self) -> tuple[tuple[Item, ...], ...]:
+        """The shares of all that it makes sure of, one thing after the other."""
+        return tuple(item.shares for item in self.needs + self.makes)
+
+    @property
     def items(self) -> tuple[Item, ...]:
-        """All that it makes sure of."""
-        return self.needs + self.makes
+        """All of these shares."""
+        return tuple(share for step in self.steps for share in step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +138,19 @@ class Simulation:
         self._at(time, unless_lost)
 
     def _go_on(self, worker: _Worker) -> None:
-        """The next item of the worker's job that is not in the store: make it, or wait for who does."""
+        """The next share that is not in the store: make it, or where others make all that is left, wait."""
         state = self._state
         assert worker.job is not None
-        for item in self._jobs[worker.job].items:
-            left = item.seconds - state.done.get(item.name, 0.0)
-            if left <= 0:
+        for step in self._jobs[worker.job].steps:
+            missing = [item for item in step if state.done.get(item.name, 0.0) < item.seconds]
+            if not missing:
                 continue
-            if item.name in state.maker:
-                state.waiting.setdefault(item.name, []).append(worker)
+            item = next((item for item in missing if item.name not in state.maker), None)
+            if item is None:
+                state.waiting.setdefault(missing[0].name, []).append(worker)
                 return
             state.maker[item.name], worker.item, worker.since = worker, item.name, self.now
+            left = item.seconds - state.done.get(item.name, 0.0)
             self._later(worker, self.now + left, partial(self._made, item))
             return
         state.open_jobs.discard(worker.job)
@@ -197,8 +216,12 @@ def lower_bound(stages: Sequence[Sequence[Job]], gpus: int) -> float:
 
 
 def _alone(job: Job, made: Collection[str]) -> float:
-    """What it takes where all that it needs is made at once, by others, and some is there already."""
+    """What it takes where as many as can be are at all of it, and some is there already."""
     needs, makes = (
-        [item.seconds for item in part if item.name not in made] for part in (job.needs, job.makes)
+        [
+            max((share.seconds for share in item.shares if share.name not in made), default=0.0)
+            for item in part
+        ]
+        for part in (job.needs, job.makes)
     )
     return max(needs, default=0.0) + sum(makes)

@@ -35,6 +35,15 @@ def test_what_several_need_is_made_once_and_waited_for() -> None:
     assert lower_bound([jobs], 4) == 17 and lower_bound([jobs], 1) == 37
 
 
+def test_what_can_be_shared_is_made_by_all_who_need_it() -> None:
+    dataset = Item(name="dataset", seconds=12, grain=1, workers=3)
+    jobs = [Job(makes=(dataset,)), *(Job(needs=(dataset,), makes=(item(name, 10),)) for name in "abc")]
+    assert spent(jobs, gpus=4) == 4 + 10, "three draw it, the fourth has nothing left to do"
+    assert spent(jobs, gpus=2) == 8 + 20, "the first has two shares, the second one, and waits"
+    assert spent(jobs, gpus=1) == 42
+    assert lower_bound([jobs], 4) == 14 and lower_bound([jobs], 1) == 42
+
+
 def test_a_later_stage_finds_what_an_earlier_one_made() -> None:
     run = item("run", 10)
     stages = [[Job(makes=(run,))], [Job(needs=(run,), makes=(item("confirmed", 3),))]]
