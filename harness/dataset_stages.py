@@ -64,7 +64,7 @@ def _ensure_part(bench: Bench, dataset: Dataset, first: int, *, wait: bool) -> N
         name = stage.path.name
         if wait:
             claims.enter_context(workspace.claim("part", name))
-        elif not claims.enter_context(workspace.claim_if_free("part", name)):
+        elif not claims.enter_context(workspace.claim_if_free("part", name, at_once=True)):
             return
         if whole.done or stage.done:
             return

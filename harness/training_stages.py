@@ -60,7 +60,7 @@ def _train_claimed(bench: Bench, pack: Sequence[TrainingRun], failed: dict[str, 
     elsewhere: list[TrainingRun] = []
     with ExitStack() as claims:
         for run in pack:
-            is_free = claims.enter_context(workspace.claim_if_free("run", run.run_id))
+            is_free = claims.enter_context(workspace.claim_if_free("run", run.run_id, at_once=True))
             (free if is_free else elsewhere).append(run)
         for run in free:
             workspace.clear_left_overs("run", run.run_id)

@@ -228,7 +228,7 @@ class Workspace:
     def clear_left_overs_if_free(self, kind: str, identity: str) -> None:
         """The same for whoever does not hold the claim; somebody at work is left in peace."""
         if self._left_overs(kind, identity):
-            with self.claim_if_free(kind, identity) as free:
+            with self.claim_if_free(kind, identity, at_once=True) as free:
                 if free:
                     self.clear_left_overs(kind, identity)
 
@@ -248,19 +248,23 @@ class Workspace:
         return True
 
     @contextmanager
-    def claim_if_free(self, kind: str, identity: str) -> Iterator[bool]:
-        """Hold it, and say so; or say False while another process does."""
+    def claim_if_free(self, kind: str, identity: str, *, at_once: bool = False) -> Iterator[bool]:
+        """Hold it, and say so; or say False while another process does.
+
+        `at_once`: also where that one may be dead, for whoever will `claim` it later, which finds out.
+        """
         with ExitStack() as claims:
             locks = locks_of(kind, identity)
-            yield all(claims.enter_context(self._storage.hold_if_free(lock)) for lock in locks)
+            free = (claims.enter_context(self._storage.hold_if_free(lock, at_once=at_once)) for lock in locks)
+            yield all(free)
 
     def claim_share(self, draw_id: str, share: int) -> AbstractContextManager[None]:
         """Hold one share of a draw's pictures; wait while another process does. See `picture_stages.py`."""
         return self._storage.hold(share_lock(draw_id, share), self.waiting)
 
     def claim_share_if_free(self, draw_id: str, share: int) -> AbstractContextManager[bool]:
-        """The same, or say False while another process does."""
-        return self._storage.hold_if_free(share_lock(draw_id, share))
+        """The same, or say False while another process does, or did and is dead: `claim_share` finds out."""
+        return self._storage.hold_if_free(share_lock(draw_id, share), at_once=True)
 
     @contextmanager
     def claim_plans(self) -> Iterator[None]:

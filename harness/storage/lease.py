@@ -79,10 +79,10 @@ class Leases:
             yield
 
     @contextmanager
-    def hold_if_free(self, lock: str) -> Iterator[bool]:
-        """Hold it, and say so; or say False as soon as another shows that it is alive."""
+    def hold_if_free(self, lock: str, *, at_once: bool = False) -> Iterator[bool]:
+        """Hold it, and say so; or say False as soon as another shows that it is alive, or `at_once`."""
         watch = _Watch()
-        while (held := self._take(lock, watch)) is None and not watch.alive:
+        while (held := self._take(lock, watch)) is None and not (watch.alive or at_once):
             time.sleep(min(0.5, LEASE_SECONDS / BEATS / 2))
         if held is None:
             yield False

@@ -76,7 +76,7 @@ class LocalStorage:
             yield
 
     @contextmanager
-    def hold_if_free(self, lock: str) -> Iterator[bool]:
+    def hold_if_free(self, lock: str, *, at_once: bool = False) -> Iterator[bool]:
         """Hold it, and say so; or say False, at once, while another does."""
         try:
             held = self._lock(lock).acquire(timeout=0)

@@ -193,9 +193,9 @@ class RemoteStorage:
             self._seen.clear()  # what was seen before may have been made anew since
             yield
 
-    def hold_if_free(self, lock: str) -> AbstractContextManager[bool]:
-        """Hold it, and say so; or say False while another does."""
-        return self._leases.hold_if_free(lock)
+    def hold_if_free(self, lock: str, *, at_once: bool = False) -> AbstractContextManager[bool]:
+        """Hold it, and say so; or say False while another does: `at_once`, whether that one lives or not."""
+        return self._leases.hold_if_free(lock, at_once=at_once)
 
     def held(self, lock: str) -> bool:
         """True while somebody holds it. Makes nothing."""

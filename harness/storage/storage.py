@@ -82,8 +82,11 @@ class Storage(Protocol):
         """Be the only one who holds it; another's end is waited for within `waiting`."""
         ...
 
-    def hold_if_free(self, lock: str) -> AbstractContextManager[bool]:
-        """Hold it, and say so; or say False while another does."""
+    def hold_if_free(self, lock: str, *, at_once: bool = False) -> AbstractContextManager[bool]:
+        """Hold it, and say so; or say False while another does.
+
+        Elsewhere it takes a while to tell whether that one lives. `at_once`: without knowing, `hold` finds out.
+        """
         ...
 
     def held(self, lock: str) -> bool:

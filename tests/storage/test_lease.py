@@ -28,6 +28,8 @@ def test_one_that_stands_still_is_taken_over_by_the_watchers_clock(bucket: Bucke
     bucket.write(f"{LOCK}/00000007", of_another_machine(3))
     leases, began = Leases(bucket), time.monotonic()
     assert leases.held(LOCK)
+    with leases.hold_if_free(LOCK, at_once=True) as free:
+        assert not free, "whether it lives takes a while to tell"
     with leases.hold_if_free(LOCK) as free:
         assert free and time.monotonic() - began >= 1.0
         assert list(bucket.find(LOCK)) == [f"{LOCK}/00000008"]
