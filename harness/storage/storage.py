@@ -85,7 +85,7 @@ class Storage(Protocol):
     def hold_if_free(self, lock: str, *, at_once: bool = False) -> AbstractContextManager[bool]:
         """Hold it, and say so; or say False while another does.
 
-        Elsewhere it takes a while to tell whether that one lives. `at_once`: without knowing, `hold` finds out.
+        It may take a while to tell whether that one lives. `at_once`: without knowing; `hold` finds out.
         """
         ...
 

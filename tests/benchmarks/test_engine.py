@@ -51,7 +51,7 @@ def test_the_model_is_of_the_engines_own_tasks(tmp_path: Path) -> None:
     costs = makespan.Assumed()
     plan = makespan.plan_of(1)
     bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda kind, count: None)
-    stages = makespan.jobs_of(bench, makespan.assumed_rate(costs))
+    stages = makespan.jobs_of(bench, makespan.assumed_rate(costs), gpus=1)
     made = {item.name for jobs in stages for job in jobs for item in job.makes}
     assert made >= {*plan.datasets, *plan.runs}
     one = Cluster(gpus=1, start=costs.worker_start, dispatch=costs.dispatch)
