@@ -151,7 +151,7 @@ def _trials(
         if look is not None and look.step < trial.spec.training.steps:
             row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
-    for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
+    for axis in plan.trials[0].params:  # else pandas makes 2.0 of 2 where another trial has null
         frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)
     return frame
 

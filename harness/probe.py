@@ -4,7 +4,7 @@ What is drawn are ordinary pictures of the store: a trial that ends at that step
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -18,30 +18,42 @@ from harness.spec.objective import ProbeObjective
 from harness.spec.scheduler import FifoScheduler
 from harness.stages import SCORES, TRAINING_RECORD, ensure_scores, metric_name
 
+UNPAIRED = "no pair of pictures has both scores"
+
 
 def look_at(bench: Bench, run_id: str, step: int) -> Look:
     """What the run has come to at this step, of which there must be a snapshot."""
     objective = _objective(bench.plan)
     if not isinstance(objective, ProbeObjective):
-        return _loss(bench, run_id, step)
+        return loss_at(bench, run_id, step)
     arm, control = probe_draws(bench.plan, run_id, step)
     wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
     for draw in (control, arm):
         ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
         while not ensure_scores(bench, draw):
             ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+    value = difference(bench, arm, control, wanted, metric=str(objective.metric))
+    reason = UNPAIRED if value is None else None
+    return Look(run_id=run_id, step=step, value=value, reason=reason)
+
+
+def difference(
+    bench: Bench, arm: Draw, control: Draw, wanted: Sequence[Cell], *, metric: str
+) -> float | None:
+    """Arm − control over these pictures of theirs, as far as they are drawn and scored; null without a pair.
+
+    Raises StageError where something that is read is damaged.
+    """
     images = pd.concat([_drawn(bench, draw) for draw in (arm, control)])
     images = images[images["image_id"].isin([cell.image_id for cell in wanted])].assign(split="dev")
-    scores = pd.concat([_scores(bench, draw, str(objective.metric)) for draw in (arm, control)])
-    value = mean_difference(
+    scores = pd.concat([_scores(bench, draw, metric) for draw in (arm, control)])
+    return mean_difference(
         images.reset_index(drop=True),
         scores[scores["image_id"].isin(images["image_id"])].reset_index(drop=True),
         arm=arm.draw_id,
         control=control.draw_id,
-        metric=str(objective.metric),
+        metric=metric,
     )
-    reason = "no pair of pictures has both scores" if value is None else None
-    return Look(run_id=run_id, step=step, value=value, reason=reason)
 
 
 def probe_draws(plan: Plan, run_id: str, step: int) -> tuple[Draw, Draw]:
@@ -96,7 +108,8 @@ def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
     return pd.concat([read_parquet(stage, SCORES) for stage in stages])
 
 
-def _loss(bench: Bench, run_id: str, step: int) -> Look:
+def loss_at(bench: Bench, run_id: str, step: int) -> Look:
+    """The held-out loss at a snapshot."""
     record = json.loads(bench.workspace.snapshot(run_id, step).read(TRAINING_RECORD))
     value = dict(record["validation"] or []).get(step)
     reason = (

@@ -34,6 +34,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "dataset_stages": "pipeline",
     "picture_stages": "pipeline",
     "asking": "pipeline",
+    "population": "pipeline",
     "collect": "pipeline",
     "decisions": "pipeline",
     "finished": "pipeline",

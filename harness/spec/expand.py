@@ -15,6 +15,7 @@ from harness.spec.evaluation import ArmAdapter, ArmSpec, Branch, MergeSpec, Prom
 from harness.spec.fingerprint import fingerprint
 from harness.spec.history import beginning, told
 from harness.spec.points import Point, trial_points
+from harness.spec.population import is_evolved
 from harness.spec.sweep import SweepSpec
 from harness.spec.training import TrainingSpec
 from harness.spec.trial import TrialSpec
@@ -250,8 +251,10 @@ class _Builder:
 
     def _params(self, point: Point, spec: TrialSpec) -> dict[str, Any]:
         params = {name: param_label(point.get(name)) for name in self.sweep.axes}
-        history = told(spec.training.history) or None
-        return {**params, HISTORY: history} if history or HISTORY in params else params
+        history = spec.training.history
+        if history or HISTORY in params or is_evolved(self.sweep.scheduler):  # so that all have it, or none
+            params[HISTORY] = told(history) or None
+        return params
 
     def plan(self) -> Plan:
         return Plan(

@@ -17,7 +17,7 @@ from harness.spec.base import Frozen
 from harness.spec.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
 from harness.spec.messages import kinds_of
 from harness.spec.objective import ContrastObjective, ProbeObjective
-from harness.spec.scheduler import AshaScheduler, MedianScheduler
+from harness.spec.scheduler import AshaScheduler, MedianScheduler, PopulationScheduler
 from harness.spec.search import ConditionalValues, OptunaSearch, RandomSearch, ValueRange
 from harness.spec.sweep import SweepSpec, WandbTracking
 from harness.spec.training import OptimizerSpec, Phase, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
@@ -34,6 +34,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "search: objective": ContrastObjective,
     "scheduler: asha": AshaScheduler,
     "scheduler: median": MedianScheduler,
+    "scheduler: population": PopulationScheduler,
     "scheduler: contrast": ProbeObjective,
     "model: emoji": EmojiModel,
     "model: sdxl": SdxlModel,
