@@ -22,8 +22,11 @@ TOGETHER = 8  # runs of a pack
 
 
 def warm_up(model: Sdxl) -> int:
-    """Steps before the clock starts. On an accelerator the loop looks at its losses every 16 steps."""
-    return LOOK_EVERY if model.device.type == "cuda" else 2
+    """Steps before the clock starts. Then each picture has been seen, and the harness has its latents.
+
+    A sweep encodes them before it trains. On an accelerator the loop looks at its losses every 16 steps.
+    """
+    return LOOK_EVERY if model.device.type == "cuda" else PICTURES
 
 
 def harness_round(

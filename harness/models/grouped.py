@@ -13,6 +13,7 @@ Shape legend: B rows of the batch, n rows of a span, G groups, I in, O out, R ra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +69,14 @@ def add_low_rank(
     """
     down, up_GRO = down.to(base.dtype), up_GRO.to(base.dtype)
     x, more_GO = x.to(base.dtype), None if more_GO is None else more_GO.to(base.dtype)
+    if x.ndim == 4:
+        x = _LikeInput.apply(x)
     if rows is None:
         return _added(module, x, base, down, up_GRO, more_GO)
+    if len(rows) == 1 and rows[0].start == 0 and rows[0].end == len(base):  # nothing to cut, nothing to join
+        groups = rows[0].groups
+        more_GO = None if more_GO is None else chosen(more_GO, groups)
+        return _added(module, x, base, chosen(down, groups), chosen(up_GRO, groups), more_GO)
     pieces, row = [], 0
     for span in rows:
         pieces.append(base[row : span.start])
@@ -78,9 +85,9 @@ def add_low_rank(
                 module,
                 x[span.start : span.end],
                 base[span.start : span.end],
-                _chosen(down, span.groups),
-                _chosen(up_GRO, span.groups),
-                None if more_GO is None else _chosen(more_GO, span.groups),
+                chosen(down, span.groups),
+                chosen(up_GRO, span.groups),
+                None if more_GO is None else chosen(more_GO, span.groups),
             )
         )
         row = span.end
@@ -88,11 +95,12 @@ def add_low_rank(
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _chosen(of_groups: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """Those of the groups; a view where they are neighbours."""
-    if groups == tuple(range(groups[0], groups[0] + len(groups))):
-        return of_groups[groups[0] : groups[0] + len(groups)]
-    return of_groups[list(groups)]
+def chosen(of_groups: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Those of the groups; a view where they are neighbours, and no new one where they are all."""
+    first = groups[0]
+    if len(groups) > 1 and groups != tuple(range(first, first + len(groups))):
+        return of_groups[list(groups)]
+    return of_groups if len(groups) == len(of_groups) else of_groups[first : first + len(groups)]
 
 
 def _added(
@@ -115,6 +123,20 @@ def _added(
         more = more_GO[:, None, :, None, None] * _without_bias(module, base_GnOhw, (-1, 1, 1))
         result = result + more.view_as(base)
     return result
+
+
+class _LikeInput(torch.autograd.Function):
+    """The input itself. Its gradient lies in memory as it does: how a product rounds hangs on that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if last else torch.contiguous_format
+        return torch.ops.aten.alias.default(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous(memory_format=ctx.layout)
 
 
 def _unfolded(module: torch.nn.Conv2d, x: Tensor, down_GRIkk: Tensor) -> Tensor:

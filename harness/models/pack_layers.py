@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.models.adapted import Factors
 from harness.models.grouped import Span, add_low_rank
 from harness.spec.adapter import LowRankAdapter
 
@@ -36,18 +37,39 @@ class PackedLayer:
 
     def __call__(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], base: Tensor) -> Tensor:
         """What the module gives with the adapters' part."""
-        down, up_KRO, more_KO = self.down, self.up_KRO, None
+        rows, only = self.current.rows, self.current.only
+        down, up_KRO, more_KO = self._factors(module)
+        if only is not None:
+            down, up_KRO, rows = down[only : only + 1], up_KRO[only : only + 1], None
+            more_KO = None if more_KO is None else more_KO[only : only + 1]
+        x = inputs[0]
+        if (kept := self._kept(x.shape, x)) is not None:
+            x = x * kept
+        return add_low_rank(module, x, base, rows, down=down, up_GRO=up_KRO, more_GO=more_KO)
+
+    def factors(self, module: torch.nn.Linear, shape: Sequence[int]) -> Factors:
+        """What acts on the module in this pass, with an input of this shape, [B, T, I]."""
+        assert self.current.rows is not None and self.current.only is None, (
+            "the UNet's rows are of all trials"
+        )
+        down_KRI, up_KRO, more_KO = self._factors(module)
+        return Factors(
+            rows=self.current.rows,
+            down_KRI=down_KRI,
+            up_KRO=up_KRO,
+            more_KO=more_KO,
+            kept_BTI=self._kept(shape, self.down),
+        )
+
+    def _factors(self, module: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A, B with scale and gain, and what DoRA adds of the base."""
+        up_KRO, more_KO = self.up_KRO, None
         if self.scale_K is not None:
             up_KRO = up_KRO * self.scale_K[:, None, None]
         if self.magnitude_KO is not None:
             gain_KO = self._gain(module, up_KRO, self.magnitude_KO)
             up_KRO, more_KO = up_KRO * gain_KO[:, None], gain_KO - 1
-        rows, only = self.current.rows, self.current.only
-        if only is not None:
-            down, up_KRO, rows = down[only : only + 1], up_KRO[only : only + 1], None
-            more_KO = None if more_KO is None else more_KO[only : only + 1]
-        x = self._dropped(inputs[0])
-        return add_low_rank(module, x, base, rows, down=down, up_GRO=up_KRO, more_GO=more_KO)
+        return self.down, up_KRO, more_KO
 
     def _gain(self, module: torch.nn.Module, up_KRO: Tensor, magnitude_KO: Tensor) -> Tensor:
         """DoRA's m / ‖W + scale · B A‖, and 1 for other adapters.
@@ -60,20 +82,19 @@ class PackedLayer:
             norm_KO = torch.linalg.vector_norm(whole_KOX, dim=2)
         return torch.where(self.is_dora_K[:, None], magnitude_KO / norm_KO, 1.0)
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        """Dropout of the adapters' input, where gradients are kept. Computed again, it is the same."""
+    def _kept(self, shape: Sequence[int], like: Tensor) -> Tensor | None:
+        """Dropout's mask of the adapters' input, where gradients are kept. Computed again, it is the same."""
         if not torch.is_grad_enabled() or not any(adapter.dropout for adapter in self.adapters):
-            return x
+            return None
         only = self.current.only
-        trials = self.current.trials if only is None else [only] * len(x)
-        kept = torch.ones_like(x)
+        trials = self.current.trials if only is None else [only] * shape[0]
+        kept = torch.ones(shape, dtype=like.dtype, device=like.device)
         for trial in dict.fromkeys(trials):
             if share := self.adapters[trial].dropout:
                 first, count = list(trials).index(trial), list(trials).count(trial)
                 # The layer by its name: its number would hang on what the other trials' adapters act on.
                 seed = self.current.dropout_seeds[trial] ^ zlib.crc32(self.name.encode())
-                generator = torch.Generator(x.device).manual_seed(seed % 2**63)
-                shape = (count, *x.shape[1:])
-                drawn = torch.rand(shape, generator=generator, device=x.device)
+                generator = torch.Generator(like.device).manual_seed(seed % 2**63)
+                drawn = torch.rand((count, *shape[1:]), generator=generator, device=like.device)
                 kept[first : first + count] = (drawn >= share) / (1 - share)
-        return x * kept
+        return kept

@@ -158,12 +158,17 @@ def attach(
             stack.enter_context(_checkpointed(unet))
         stack.enter_context(_marked(pipeline))
         yield TrainablePack(
-            torch.compile(unet) if compiled else unet,
+            _compiled(unet) if compiled else unet,
             unet.dtype,
             members=members,
             encoders=encoders,
             current=current,
         )
+
+
+def _compiled(unet: Any) -> Callable[..., Any]:
+    """On a CPU called from C++, not from Python: a small model's step has hundreds of short kernels."""
+    return torch.compile(unet, options={"cpp_wrapper": True} if unet.device.type == "cpu" else None)
 
 
 def is_attached(pipeline: Any) -> bool:

@@ -272,7 +272,7 @@ def test_each_row_has_its_own_caption_and_size(tiny_model: Model):
 def test_compiled_runs_what_torch_compile_gives(monkeypatch: pytest.MonkeyPatch, tiny_model: Model):
     unet, calls = base_of(tiny_model).unet, []
 
-    def compiled(module: torch.nn.Module) -> Any:  # the real one takes minutes
+    def compiled(module: torch.nn.Module, **_options: Any) -> Any:  # the real one takes minutes
         def run(*args: Any, **options: Any) -> Any:
             calls.append(module)
             return module(*args, **options)
