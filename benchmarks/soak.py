@@ -8,6 +8,7 @@ sweep is finished before the time is up, another begins in a fresh workspace. Ne
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -150,7 +151,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "soak.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
     print(f"logs and workspaces: {folder}", file=sys.stderr)
-    subprocess.run(command(folder, folder / "undisturbed", "--executor", "local"), check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as each worker has: else sums round otherwise
+    undisturbed_run = command(folder, folder / "undisturbed", "--executor", "local")
+    subprocess.run(undisturbed_run, check=True, env=one_thread)
     undisturbed = results.load(folder / "undisturbed/sweeps/soak")
     with cluster(folder) as nodes:
         for _ in range(NODES):
