@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, cast, get_args
 
 from harness.asking import next_round, with_remembered_points
@@ -103,6 +104,15 @@ class Driver:
         left = self.race()
         for stage, tasks in trial_stages(left.plan, workers=self.workers(left)):
             self.carry_out(stage, [task for task in tasks if not _hopeless(task, self.outcomes)], left)
+        return self._tables_or(self.trials)
+
+    def confirm(self, tasks: Sequence[Task], bench: Bench) -> Results:
+        """What is left to do for the selected trial, and the tables with it."""
+        self.carry_out("confirmation", tasks, bench)
+        return self._tables_or(partial(self.confirm, tasks, bench))
+
+    def _tables_or(self, again: Callable[[], Results]) -> Results:
+        """The tables; where what they are read from is damaged, it is taken away, and all is done again."""
         try:
             return self.tables()
         except StageError:
@@ -110,7 +120,7 @@ class Driver:
             if not damaged:
                 raise
             self.bench.report("made again", damaged)
-        return self.trials()
+        return again()
 
     def workers(self, bench: Bench) -> int:
         """For how many training runs are packed; nobody is asked where it decides nothing."""

@@ -55,8 +55,7 @@ def run_sweep(
             with surveyed(plan, workspace):
                 confirmed = all(satisfied(task, left) for task in confirmation)
             if not confirmed:
-                driver.carry_out("confirmation", confirmation, left)
-                results = driver.tables()
+                results = driver.confirm(confirmation, left)
                 shown = publish(results)
             ended = results.trials["status"].isin(["completed", "stopped"]).all()
             if shown and ended and not failures(driver.outcomes):

@@ -103,7 +103,8 @@ def _client(address: str) -> Iterator[None]:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError) as error:
-        raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
+        why = str(error).strip().splitlines()[-1]  # a traceback of the other side may come before
+        raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {why}") from None
     try:
         yield
     except (ConnectionError, ray.exceptions.RayActorError) as error:

@@ -85,6 +85,7 @@ class Nodes:
             "--include-dashboard=false",
             f"--system-config={NOTICED}",
             log=folder / "head.log",
+            RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S="120",  # for a client's server to start; else 30
         )
 
     def join(self, *arguments: str, unseen: Path | None = None, **environment: str) -> Node:

@@ -3,25 +3,24 @@
 import json
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from harness import results
-from harness.models.spec import SdxlModel
+from harness import cli, results
+from harness.errors import HarnessError
+from harness.execution.client import Far, drive_at
 from harness.results import Results
-from harness.spec.expand import Plan, expand
-from harness.spec.load import load_sweep
-from tests.execution.carrying import assert_same, carry_out
+from harness.spec.expand import Plan
+from harness.workspace import Workspace
+from tests.execution.carrying import assert_same
+from tests.execution.disturbing import HARNESS, begin, carried_out, command, press_ctrl_c
 from tests.execution.nodes import Nodes, cluster, once
-from tests.sweeps import write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-ARMS = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
-HARNESS = Path(sys.executable).with_name("harness")
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +42,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, hours_ahead: dict[str, str])
         yield started
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
-    return write_sweep(tmp_path_factory.mktemp("sweep") / "small.yaml", tiny_spec, tiny_clip, arms=ARMS)
-
-
-def run(file: Path, workspace: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    command = [str(HARNESS), "run", str(file), "-w", str(workspace), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
-
-
-@pytest.fixture(scope="module")
-def plan(file: Path) -> Plan:
-    return expand(load_sweep(file))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    import torch
-
-    torch.set_num_threads(1)  # as the workers have
-    return carry_out(plan, tmp_path_factory.mktemp("undisturbed"), "local").results
-
-
 def test_trials_run_where_their_resource_is_whatever_time_it_is_there(
-    file: Path, undisturbed: Results, nodes: Nodes, tmp_path: Path
+    long_sweep: Path, undisturbed: Results, nodes: Nodes, tmp_path: Path
 ) -> None:
     """The node with pears is five hours ahead of the driver."""
     apple, pear = nodes.started
     with once(apple.workers, lambda: True) as elsewhere, once(pear.workers, lambda: True) as there:
-        done = run(file, tmp_path, "--set", "compute.resources={pear: 0.5}")
+        done = carried_out(long_sweep, tmp_path, "--set", "compute.resources={pear: 0.5}")
     assert done.returncode == 0, done.stderr
     assert there and not elsewhere
     found = results.load(tmp_path / "sweeps/small")
@@ -86,34 +62,70 @@ def test_trials_run_where_their_resource_is_whatever_time_it_is_there(
     assert datetime.fromisoformat(found.sweep["finished_at"]) < datetime.now(UTC)
     listed = subprocess.run([HARNESS, "store", "ls", "-w", tmp_path], capture_output=True, text=True)
     assert listed.returncode == 0 and "-" not in listed.stdout.replace("--", ""), listed.stdout
-    again = run(file, tmp_path)
+    again = carried_out(long_sweep, tmp_path)
     assert "Nothing to train, draw or score" in again.stdout
 
 
-def test_a_resource_that_no_node_has_is_told(file: Path, nodes: Nodes, tmp_path: Path) -> None:
-    told = run(file, tmp_path, "--set", "compute.resources={banana: 1}")
+def test_a_resource_that_no_node_has_is_told(long_sweep: Path, nodes: Nodes, tmp_path: Path) -> None:
+    told = carried_out(long_sweep, tmp_path, "--address", "auto", "--set", "compute.resources={banana: 1}")
     assert told.returncode == 2 and "Traceback" not in told.stderr
     said = " ".join(told.stderr.split())
     assert "one process of 1 CPU and 0 GPU and 1 banana does not fit into any of the 3 nodes" in said
     assert "1 CPU, 1 pear" in said
 
 
-def test_a_cluster_driven_through_its_client_port(
-    file: Path, undisturbed: Results, nodes: Nodes, tmp_path: Path
+def test_through_the_client_port_one_drives_ctrl_c_stops_and_the_same_command_goes_on(
+    long_sweep: Path, long_plan: Plan, undisturbed: Results, nodes: Nodes, tmp_path: Path
 ) -> None:
-    done = run(file, tmp_path, "--address", nodes.client_address)
-    assert done.returncode == 0, done.stderr
-    assert "pictures 14/14" in done.stderr, "the progress is shown here"
-    assert f"report  {tmp_path}/sweeps/small/report.html" in done.stdout.replace("\n", "")
-    assert_same(results.load(tmp_path / "sweeps/small"), undisturbed)
-
-
-def test_errors_of_a_driver_elsewhere_are_told_here(file: Path, nodes: Nodes, tmp_path: Path) -> None:
-    client = ("--address", nodes.client_address)
-    for told, why in (
-        (run(file, tmp_path, *client, "--set", "compute.resources={banana: 1}"), "1 banana does not fit"),
-        (run(file, Path("here"), *client), "it is a folder of the cluster's"),
-        (run(file, tmp_path, "--address", "ray://127.0.0.1:1"), "no Ray cluster at ray://127.0.0.1:1"),
-    ):
+    workspace, (run_id,) = Workspace(tmp_path), long_plan.runs
+    rarely = ("--set", "compute.checkpoint_every=1000")  # what is kept is kept because of the Ctrl-C
+    given = command("run", long_sweep, tmp_path, "--address", nodes.client_address, *rarely)
+    with workspace.drive("small"):
+        refused = subprocess.run(given, capture_output=True, text=True, timeout=300)
+    with workspace.claim("run", run_id):  # nobody trains until the second driver is through
+        driver = begin(given, (tmp_path / "sweeps/small/plan.json").is_file)
+        second = carried_out(long_sweep, tmp_path)
+        while not list(tmp_path.glob("datasets/*/manifest.json")):
+            assert driver.poll() is None
+            time.sleep(0.01)
+    for told in (refused, second):
         assert told.returncode == 2 and "Traceback" not in told.stderr
-        assert why in " ".join(told.stderr.split())
+        assert "is being run by another process" in " ".join(told.stderr.split())
+    while not workspace.claimed("run", run_id):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    press_ctrl_c(driver)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 130 and "Traceback" not in said
+    said = " ".join(said.split())
+    assert "Stopping. Waiting for what is under way" in said
+    assert f"run the same command to go on: {' '.join(['harness', *given[1:]])}" in said
+    (kept,) = tmp_path.glob("adapters/*/steps-*")
+    step = int(kept.name.removeprefix("steps-"))
+    assert 0 < step < 60, "a checkpoint where it was, which is no trial's snapshot"
+
+    done = subprocess.run(given, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "pictures 4/4" in done.stderr, "the progress is shown here"
+    assert f"report  {tmp_path}/sweeps/small/report.html" in done.stdout.replace("\n", "")
+    assert workspace.snapshot(run_id, 60).manifest()["facts"]["from_step"] == step
+    found = results.load(tmp_path / "sweeps/small")
+    assert_same(found, undisturbed)
+    assert [(row["what"], row["count"]) for row in found.sweep["events"]] == [("stopped", 1)]
+
+
+def test_a_folder_of_this_machine_is_none_of_the_clusters(
+    long_sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", command("run", long_sweep, "here", "--address", "ray://127.0.0.1:1"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "it is a folder of the cluster's" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INITIAL_TIMEOUT_SEC", "MAX_TIMEOUT_SEC"):  # Ray waits for a minute in all
+        monkeypatch.setattr(f"ray.util.client.worker.{name}", 0.2)
+    with pytest.raises(HarnessError, match=r"no Ray cluster at ray://127\.0\.0\.1:1 ") as told:
+        drive_at("ray://127.0.0.1:1", lambda *_: pytest.fail("there is nobody"), Far(), lambda: False)
+    assert "\n" not in str(told.value)

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,13 +62,15 @@ def undamaged(
 
 
 def after_damage(
-    damage: Callable[[Path], None], pattern: str, store: Path, plan: Plan, root: Path
+    damage: Callable[[Path], None], patterns: Sequence[str], store: Path, plan: Plan, root: Path
 ) -> Results:
+    """Of several kinds at once: what is not found of any of them is another picture or another score."""
     shutil.copytree(store, root)
-    damaged = sorted(root.glob(pattern))
-    assert damaged
-    for file in damaged:
-        damage(file)
+    for pattern in patterns:
+        damaged = sorted(root.glob(pattern))
+        assert damaged
+        for file in damaged:
+            damage(file)
     again = carry_out(plan, root, "local")
     assert not [outcome for outcome in again.outcomes if outcome.failed]
     assert [row["what"] for row in again.results.sweep["events"]] == ["made again"]
@@ -86,43 +88,38 @@ def of_dev(results: Results) -> Results:
 
 @pytest.mark.parametrize("damage", [truncate, flip])
 @pytest.mark.parametrize(
-    "pattern",
+    "patterns",
     [
-        "datasets/*/**/*.png",
-        "adapters/*/steps-000004/*lora*.safetensors",
-        "adapters/*/steps-000004/training_state.safetensors",
-        "images/*/*/*.png",
+        ("datasets/*/**/*.png", "adapters/*/steps-000004/*lora*.safetensors"),
+        ("adapters/*/steps-000004/training_state.safetensors", "images/*/*/*.png"),
     ],
 )
 def test_what_an_extended_sweep_builds_on(
     damage: Callable[[Path], None],
-    pattern: str,
+    patterns: Sequence[str],
     plans: list[Plan],
     store: tuple[Path, Results],
     undamaged: Results,
     tmp_path: Path,
     one_thread: None,
 ) -> None:
-    assert_same(after_damage(damage, pattern, store[0], plans[1], tmp_path / "w"), of_dev(undamaged))
+    assert_same(after_damage(damage, patterns, store[0], plans[1], tmp_path / "w"), of_dev(undamaged))
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
 @pytest.mark.parametrize(
-    "pattern",
+    "patterns",
     [
-        "images/*/*/images.parquet",
-        "scores/*/*/scores.parquet",
-        "adapters/*/*/training_state.json",
-        "images/*/*/manifest.json",
-        "scores/*/*/manifest.json",
+        ("images/*/*/images.parquet", "scores/*/*/manifest.json", "adapters/*/*/training_state.json"),
+        ("scores/*/*/scores.parquet", "images/*/*/manifest.json"),
     ],
 )
 def test_what_the_tables_are_read_from(
     damage: Callable[[Path], None],
-    pattern: str,
+    patterns: Sequence[str],
     plans: list[Plan],
     store: tuple[Path, Results],
     tmp_path: Path,
     one_thread: None,
 ) -> None:
-    assert_same(after_damage(damage, pattern, store[0], plans[0], tmp_path / "w"), of_dev(store[1]))
+    assert_same(after_damage(damage, patterns, store[0], plans[0], tmp_path / "w"), of_dev(store[1]))

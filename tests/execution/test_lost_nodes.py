@@ -1,23 +1,19 @@
 """Nodes and workers that are lost, on a real cluster: the sweep ends as if nothing had happened."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness import results
-from harness.models.spec import SdxlModel
 from harness.results import Results
-from harness.spec.expand import Plan, expand
-from harness.spec.load import load_sweep
+from harness.spec.expand import Plan
 from harness.workspace import Workspace
-from tests.execution.carrying import assert_same, carry_out
+from tests.execution.carrying import assert_same
+from tests.execution.disturbing import carried_out
 from tests.execution.nodes import Nodes, cluster, once
-from tests.sweeps import write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -27,26 +23,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
-    training = {"learning_rate": 0.01, "batch_size": 2, "steps": 60}
-    arms = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
-    compute = {"checkpoint_every": 5, "batch_size": 1}
-    changes = {"training": training, "axes": {}, "arms": arms, "compute": compute}
-    return write_sweep(tmp_path_factory.mktemp("sweep") / "small.yaml", tiny_spec, tiny_clip, **changes)
-
-
-@pytest.fixture(scope="module")
-def plan(file: Path) -> Plan:
-    return expand(load_sweep(file))
-
-
-def run(file: Path, workspace: Path, *more: str) -> Results:
+def run(sweep: Path, workspace: Path, *more: str) -> Results:
     """On the cluster, by a process of its own: one that had another Ray before cannot join this one."""
-    command = [
-        str(part) for part in (Path(sys.executable).with_name("harness"), "run", file, "-w", workspace, *more)
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    done = carried_out(sweep, workspace, *more)
     assert done.returncode == 0, done.stderr
     return results.load(workspace / "sweeps" / "small")
 
@@ -56,16 +35,8 @@ def counted(found: Results) -> dict[str, int]:
     return {row["what"]: row["count"] for row in found.sweep["events"]}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    import torch
-
-    torch.set_num_threads(1)  # as the workers have
-    return carry_out(plan, tmp_path_factory.mktemp("undisturbed"), "local").results
-
-
 def test_a_node_lost_in_training_while_another_joins(
-    file: Path, plan: Plan, undisturbed: Results, nodes: Nodes, tmp_path: Path
+    long_sweep: Path, long_plan: Plan, undisturbed: Results, nodes: Nodes, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path)
 
@@ -74,8 +45,8 @@ def test_a_node_lost_in_training_while_another_joins(
         nodes.join()
         return True
 
-    with once(lambda: any(workspace.snapshots(run_id) for run_id in plan.runs), replace_it) as done:
-        disturbed = run(file, tmp_path, "--set", "compute.max_failures=0")
+    with once(lambda: any(workspace.snapshots(run_id) for run_id in long_plan.runs), replace_it) as done:
+        disturbed = run(long_sweep, tmp_path, "--set", "compute.max_failures=0")
     assert done, "no node was lost, so this shows nothing"
     assert_same(disturbed, undisturbed)
     befell = counted(disturbed)
@@ -83,7 +54,7 @@ def test_a_node_lost_in_training_while_another_joins(
     assert befell in ({"node lost": 1}, {"worker lost": 1}), "Ray may not know yet that the node is gone"
     resumed = [
         stage.manifest()["facts"]["from_step"]
-        for run_id in plan.runs
+        for run_id in long_plan.runs
         for stage in workspace.snapshots(run_id).values()
     ]
     assert max(resumed) > 0, "training began anew instead of going on from a checkpoint"
@@ -94,18 +65,18 @@ def drawing(workspace: Workspace) -> bool:
 
 
 def scoring(workspace: Workspace) -> bool:
-    """All pictures of the first control are there, and no score is."""
-    drawn = len(list(workspace.root.glob("images/*/*/manifest.json"))) == 3
-    return drawn and not drawing(workspace) and not any(workspace.root.glob("scores/*/*/manifest.json"))
+    """Somebody has begun to score, and no score is there."""
+    begun = any(workspace.root.glob(".locks/scores-*"))
+    return begun and not any(workspace.root.glob("scores/*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("during", [drawing, scoring])
 def test_a_worker_killed(
-    during: Callable[[Workspace], bool], file: Path, undisturbed: Results, nodes: Nodes, tmp_path: Path
+    during: Callable[[Workspace], bool], long_sweep: Path, undisturbed: Results, nodes: Nodes, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path)
     with once(lambda: during(workspace), nodes.kill_workers) as done:
-        disturbed = run(file, tmp_path)
+        disturbed = run(long_sweep, tmp_path)
     assert done, "no worker was killed, so this shows nothing"
     assert_same(disturbed, undisturbed)
     assert counted(disturbed)["worker lost"] == counted(disturbed)["tried again"] == 1

@@ -40,6 +40,8 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip)
+    code, said = harness(capsys, "trial", sweep, "1", "-w", s3)
+    assert code == 0 and "wrong_lora" in said, said
     here = carry_out(small_plan(tmp_path, tiny_spec, tiny_clip), tmp_path / "w", "local").results
     with server.proxy(s3_endpoint, server.now_and_then(seed=1, share=0.05)) as in_the_way:
         monkeypatch.setenv("AWS_ENDPOINT_URL", in_the_way.endpoint)
@@ -69,6 +71,11 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
     page = server.client(s3_endpoint).cat_file(f"{bucket}/sweeps/small/report.html").decode()
     assert page.count("data:image/webp") > 4 or page.count("data:image/png") > 4
     assert f"--workspace {s3}" in page
+
+    code, said = harness(capsys, "publish", folder)
+    assert code == 0 and "published to W&B (offline)" in said, said
+    mirrored = list(Workspace(s3).fetch_sweep("small").glob("wandb/offline-run-*"))
+    assert len(mirrored) == 1 + len(here.trials), "one of each trial and one of the sweep"
 
     code, said = harness(capsys, "export", folder, "0", "--layout", "kohya")
     assert code == 0, said

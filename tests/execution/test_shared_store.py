@@ -103,19 +103,10 @@ def test_a_second_driver_of_the_same_sweep_is_refused(
 
 
 def test_a_driver_killed_under_ray_leaves_nobody_and_is_started_again(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, one_thread: None
+    tmp_path: Path, long_sweep: Path, undisturbed: Results
 ) -> None:
-    changes = {
-        "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
-        "axes": {},
-        "arms": ARMS,
-        "compute": {"checkpoint_every": 5, "batch_size": 2, "max_concurrent": 2},
-    }
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **changes)
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, **changes)
-    undisturbed = carry_out(plan, tmp_path / "undisturbed", "local").results
     root = tmp_path / "w"
-    run = command(sweep, root, "ray")
+    run = command(long_sweep, root, "ray", "compute.max_concurrent=2")
     first = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     wait_for(lambda: len(list(root.glob("adapters/*/steps-*/manifest.json"))) >= 2, first)
     orphans = psutil.Process(first.pid).children(recursive=True)

@@ -1,7 +1,6 @@
 """Nodes that do not see the same folders: a workspace in one is refused, one in a bucket is carried out."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,24 +8,14 @@ from pathlib import Path
 import pytest
 
 from harness import results
-from harness.models.spec import SdxlModel
+from harness.results import Results
 from harness.workspace import Workspace
-from tests.execution.carrying import assert_same, carry_out
+from tests.execution.carrying import assert_same
+from tests.execution.disturbing import carried_out, command
 from tests.execution.nodes import Nodes, cluster, once
 from tests.storage import server
-from tests.sweeps import small_plan, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-HARNESS = Path(sys.executable).with_name("harness")
-CHANGES = {
-    "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
-    "axes": {"adapter.rank": [2, 3]},
-    "arms": [
-        {"name": "placebo", "negative": "wrong"},
-        {"name": "lora", "negative": "wrong", "adapters": [{}]},
-    ],
-    "compute": {"checkpoint_every": 10, "batch_size": 2},
-}
 
 
 @pytest.fixture
@@ -49,25 +38,15 @@ def nodes(tmp_path: Path, unseen: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_killed_worker(
-    nodes: Nodes,
-    unseen: Path,
-    s3: str,
-    s3_endpoint: str,
-    tmp_path: Path,
-    tiny_spec: SdxlModel,
-    tiny_clip: str,
-    one_thread: None,
+    nodes: Nodes, unseen: Path, s3: str, s3_endpoint: str, long_sweep: Path, undisturbed: Results
 ) -> None:
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **CHANGES)
-    command = [str(HARNESS), "run", str(sweep), "-w"]
-    refused = subprocess.run([*command, str(unseen / "w")], capture_output=True, text=True, timeout=120)
+    refused = carried_out(long_sweep, unseen / "w", timeout=120)
     assert refused.returncode == 2, refused.stderr
     said = " ".join(refused.stderr.split())
     assert "does not see what this machine writes into --workspace" in said and "s3://" in said
     assert not list((unseen / "w").glob("datasets/*")), "something was made before the refusal"
 
     bucket = s3.removeprefix("s3://")
-    begun = time.monotonic()
 
     def training() -> bool:
         time.sleep(0.5)
@@ -75,19 +54,16 @@ def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_ki
         return any(name.endswith("manifest.json") for name in made)
 
     with once(training, nodes.kill_workers) as killed:
-        driver = subprocess.Popen([*command, s3], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = command("run", long_sweep, s3)
+        driver = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not killed and driver.poll() is None:
             time.sleep(0.1)
-        second = subprocess.run([*command, s3], capture_output=True, text=True, timeout=120)
+        second = carried_out(long_sweep, s3, timeout=120)
         out, err = driver.communicate(timeout=200)
     assert killed and driver.returncode == 0, err
     assert second.returncode == 2 and "is being run by another process" in " ".join(second.stderr.split())
     assert f"report  {s3}/sweeps/small/report.html" in out
-    undisturbed = carry_out(
-        small_plan(tmp_path, tiny_spec, tiny_clip, **CHANGES), tmp_path / "undisturbed", "local"
-    ).results
     assert_same(results.load(f"{s3}/sweeps/small"), undisturbed)
-    print("seconds", time.monotonic() - begun)
     manifests = [
         stage.manifest()
         for run in undisturbed.trials["run_id"]

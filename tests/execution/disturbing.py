@@ -1,0 +1,57 @@
+"""A sweep that takes long enough to be disturbed, and a driver of it in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HARNESS = str(Path(sys.executable).with_name("harness"))
+CHANGES: dict[str, Any] = {
+    "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
+    "axes": {},
+    "arms": [
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "lora", "negative": "wrong", "adapters": [{}]},
+    ],
+    "compute": {"checkpoint_every": 5, "batch_size": 1},
+}
+
+
+def command(verb: str, sweep: Path, workspace: Path | str, *more: str) -> list[str]:
+    """`harness VERB SWEEP.yaml`."""
+    return [HARNESS, verb, str(sweep), *more, "-w", str(workspace)]
+
+
+def carried_out(
+    sweep: Path, workspace: Path | str, *more: str, timeout: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """The whole of `harness run`."""
+    run = command("run", sweep, workspace, *more)
+    return subprocess.run(run, capture_output=True, text=True, timeout=timeout)
+
+
+def begin(command: list[str], until: Callable[[], object]) -> "subprocess.Popen[str]":
+    """Start it, and come back when the condition holds."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal sends Ctrl-C to all processes of the command
+        # A test runner in the background ignores Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 300
+    while not until():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def press_ctrl_c(process: "subprocess.Popen[str]") -> None:
+    """As in its terminal."""
+    os.killpg(process.pid, signal.SIGINT)
