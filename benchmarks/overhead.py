@@ -126,6 +126,7 @@ def run_harness(trials: int, folder: Path) -> None:
         "axes.training.steps=[100]",
         f"axes.recipe=[{RECIPE}]",
         f"arms={ARMS}",
+        "compute.pack=off",  # a task for each
     ]
     plan = expand(load_sweep(QUICKSTART, [*one_run, f"axes.training.seed={list(range(trials))}"]))
     assert len(plan.runs) == trials

@@ -1,21 +1,29 @@
 """Packed training: several runs through one frozen base, against the same runs one after the other.
 
 `python -m benchmarks.packing` trains the runs in one warm process, in packs of 1, 2, 4, 8 and 16. Packs of
-one are the harness's own loop, run after run; `plain` is the loop that diffusers' script has. `--model
-sdxl-random` is full-size SDXL with random weights, for a GPU.
+one are the harness's own loop, run after run; `plain` is the loop that diffusers' script has. With
+`--process-steps 150` there is one process per run besides: it starts and loads the model before its steps.
+`--model sdxl-random` is full-size SDXL with random weights, for a GPU.
 """
 
 import argparse
+import os
 import tempfile
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from benchmarks import subject
 from benchmarks.machine import print_table
-from benchmarks.timing import Measured, Way, side_by_side
-from benchmarks.training_step import PICTURES, harness_round, plain_round
+from benchmarks.timing import Measured, Spent, Way, side_by_side
+from benchmarks.training_step import PICTURES, RANK, harness_round, plain_round
+from harness.models import load_model
 from harness.models.sdxl import Sdxl
+from harness.models.spec import ModelSpec
+from harness.training import train
+from harness.training.fit import runs_at_once
 
 SIZES = (1, 2, 4, 8, 16)
 PROBED = 4096  # rows and columns of the matrix product that the device's peak is measured by
@@ -41,8 +49,6 @@ def as_rows(measured: list[Measured], *, batch_size: int) -> list[dict[str, str]
 
 def peak_flops(model: Sdxl) -> float:
     """Operations per second of a large square matrix product in the base's precision, measured."""
-    import time
-
     matrix = torch.randn(PROBED, PROBED, device=model.device, dtype=model._unet.dtype)
     seconds = []
     for _ in range(3):
@@ -52,6 +58,25 @@ def peak_flops(model: Sdxl) -> float:
             torch.cuda.synchronize(model.device)
         seconds.append(time.perf_counter() - start)
     return 2 * PROBED**3 / min(seconds)
+
+
+def in_a_process(model: Sdxl, dataset: Path, *, steps: int, batch_size: int) -> Spent:
+    """What a step of a run takes that has a process to itself, from its start to its end."""
+    trained = get_context("spawn").Process(target=_trained, args=(model.spec, dataset, steps, batch_size))
+    started, before = time.perf_counter(), os.times()
+    trained.start()
+    trained.join()
+    assert trained.exitcode == 0
+    wall, after = time.perf_counter() - started, os.times()
+    of_children = after.children_user + after.children_system - before.children_user - before.children_system
+    return Spent(wall=wall / steps, processor=of_children / steps)
+
+
+def _trained(spec: ModelSpec, dataset: Path, steps: int, batch_size: int) -> None:
+    model = load_model(spec)
+    assert isinstance(model, Sdxl)
+    run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
+    train([subject.job(run, dataset)], model)
 
 
 def main() -> None:
@@ -64,6 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="steps of a round, a multiple of 16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
+    parser.add_argument("--process-steps", type=int, help="steps of a run that has a process to itself")
     parser.add_argument("--compiled", action="store_true", help="through torch.compile")
     given = parser.parse_args()
     pipelines, model = subject.load(given.model, resolution=given.resolution)
@@ -82,8 +108,17 @@ def main() -> None:
             )
             for together in sorted({1, *given.sizes})
         ]
+        if given.process_steps:
+            own = {"steps": given.process_steps, "batch_size": given.batch_size}
+            ways.append(Way(name="one process per run", round=lambda: in_a_process(model, dataset, **own)))
         measured = side_by_side(ways, rounds=given.rounds, device=model.device)
     print_table(as_rows(measured, batch_size=given.batch_size), device=model.device)
+    runs = [
+        subject.training_run(model, steps=1, batch_size=given.batch_size, rank=RANK, seed=seed)
+        for seed in range(max(given.sizes))
+    ]
+    chosen = runs_at_once(runs, model, checkpointing=given.checkpointing)
+    print(f"Of {len(runs)} runs, `pack: auto` trains {chosen} at once.")
     print(f"A product of two {PROBED} × {PROBED} matrices: {peak_flops(model) / 1e9:.0f} GFLOP/s")
 
 

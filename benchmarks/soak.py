@@ -51,7 +51,7 @@ SWEEP = {
     "metrics": [{"kind": "aesthetic", "encoder": "emoji", "head": "emoji"}, "saturation"],
     "analysis": {"primary": "aesthetic", "control": "placebo", "resamples": 200},
     # Every checkpoint is kept, so that all that was trained is on record.
-    "compute": {"checkpoint_every": EVERY, "keep_checkpoints": 1000, "max_failures": 3},
+    "compute": {"checkpoint_every": EVERY, "keep_checkpoints": 1000, "max_failures": 3, "pack": "off"},
 }
 
 

@@ -70,7 +70,7 @@ def ignore(_step: int, _loss: float) -> None:
 def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> Spent:
     """What a step of the plain loop takes, its first steps and its setting up left out."""
     run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
-    images = subject.pictures(PICTURES, model.resolution)
+    images = subject.pictures(max(PICTURES, batch_size), model.resolution)  # it takes none twice in a step
     with plain_training(pipelines, images, run.training, rank=RANK) as loop:
         for _ in range(warm_up(model)):
             loop.step()

@@ -76,7 +76,7 @@ def check(
 ) -> None:
     """Read a sweep and print what it would cost; nothing is made."""
     from harness.decisions import Decisions, as_decided
-    from harness.estimate import estimated
+    from harness.estimate import estimated, workers
     from harness.finished import confirmed, marked
     from harness.inventory import Count, confirmation_pictures, described, encodings, inventory
     from harness.stages import surveyed
@@ -93,9 +93,10 @@ def check(
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
         state = {"stopped_runs": len(decisions.stops), "finished": finished is not None}
-        out.print_json(json.dumps({**described(plan, {**counts, **encoded}), **state, **timed}))
+        about = described(plan, {**counts, **encoded}, workers(plan.sweep.compute))
+        out.print_json(json.dumps({**about, **state, **timed}))
         return
-    terminal.print_plan(plan)
+    terminal.print_plan(plan, workers(plan.sweep.compute))
     terminal.print_search(plan)
     terminal.print_scheduler(plan, len(decisions.stops))
     pictures = confirmation_pictures(plan) if finished is None else confirmed(plan, finished)

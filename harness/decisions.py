@@ -55,9 +55,9 @@ class Decisions:
         """The decision at a look, null where none was made."""
         return self.made.get((run_id, step))
 
-    def add(self, decision: Decision) -> None:
-        """Remember one more, on the disk before anything follows from it."""
-        self.made[decision.look.run_id, decision.look.step] = decision
+    def add(self, *decisions: Decision) -> None:
+        """Remember more, on the disk before anything follows from them."""
+        self.made |= {(decision.look.run_id, decision.look.step): decision for decision in decisions}
         rows = [{**asdict(made.look), "stopped": made.stopped} for made in self.made.values()]
         write_json(self.workspace.sweep(self.name) / DECISIONS, {"rules": self.rules, "decisions": rows})
         self.workspace.upload_sweep(self.name, [DECISIONS])

@@ -8,7 +8,7 @@ from typing import Protocol, cast, get_args
 from harness.asking import next_round, with_remembered_points
 from harness.bench import Bench, Event, Kind
 from harness.collect import collect
-from harness.decisions import Decisions, as_decided
+from harness.decisions import Decisions, as_decided, steps_of_looks
 from harness.errors import StageError
 from harness.events import Events
 from harness.performing import Outcome, failures, satisfied, settled
@@ -19,7 +19,7 @@ from harness.spec.expand import Plan, expand
 from harness.spec.scheduler import StoppingScheduler
 from harness.stage import write_json
 from harness.stages import surveyed, take_away_damaged_tables
-from harness.tasks import Task, control_tasks, race_tasks, shared_out, trial_stages
+from harness.tasks import Task, apart, control_tasks, race_tasks, shared_out, trial_stages
 from harness.training_stages import missing_snapshots
 from harness.workspace import PLAN, Workspace
 
@@ -36,9 +36,9 @@ class Executor(Protocol):
         ...
 
     def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
-        """Perform tasks of one training run each, look by look (`climb`), under the sweep's scheduler.
+        """Perform tasks of training runs, look by look (`climb`), under the sweep's scheduler.
 
-        What it decides is added to `decisions`; a task that is stopped has not failed.
+        What it decides is added to `decisions`; a run that is stopped has not failed.
         """
         ...
 
@@ -143,14 +143,18 @@ class Driver:
             return bench
         decisions = Decisions(plan.sweep, bench.workspace)
         with surveyed(plan, bench.workspace):
-            open_tasks = [task for task in race_tasks(plan) if not settled(task, bench, decisions)]
-        raced: list[Outcome] = []
-        if open_tasks:
+            looked_at = [run_id for run_id in plan.runs if steps_of_looks(plan, run_id)]
+            racing = [run_id for run_id in looked_at if not settled(run_id, bench, decisions)]
+        tasks: list[Task] = []
+        if racing:
             self.carry_out("controls", control_tasks(plan), bench)
-            self.announce("race", open_tasks, bench)
-            raced = self.executor.race(open_tasks, bench, decisions)
-            self.note(raced)
-        return self.decided(failed=[outcome.task.runs[0] for outcome in raced if outcome.failed])
+            tasks = race_tasks(plan, racing, workers=self.workers(bench))
+        before = len(self.outcomes)
+        while tasks:
+            self.announce("race", tasks, bench)
+            tasks = self.note(self.executor.race(tasks, bench, decisions), plan)
+        failed = failures(self.outcomes[before:])
+        return self.decided(failed=[run_id for run_id in failed if run_id in plan.runs])
 
     def decided(self, failed: Sequence[str] = ()) -> Bench:
         """The bench with what is left of the plan, so that nobody trains on what was stopped."""
@@ -160,21 +164,31 @@ class Driver:
 
     def carry_out(self, stage: str, tasks: Sequence[Task], bench: Bench) -> None:
         """Those of the tasks that are not done. `bench` has the plan that they are of."""
-        with surveyed(bench.plan, bench.workspace):
-            open_tasks = [task for task in tasks if not satisfied(task, bench)]
-            if open_tasks:
-                self.announce(stage, open_tasks, bench)
-        if open_tasks:
-            workers = self.executor.workers(bench)
-            self.note(self.executor.run(shared_out(open_tasks, bench.plan, workers=workers), bench))
+        while tasks:
+            with surveyed(bench.plan, bench.workspace):
+                tasks = [task for task in tasks if not satisfied(task, bench)]
+                if tasks:
+                    self.announce(stage, tasks, bench)
+            if tasks:
+                shared = shared_out(tasks, bench.plan, workers=self.executor.workers(bench))
+                tasks = self.note(self.executor.run(shared, bench), bench.plan)
 
-    def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Keep them. Raises Interrupted where they came to be because all is to stop."""
-        self.outcomes += outcomes
+    def note(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Task]:
+        """Keep them; of packs that failed as a whole, the runs, each to be carried out once more alone.
+
+        So a run that takes its worker with it is a failed row, and its neighbours are not. Raises Interrupted
+        where the outcomes came to be because all is to stop.
+        """
+        self.outcomes += [outcome for outcome in outcomes if not outcome.blames_nobody]
         self.bench.workspace.look_again()
         if self.bench.stop():
             self.events.add("stopped", 1)
         self.bench.go_on()
+        lost = [outcome.task for outcome in outcomes if outcome.blames_nobody]
+        again = [alone for task in lost for alone in apart(plan, task)]
+        if again:
+            self.bench.report("tried again", len(again))
+        return again
 
 
 def _noting(bench: Bench, events: Events) -> Bench:

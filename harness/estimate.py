@@ -142,7 +142,8 @@ class Reckoning:
 
     def stages(self) -> Iterator[list[Task]]:
         """Tasks that are carried out together, stage after stage, the confirmation the last."""
-        for _, tasks in trial_stages(self.plan):
+        packed_for = workers(self.plan.sweep.compute)
+        for _, tasks in trial_stages(self.plan, workers=packed_for):
             yield tasks
         yield self._confirmation()
 

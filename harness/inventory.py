@@ -164,7 +164,7 @@ def runs_of_one_length(plan: Plan) -> list[TrainingRun]:
     return [run for run in plan.runs.values() if run.training.schedule.depends_on_length]
 
 
-def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
+def described(plan: Plan, counts: Mapping[str, Count], workers: int) -> dict[str, Any]:
     """The plan and its cost as JSON: all that `harness check` prints."""
     return {
         "name": plan.sweep.name,
@@ -174,7 +174,7 @@ def described(plan: Plan, counts: Mapping[str, Count]) -> dict[str, Any]:
         ],
         "training_runs": len(plan.runs),
         "training_runs_of_trials": len({trial.run_id for trial in plan.trials}),
-        "packs": [[run.run_id for run in pack] for pack in planned_packs(plan)],
+        "packs": [[run.run_id for run in pack] for pack in planned_packs(plan, workers=workers)],
         "runs_of_one_length": {run.run_id: run.training.schedule.kind for run in runs_of_one_length(plan)},
         "datasets": len(plan.datasets),
         "prompts": Counter(prompt.split for prompt in plan.sweep.prompts),

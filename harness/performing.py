@@ -3,7 +3,8 @@
 It runs in this process under a debugger, or anywhere.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.bench import Bench
@@ -11,11 +12,11 @@ from harness.dataset_stages import ensure_dataset
 from harness.decisions import Decisions, Look, steps_of_looks
 from harness.errors import HarnessError
 from harness.picture_stages import ensure_all_pictures, ensure_pictures, missing_pictures
-from harness.probe import look_at, up_to
+from harness.probe import looks_at, up_to
 from harness.spec.expand import Draw
 from harness.stage import explaining_lack_of_room
 from harness.stages import ensure_scores, missing_metrics
-from harness.tasks import Task
+from harness.tasks import Task, task_of
 from harness.training_stages import ensure_snapshots, missing_snapshots
 
 
@@ -34,6 +35,11 @@ class Outcome:
     def failed(self) -> bool:
         """True where there is a reason."""
         return self.reason is not None
+
+    @property
+    def blames_nobody(self) -> bool:
+        """True where several runs failed together: whose fault it was shows when each is alone."""
+        return self.failed and not self.reasons and len(self.task.runs) > 1
 
 
 def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
@@ -59,26 +65,42 @@ def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
     return failed
 
 
-def climb(task: Task, bench: Bench, tell: Callable[[Look], None]) -> dict[str, HarnessError]:
-    """Perform a task of one training run, and tell what it has come to at each look of the scheduler.
+Tell = Callable[[Sequence[Look]], Collection[str]]  # gives the ids of the runs that are stopped there
 
-    What ends at a look is drawn and scored before it is told. `tell` does not return where it is stopped.
+
+def climb(task: Task, bench: Bench, tell: Tell) -> dict[str, HarnessError]:
+    """Perform a task, telling what its training runs have come to at each look of the scheduler.
+
+    All that go on are trained together to their next look, or to their end where none is left. What ends
+    there is drawn and scored before the looks are told, in the order of the task's runs.
     """
-    (run_id,) = task.runs
-    draws = list(task.draws)
-    for step in steps_of_looks(bench.plan, run_id):
-        so_far = up_to(bench, run_id, step)
-        ended = [pair for pair in draws if steps_of(bench.plan.draws[pair[0]]) <= step]
-        if failed := perform(replace(task, draws=tuple(ended)), so_far):
-            return failed
-        draws = [pair for pair in draws if pair not in ended]
-        tell(look_at(so_far, run_id, step))
-    return perform(replace(task, draws=tuple(draws)), bench)
+    looks = {run_id: steps_of_looks(bench.plan, run_id) for run_id in task.runs}
+    going, draws = list(task.runs), list(task.draws)
+    reached: dict[str, float] = {}
+    failed: dict[str, HarnessError] = {}
+    for step in [*sorted({step for steps in looks.values() for step in steps}), math.inf]:
+        due = [run_id for run_id in going if step in looks[run_id]]
+        ending = [run_id for run_id in going if all(look < step for look in looks[run_id])]
+        reached |= {**dict.fromkeys(due, step), **dict.fromkeys(ending, math.inf)}
+        ready = [pair for pair in draws if _is_ready(task, bench.plan.draws[pair[0]], reached)]
+        draws = [pair for pair in draws if pair not in ready]
+        so_far = up_to(bench, due, int(step)) if due else bench
+        lost = perform(replace(task, runs=(*due, *ending), draws=tuple(ready)), so_far)
+        failed |= lost
+        reached |= dict.fromkeys(lost, 0)  # so that nothing more is drawn with it
+        told = [run_id for run_id in due if run_id not in lost]
+        stopped = tell(looks_at(so_far, told, int(step))) if told else ()
+        going = [run_id for run_id in going if not (run_id in ending or run_id in lost or run_id in stopped)]
+    return failed
 
 
-def steps_of(draw: Draw) -> int:
-    """The steps after which the last of its adapters is trained."""
-    return max((adapter.steps or 0 for adapter in draw.adapters), default=0)
+def _is_ready(task: Task, draw: Draw, reached: Mapping[str, float]) -> bool:
+    """True once the task's runs have come as far as the draw's adapters."""
+    return all(
+        (adapter.steps or 0) <= reached.get(adapter.run_id, 0)
+        for adapter in draw.adapters
+        if adapter.run_id in task.runs
+    )
 
 
 Performing = Callable[[Task, Bench], dict[str, HarnessError]]
@@ -108,13 +130,13 @@ def satisfied(task: Task, bench: Bench) -> bool:
     )
 
 
-def settled(task: Task, bench: Bench, decisions: Decisions) -> bool:
-    """True where a task's run was stopped, or has gone through all its looks and has all that it needs."""
-    (run_id,) = task.runs
+def settled(run_id: str, bench: Bench, decisions: Decisions) -> bool:
+    """True where a run was stopped, or has gone through all its looks and has all that it needs."""
+    if run_id in decisions.stops:
+        return True
     looks = steps_of_looks(bench.plan, run_id)
-    return run_id in decisions.stops or (
-        all(decisions.of(run_id, step) for step in looks) and satisfied(task, bench)
-    )
+    task = task_of(bench.plan, [bench.plan.runs[run_id]])
+    return all(decisions.of(run_id, step) for step in looks) and satisfied(task, bench)
 
 
 def failures(outcomes: Sequence[Outcome]) -> dict[str, str]:

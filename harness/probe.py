@@ -4,14 +4,14 @@ What is drawn are ordinary pictures of the store: a trial that ends at that step
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from harness.bench import Bench
 from harness.decisions import Look, steps_of_looks
-from harness.picture_stages import IMAGES, ensure_pictures, read_parquet
+from harness.picture_stages import IMAGES, ensure_all_pictures, ensure_pictures, read_parquet
 from harness.results.stats import mean_difference
 from harness.spec.expand import Cell, Draw, Plan, cells, draw_at
 from harness.spec.objective import ProbeObjective
@@ -21,20 +21,27 @@ from harness.stages import SCORES, TRAINING_RECORD, ensure_scores, metric_name
 UNPAIRED = "no pair of pictures has both scores"
 
 
-def look_at(bench: Bench, run_id: str, step: int) -> Look:
-    """What the run has come to at this step, of which there must be a snapshot."""
+def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
+    """What the runs have come to at this step, of which there must be a snapshot each; in their order.
+
+    The pictures of all of them are drawn together.
+    """
     objective = _objective(bench.plan)
     if not isinstance(objective, ProbeObjective):
-        return loss_at(bench, run_id, step)
-    arm, control = probe_draws(bench.plan, run_id, step)
-    wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
-    for draw in (control, arm):
-        ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+        return [loss_at(bench, run_id, step) for run_id in run_ids]
+    probed = [probe_draws(bench.plan, run_id, step) for run_id in run_ids]
+    draws = list({draw.draw_id: draw for arm, control in probed for draw in (control, arm)}.values())
+    ensure_all_pictures(bench, [(draw, probe_cells(bench.plan, draw)) for draw in draws])
+    for draw in draws:
         while not ensure_scores(bench, draw):
             ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
-    value = difference(bench, arm, control, wanted, metric=str(objective.metric))
-    reason = UNPAIRED if value is None else None
-    return Look(run_id=run_id, step=step, value=value, reason=reason)
+    looks = []
+    for run_id, (arm, control) in zip(run_ids, probed, strict=True):
+        wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
+        value = difference(bench, arm, control, wanted, metric=str(objective.metric))
+        reason = UNPAIRED if value is None else None
+        looks.append(Look(run_id=run_id, step=step, value=value, reason=reason))
+    return looks
 
 
 def difference(
@@ -83,11 +90,12 @@ def probes_of_run(plan: Plan, run_id: str) -> Iterator[Draw]:
             yield draw
 
 
-def up_to(bench: Bench, run_id: str, step: int) -> Bench:
-    """The same work with a run that ends at this step."""
-    run = bench.plan.runs[run_id]
-    snapshots = tuple(sorted({step, *(before for before in run.snapshots if before < step)}))
-    runs = {**bench.plan.runs, run_id: replace(run, snapshots=snapshots)}
+def up_to(bench: Bench, run_ids: Collection[str], step: int) -> Bench:
+    """The same work with runs that end at this step."""
+    runs = dict(bench.plan.runs)
+    for run_id in run_ids:
+        snapshots = tuple(sorted({step, *(before for before in runs[run_id].snapshots if before < step)}))
+        runs[run_id] = replace(runs[run_id], snapshots=snapshots)
     return replace(bench, plan=replace(bench.plan, runs=runs))
 
 

@@ -1,10 +1,9 @@
 """What a sweep has to do, in units of dispatch: which there are, and in which order they are begun."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from harness.bench import PICTURES_AT_ONCE
-from harness.decisions import steps_of_looks
 from harness.inventory import planned_passes
 from harness.recipes import picture_count
 from harness.spec.expand import Draw, Plan, TrainingRun, Trial
@@ -52,13 +51,15 @@ def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
 
     The longest first, so that no worker is left alone with a long one at the end (Graham 1969).
     """
-    tasks = [_task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
+    tasks = [task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
     return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
 
 
-def race_tasks(plan: Plan) -> list[Task]:
-    """The same, of the runs that a scheduler may stop: each alone."""
-    return [_task_of(plan, [run]) for run_id, run in plan.runs.items() if steps_of_looks(plan, run_id)]
+def race_tasks(plan: Plan, racing: Collection[str], *, workers: int = 1) -> list[Task]:
+    """The same, of these training runs alone: those that a scheduler may stop yet."""
+    runs = {run_id: run for run_id, run in plan.runs.items() if run_id in racing}
+    tasks = [task_of(plan, pack) for pack in planned_packs(replace(plan, runs=runs), workers=workers)]
+    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
 
 
 def shared_out(tasks: Sequence[Task], plan: Plan, *, workers: int) -> list[Task]:
@@ -81,7 +82,13 @@ def _pictures(task: Task, plan: Plan) -> int:
     return drawn + sum(picture_count(plan.datasets[dataset_id].recipe) for dataset_id in task.datasets)
 
 
-def _task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:
+def apart(plan: Plan, task: Task) -> list[Task]:
+    """A pack's training runs, each as a task of its own."""
+    return [task_of(plan, [plan.runs[run_id]]) for run_id in task.runs]
+
+
+def task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:
+    """Train the runs, then draw and score the dev pictures of their snapshots."""
     return Task(
         name=" ".join(["run", *(run.run_id for run in pack)]),
         runs=tuple(run.run_id for run in pack),

@@ -15,7 +15,7 @@ from harness.estimate import CONFIRMATION, Estimate, Share
 from harness.inventory import Count, runs_of_one_length
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Plan, TrainingRun
-from harness.spec.packing import planned_packs, trained_alone
+from harness.spec.packing import planned_packs, why_alone
 from harness.spec.population import changing, replaced_each_time
 from harness.spec.scheduler import FifoScheduler, PopulationScheduler
 from harness.spec.search import OptunaSearch
@@ -27,8 +27,8 @@ out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True)
 
 
-def print_plan(plan: Plan) -> None:
-    """The trials of a sweep, and what they share."""
+def print_plan(plan: Plan, workers: int) -> None:
+    """The trials of a sweep, and what they share; the packs are those of so many workers."""
     sweep = plan.sweep
     out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
     columns = plan.trials[0].params if plan.trials else sweep.axes
@@ -54,8 +54,8 @@ def print_plan(plan: Plan) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
-    if plan.sweep.compute.pack != "off":
-        for line in _packed(plan):
+    if len(plan.runs) > 1:
+        for line in _packed(plan, workers):
             out.print(line, highlight=False)
 
 
@@ -80,16 +80,19 @@ def _sharing(plan: Plan) -> str:
     return trials + (f", {others} of other arms' adapters" if others else "")
 
 
-def _packed(plan: Plan) -> Iterator[str]:
-    """Which runs go through the base together; where a cluster has several workers, each has its packs."""
-    found = planned_packs(plan)
+def _packed(plan: Plan, workers: int) -> Iterator[str]:
+    """Which runs go through the base together, and why others do not."""
+    found = planned_packs(plan, workers=workers)
     together = [pack for pack in found if len(pack) > 1]
     for number, pack in enumerate(together):
         ranks = sorted({run.adapter.rank for run in pack if isinstance(run.adapter, LowRankAdapter)})
         yield f"pack {number}: {len(pack)} training runs, rank {', '.join(map(str, ranks))}"
-    reasons = Counter(reason for (run, *others) in found if not others and (reason := trained_alone(run)))
+    if together and plan.sweep.compute.pack == "auto":
+        room = "one worker" if workers == 1 else f"{workers} workers"
+        yield f"so with {room}, as there is room for here; of a pack as many go at once as pay and fit"
+    reasons = Counter(why_alone(run, plan.sweep.compute) for run, *others in found if not others)
     for reason, count in reasons.items():
-        yield f"{count} training runs alone: {reason}"
+        yield f"{count} training {'run' if count == 1 else 'runs'} alone: {reason}"
 
 
 def _drawn(plan: Plan) -> str:

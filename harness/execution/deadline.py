@@ -15,10 +15,19 @@ from pathlib import Path
 from types import FrameType
 
 from harness.errors import HarnessError
+from harness.execution.spec import ComputeSpec
+from harness.tasks import Task
 
 # One of faulthandler's lines, and the innermost of ours among those of the thread that performs the task.
 FRAME = re.compile(r'File "[^"]*(harness/[\w/]+\.py)", line (\d+) in (\w+)')
 OUTERMOST = "in perform"
+
+
+def minutes_for(task: Task, compute: ComputeSpec) -> float | None:
+    """How long a task may take, null where there is no limit. It is told for one training run."""
+    if compute.timeout_minutes is None:
+        return None
+    return compute.timeout_minutes * max(1, len(task.runs))
 
 
 class Deadline:

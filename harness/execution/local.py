@@ -6,7 +6,7 @@ from dataclasses import replace
 from harness.bench import Bench
 from harness.decisions import Decisions
 from harness.errors import SpecError
-from harness.execution.deadline import exception_after
+from harness.execution.deadline import exception_after, minutes_for
 from harness.performing import Outcome, attempt
 from harness.spec.scheduler import StoppingScheduler
 from harness.tasks import Task
@@ -53,7 +53,7 @@ class LocalExecutor:
 
 
 def _attempt(task: Task, bench: Bench) -> Outcome:
-    minutes = bench.plan.sweep.compute.timeout_minutes
+    minutes = minutes_for(task, bench.plan.sweep.compute)
     if minutes is None:
         return attempt(task, bench)
     deadline = exception_after(minutes)

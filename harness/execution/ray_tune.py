@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ray import tune
 
 from harness.bench import Bench, Event, Kind
 from harness.decisions import Decisions, Look
+from harness.execution.answers import Answers, stopped
 from harness.execution.cluster import (
     at_once,
     check_it_fits,
@@ -32,9 +33,9 @@ from harness.execution.cluster import (
     workers,
 )
 from harness.execution.data_parallel import train_on_workers
-from harness.execution.deadline import end_of_process_after, too_long
+from harness.execution.deadline import end_of_process_after, minutes_for, too_long
 from harness.execution.losses import NODE_LOSSES, Losses
-from harness.execution.schedulers import LOOK, Judge
+from harness.execution.schedulers import LOOKS, Judge
 from harness.execution.shared import check_all_nodes_see
 from harness.execution.spec import ComputeSpec
 from harness.execution.stopping import Asked, Stopping
@@ -74,10 +75,10 @@ class RayTuneExecutor:
         return self._carry_out(tasks, bench, None)
 
     def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
-        """Perform tasks of one training run each, and stop those that Tune's scheduler says."""
+        """Perform tasks look by look, and stop the training runs that Tune's scheduler says."""
         outcomes = self._carry_out(tasks, bench, decisions)
         return [
-            Outcome(task=outcome.task) if outcome.task.runs[0] in decisions.stops else outcome
+            Outcome(task=outcome.task) if decisions.stops.keys() >= {*outcome.task.runs} else outcome
             for outcome in outcomes
         ]
 
@@ -109,16 +110,15 @@ def _tuned(
     compute = bench.plan.sweep.compute
     sign = f"stop {uuid.uuid4().hex}"
     stopping, losses = Stopping(bench.stop, sign), Losses(bench.report)
-    with _storage(bench) as storage:
+    bench = replace(bench, stop=Asked(sign))
+    with _storage(bench) as storage, _judging(bench, decisions) as (judge, board):
         overtime = Path(storage) / OVERTIME
         tuner = tune.Tuner(
-            _trainable(
-                tasks, replace(bench, stop=Asked(sign)), compute, notes=overtime, looks=decisions is not None
-            ),
+            _trainable(tasks, bench, compute, notes=overtime, board=board),
             param_space={"task": tune.grid_search(list(range(len(tasks))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once(tasks, compute),
-                scheduler=None if decisions is None else Judge(bench.plan, decisions),
+                scheduler=judge,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -135,7 +135,19 @@ def _tuned(
     return dict(enumerate(outcomes)), losses.left
 
 
-def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path, looks: bool) -> Any:
+@contextlib.contextmanager
+def _judging(bench: Bench, decisions: Decisions | None) -> Iterator[tuple[Judge | None, str | None]]:
+    """Tune's scheduler, and where workers find its answers; null where nothing is to be decided."""
+    if decisions is None:
+        yield None, None
+        return
+    with Answers() as answers:
+        yield Judge(bench.plan, decisions, answers), answers.name
+
+
+def _trainable(
+    tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path, board: str | None
+) -> Any:
     several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
@@ -145,7 +157,7 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, not
         tasks, bench = _opened(carried)
         progress = _Batched()
         equipped = replace(bench, report=progress.add, trainer=trainer)
-        performing = partial(climb, tell=progress.tell) if looks else perform
+        performing = partial(climb, tell=partial(progress.tell, board)) if board else perform
         outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]), performing)
         ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
         tune.report({"progress": dict(progress.counts), **ended})
@@ -168,7 +180,7 @@ def _opened(carried: bytes) -> tuple[list[Task], Bench]:
 
 def _attempt(task: Task, bench: Bench, note: Path, performing: Performing) -> Outcome:
     """Within its time, if there is a limit: else this process ends, and Tune starts another."""
-    minutes = bench.plan.sweep.compute.timeout_minutes
+    minutes = minutes_for(task, bench.plan.sweep.compute)
     if minutes is None:
         return attempt(task, bench, performing)
     with end_of_process_after(minutes, note) as deadline, deadline.running():
@@ -196,9 +208,13 @@ class _Batched:
         if time.monotonic() - self.handed_over > REPORT_EVERY_SECONDS:
             self._hand_over({})
 
-    def tell(self, look: Look) -> None:
-        """Hand over what a run has come to. Does not return where the driver stops it: the thread ends."""
-        self._hand_over({LOOK: astuple(look)})  # Tune flattens mappings
+    def tell(self, board: str, looks: Sequence[Look]) -> Collection[str]:
+        """Hand over what runs have come to; gives those that are stopped.
+
+        Tune's report returns when the scheduler has dealt with it, and its answers are on the board.
+        """
+        self._hand_over({LOOKS: [astuple(look) for look in looks]})  # Tune flattens mappings
+        return stopped(board, looks)
 
     def _hand_over(self, more: dict[str, Any]) -> None:
         counts = dict(self.counts)

@@ -5,6 +5,7 @@ training run's own id, those remembered first, so a sweep that is run again goes
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from harness.decisions import Decision, Decisions, Look
 from harness.spec.expand import Plan
 from harness.spec.scheduler import AshaScheduler, MedianScheduler, StoppingScheduler
 
-LOOK = "look"  # in what a worker reports
+Answer = Callable[[Mapping[tuple[str, int], bool]], None]
+
+LOOKS = "looks"  # in what a worker reports
 
 
 @dataclass(frozen=True)
@@ -25,30 +28,38 @@ class _Run:
 
 
 class Judge(FIFOScheduler):
-    """Starts trials in order, and stops those that Tune's rule says are to be stopped at a look."""
+    """Starts trials in order, and answers which training runs Tune's rule says are to be stopped at a look.
 
-    def __init__(self, plan: Plan, decisions: Decisions) -> None:
+    A pack of runs is one trial of Tune's, so no trial is stopped: `answer` is given each look's run and step
+    and whether it was stopped there, and the worker, which Tune lets go on only then, asks for it.
+    """
+
+    def __init__(self, plan: Plan, decisions: Decisions, answer: Answer) -> None:
         """Everything decided so far is told to the rule again, whose answers stand already."""
         super().__init__()
         scheduler = plan.sweep.scheduler
         assert isinstance(scheduler, StoppingScheduler)
         last = max(plan.runs[run_id].snapshots[-1] for run_id in plan.own_runs)
-        self.rule, self.decisions = _rule(scheduler, last), decisions
+        self.rule, self.decisions, self.answer = _rule(scheduler, last), decisions, answer
         self.sign = 1.0 if plan.sweep.more_is_better(scheduler.objective) else -1.0
         self.known: set[str] = set()
         for decision in decisions.made.values():
             self._ask(decision.look)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide, in the order of the report."""
+        self.hear([Look(*look) for look in result.get(LOOKS, [])])
+        return str(FIFOScheduler.CONTINUE)
+
+    def hear(self, looks: Sequence[Look]) -> None:
         """Stop or go on. A look that was decided before (its worker was lost) is answered as then."""
-        if LOOK not in result:
-            return str(FIFOScheduler.CONTINUE)
-        look = Look(*result[LOOK])
-        decision = self.decisions.of(look.run_id, look.step)
-        if decision is None:
-            decision = Decision(look=look, stopped=self._ask(look))
-            self.decisions.add(decision)
-        return str(FIFOScheduler.STOP if decision.stopped else FIFOScheduler.CONTINUE)
+        if not looks:
+            return
+        new = [look for look in looks if self.decisions.of(look.run_id, look.step) is None]
+        if new:
+            self.decisions.add(*(Decision(look=look, stopped=self._ask(look)) for look in new))
+        made = {(look.run_id, look.step): self.decisions.of(look.run_id, look.step) for look in looks}
+        self.answer({at: decision is not None and decision.stopped for at, decision in made.items()})
 
     def _ask(self, look: Look) -> bool:
         """What the rule says. A run without a value is not compared, and goes on."""

@@ -8,11 +8,12 @@ from harness.spec.base import Frozen, Text
 
 
 class ComputeSpec(Frozen):
-    """Resources of one worker and how failures are met."""
+    """Resources of one worker and how failures are met. A worker trains a run, or a pack of them."""
 
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    cpus_per_trial: Annotated[float, Field(gt=0, description="of a worker, whatever it trains")] = 1
     gpus_per_trial: Annotated[
-        float, Field(ge=0, description="a fraction shares one; 2 or more train data-parallel")
+        float,
+        Field(ge=0, description="of a worker; a fraction shares one; 2 or more train one run data-parallel"),
     ] = 0
     resources: Annotated[
         dict[Text, Annotated[float, Field(gt=0)]],
@@ -23,10 +24,18 @@ class ComputeSpec(Frozen):
     ] = None
     max_concurrent: Annotated[int | None, Field(ge=1)] = None
     max_failures: Annotated[
-        int, Field(ge=0, description="times a failed task is tried again; a lost node is none")
+        int,
+        Field(
+            ge=0,
+            description="times a failed task is tried again, and then a pack's runs each alone; a lost node "
+            "is none",
+        ),
     ] = 1
     timeout_minutes: Annotated[
-        float | None, Field(gt=0, description="a task that takes longer is ended; null: no limit")
+        float | None,
+        Field(
+            gt=0, description="a run that takes longer is ended, a pack after so long for each of its runs"
+        ),
     ] = None
     batch_size: Annotated[
         int | None, Field(ge=1, description="pictures drawn in one batch; null: as many as memory allows")
@@ -38,7 +47,7 @@ class ComputeSpec(Frozen):
     pack: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto", "off"],
         Field(description="runs trained in one forward pass; auto: as many as pay and fit; off: one"),
-    ] = "off"
+    ] = "auto"
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
     keep_checkpoints: Annotated[
         int, Field(ge=1, description="of one run, besides its trials' snapshots; older ones are removed")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from harness.execution.spec import ComputeSpec
 from harness.models.spec import ModelSpec
 from harness.spec.adapter import TextualInversion
 from harness.spec.expand import Plan, TrainingRun
@@ -18,6 +19,15 @@ def trained_alone(run: TrainingRun) -> str | None:
     if run.training.optimizer.kind == "adamw_8bit":
         return "adamw_8bit keeps its moments in blocks, which a pack's padding would shift"
     return None
+
+
+def why_alone(run: TrainingRun, compute: ComputeSpec) -> str:
+    """Why a run has a pack to itself."""
+    if compute.pack in ("off", 1):
+        return "compute.pack is off"
+    if compute.pack == "auto" and compute.training_workers > 1:
+        return "compute lets several processes train one run"
+    return trained_alone(run) or "no other of its base is left, or each has a worker"
 
 
 def planned_packs(plan: Plan, *, workers: int = 1) -> list[list[TrainingRun]]:

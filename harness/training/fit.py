@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.models.model import Model
 
 WORTH = 0.1  # more runs, until what they still share costs each less than this part of its own work
+LEAST_GAIN = 0.1  # no pack at all where it would be faster by less
+PASSES = 3  # after a first one; the fastest counts, for whatever else the machine does makes it slower
 FREE_SHARE = 0.9  # of the free memory, for what the allocator loses between blocks
 
 
@@ -51,14 +53,15 @@ def fitted(one: Probe, two: Probe, *, free: int | None, most: int) -> int:
     each = max(two.seconds - one.seconds, 1e-9)
     shared = max(one.seconds - each, 0.0)
     together = min(most, max(1, math.ceil(shared / (WORTH * each))))
-    if free is None or one.peak is None or two.peak is None or two.peak <= one.peak:
-        return together
-    holds = 1 + int((free - one.peak) // (two.peak - one.peak))
-    return max(1, min(together, holds))
+    if free is not None and one.peak is not None and two.peak is not None and two.peak > one.peak:
+        holds = 1 + int((free - one.peak) // (two.peak - one.peak))
+        together = max(1, min(together, holds))
+    pays = one.seconds >= (1 + LEAST_GAIN) * (shared / together + each)
+    return together if pays else 1
 
 
 def _probe(runs: Sequence[TrainingRun], model: "Model", *, checkpointing: bool) -> Probe:
-    """The second of two passes, as wide as the runs' own. The model is left as it was."""
+    """The fastest of some passes, as wide as the runs' own. The model is left as it was."""
     counts = [_rows_per_pass(run) for run in runs]
     side = model.resolution
     blank = model.encode_images([Image.new("RGB", (side, side))]).mean_NChw.float()
@@ -69,18 +72,20 @@ def _probe(runs: Sequence[TrainingRun], model: "Model", *, checkpointing: bool) 
     fresh = [Fresh(adapter=run.adapter, seed=0) for run in runs]
     cuda = model.device.type == "cuda"
     with model.attach(fresh, checkpointing=checkpointing) as trainable:
-        started = 0.0
-        for _ in range(2):
+        passes = []
+        for _ in range(1 + PASSES):
             if cuda:
                 torch.cuda.synchronize(model.device)
                 torch.cuda.reset_peak_memory_stats(model.device)
             started = time.perf_counter()
             predicted_BChw = trainable.predict(noisy_BChw, timesteps_B, captions, time_ids_B6, counts=counts)
             predicted_BChw.square().mean().backward()
-        if cuda:
-            torch.cuda.synchronize(model.device)
-        seconds = time.perf_counter() - started
-    return Probe(seconds=seconds, peak=torch.cuda.max_memory_allocated(model.device) if cuda else None)
+            if cuda:
+                torch.cuda.synchronize(model.device)
+            passes.append(time.perf_counter() - started)
+    return Probe(
+        seconds=min(passes[1:]), peak=torch.cuda.max_memory_allocated(model.device) if cuda else None
+    )
 
 
 def _rows_per_pass(run: TrainingRun) -> int:

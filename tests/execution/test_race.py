@@ -2,9 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +14,26 @@ from harness.bench import Bench
 from harness.decisions import DECISIONS, Decision, Decisions, Look
 from harness.errors import SpecError
 from harness.execution import make_executor
-from harness.execution.schedulers import LOOK, Judge
+from harness.execution.schedulers import Judge
 from harness.models.spec import SdxlModel
-from harness.performing import Outcome, attempt, climb
 from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan
-from harness.tasks import Task
 from harness.workspace import Workspace
 from tests.execution.carrying import Display, assert_same
-from tests.sweeps import small_plan
-
-RATES = [0.3, 3.0, 0.1]
-LOSSES = {0.3: 1.0, 3.0: 2.0, 0.1: 3.0, 0.12: 4.0}  # what the looks are made to see, for a clear order
-ASHA = {"kind": "asha", "grace": 2, "reduction_factor": 2, "objective": {"kind": "validation_loss"}}
-ARMS = [
-    {"name": "placebo", "negative": "wrong"},
-    {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.0}]},
-]
-
-
-class OneAfterTheOther:
-    """Carries tasks out here, and asks the judge as Tune would; `looks` are ended by Ctrl-C after so many."""
-
-    def __init__(self, looks: int | None = None) -> None:
-        self.looks, self.raced = looks, list[str]()
-
-    def workers(self, bench: Bench) -> int:
-        return 1
-
-    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-        return [attempt(task, bench) for task in tasks]
-
-    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
-        judge = Judge(bench.plan, decisions)
-        self.raced += [task.runs[0] for task in tasks]
-        return [self.perform(task, bench, judge) for task in tasks]
-
-    def perform(self, task: Task, bench: Bench, judge: Judge) -> Outcome:
-        try:
-            return attempt(task, bench, partial(climb, tell=partial(self.tell, judge)))
-        except StopIteration:
-            return Outcome(task=task)
-
-    def tell(self, judge: Judge, look: Look) -> None:
-        if self.looks == 0:
-            raise KeyboardInterrupt
-        self.looks = None if self.looks is None else self.looks - 1
-        if judge.on_trial_result(None, None, {LOOK: astuple(look)}) == Judge.STOP:
-            raise StopIteration
-
-
-def racing_plan(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Plan:
-    settings: dict[str, Any] = {
-        "training": {"batch_size": 2, "steps": 5, "holdout": 1},
-        "axes": {"training.learning_rate": RATES, "training.steps": [2, 5]},
-        "arms": ARMS,
-        "scheduler": ASHA,
-        **changes,
-    }
-    return small_plan(folder, model, clip, **settings)
-
-
-def carry_out(plan: Plan, root: Path, executor: OneAfterTheOther) -> tuple[SweepRun, Counter[str]]:
-    display = Display()
-    bench = Bench(plan=plan, workspace=Workspace(root), report=display.report)
-    done = run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: False)
-    return done, display.counts
+from tests.execution.racing import (
+    ASHA,
+    RATES,
+    OneAfterTheOther,
+    carry_out,
+    racing_plan,
+    set_values,
+    told,
+)
 
 
 def steps_in_store(plan: Plan, root: Path, rate: float) -> list[int]:
     run_id = next(t.run_id for t in plan.trials if t.params["training.learning_rate"] == rate)
     return list(Workspace(root).snapshots(run_id))
-
-
-def set_value(bench: Bench, run_id: str, step: int) -> Look:
-    """Stands in for `look_at`: the tiny model's own losses hardly differ, and in no order of the rates."""
-    trial = next(trial for trial in bench.plan.trials if trial.run_id == run_id)
-    assert Workspace(bench.workspace.address).snapshot(run_id, step).done
-    return Look(run_id=run_id, step=step, value=LOSSES[trial.params["training.learning_rate"]])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +45,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_cl
 def raced(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> tuple[Path, SweepRun, Counter[str]]:
     root = tmp_path_factory.mktemp("raced")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(performing, "look_at", set_value)
+        patch.setattr(performing, "looks_at", set_values)
         return root, *carry_out(plan, root, OneAfterTheOther())
 
 
@@ -156,7 +95,7 @@ def test_another_run_is_compared_with_those_of_before(
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(performing, "look_at", set_value)
+    monkeypatch.setattr(performing, "looks_at", set_values)
     root, _, _ = raced
     axes = {"training.learning_rate": [*RATES, 0.12], "training.steps": [2, 5]}
     more, executor = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes), OneAfterTheOther()
@@ -168,7 +107,7 @@ def test_another_run_is_compared_with_those_of_before(
 def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
     raced: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performing, "look_at", set_value)
+    monkeypatch.setattr(performing, "looks_at", set_values)
     _, undisturbed, all_made = raced
     with pytest.raises(KeyboardInterrupt):
         carry_out(plan, tmp_path, OneAfterTheOther(looks=3))  # two of the first run, one of the second
@@ -182,7 +121,7 @@ def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
 def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_snapshot(
     plan: Plan, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performing, "look_at", set_value)
+    monkeypatch.setattr(performing, "looks_at", set_values)
     carry_out(plan, tmp_path / "ws", OneAfterTheOther())
     whole = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler={"kind": "fifo"})
     done, made = carry_out(whole, tmp_path / "ws", OneAfterTheOther())
@@ -243,12 +182,13 @@ def test_a_judge_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path
     decisions = Decisions(plan.sweep, Workspace(tmp_path))
     (tmp_path / "sweeps" / "small").mkdir(parents=True)
     decisions.add(Decision(look=Look(run_id=runs[0], step=2, value=0.5), stopped=False))
-    for value, expected in ((0.4, Judge.CONTINUE), (0.6, Judge.STOP)):
-        judge = Judge(plan, Decisions(plan.sweep, Workspace(tmp_path)))
+    for value, stopped in ((0.4, False), (0.6, True)):
+        answers: dict[tuple[str, int], bool] = {}
+        judge = Judge(plan, Decisions(plan.sweep, Workspace(tmp_path)), answers.update)
         look = Look(run_id=f"new {value}", step=2, value=value)
-        assert judge.on_trial_result(None, None, {LOOK: astuple(look)}) == expected
-        other = Look(run_id=runs[0], step=2, value=99.0)  # a worker that was lost tells it again
-        assert judge.on_trial_result(None, None, {LOOK: astuple(other)}) == Judge.CONTINUE
+        again = Look(run_id=runs[0], step=2, value=99.0)  # a worker that was lost tells it again
+        judge.hear([again, look])
+        assert answers == {(runs[0], 2): False, (look.run_id, 2): stopped}
 
 
 @pytest.mark.slow
@@ -272,5 +212,5 @@ def test_tune_stops_what_the_rule_says(tmp_path: Path, tiny_spec: SdxlModel, tin
 
 def test_what_is_told_comes_through_tune_in_one_piece() -> None:
     """A past bug: of a mapping Tune hands schedulers `look/run_id`, `look/step`, …: nothing was stopped."""
-    told = {LOOK: astuple(Look(run_id="r", step=2, value=0.5))}
-    assert flatten_dict({"ended": False, **told}) == {"ended": False, **told}
+    report = {"ended": False, **told(Look(run_id="r", step=2, value=0.5))}
+    assert flatten_dict(report) == report

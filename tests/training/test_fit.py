@@ -19,6 +19,8 @@ def at_once(one: float, two: float, *, peaks: tuple[int, int] | None = None, fre
 def test_what_fills_the_device_already_is_not_packed() -> None:
     assert at_once(1.0, 2.0) == 1  # the second run costs as much as the first
     assert at_once(1.0, 1.95) == 1
+    assert at_once(1.0, 1.85) == 1  # two together would be done 8 % sooner
+    assert at_once(1.0, 1.7) == 5  # and these 32 %
 
 
 def test_the_more_is_shared_the_more_go_together() -> None:
