@@ -33,9 +33,9 @@ def collect(
     sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
     kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
     with surveyed(plan, workspace):
-        images = _images(kept, workspace)
-        scores = _scores(kept, workspace, images)
-        trials = _trials(plan, workspace, images, reasons, decisions)
+        images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
+        trials = _trials(plan, workspace, images, blank, reasons, decisions)
+        scores = _valid(_scores(kept, workspace, images), images, blank, trials)
     draws = _draws(plan)
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = stats.select_best(summary, sweep.analysis)
@@ -136,16 +136,36 @@ def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFr
     return scored[scored["image_id"].isin(images["image_id"])].reset_index(drop=True)
 
 
+def _of_one_colour(plan: Plan, workspace: Workspace) -> frozenset[str]:
+    """Pictures that show nothing: something went wrong, as where half precision overflows."""
+    chunks = (chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id))
+    return frozenset(name for chunk in chunks for name in chunk.manifest()["facts"]["made"]["one_colour"])
+
+
+def _valid(
+    scores: pd.DataFrame, images: pd.DataFrame, blank: frozenset[str], trials: pd.DataFrame
+) -> pd.DataFrame:
+    """Scores that count. Pictures that show nothing, and all of a failed trial, have a reason instead."""
+    failed = trials[trials["status"] == "failed"].set_index("trial_id")["reason"]
+    of_trial = images.set_index("image_id")["trial_id"].map(failed)
+    why = "its trial failed: " + scores["image_id"].map(of_trial).astype("str")
+    why = why.mask(scores["image_id"].isin(blank), "the picture is of one colour")
+    return scores.assign(
+        value=scores["value"].where(why.isna()), reason=scores["reason"].where(why.isna(), why)
+    )
+
+
 def _trials(
     plan: Plan,
     workspace: Workspace,
     images: pd.DataFrame,
+    blank: frozenset[str],
     reasons: Mapping[str, str],
     decisions: Decisions,
 ) -> pd.DataFrame:
     drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
     counts = dict(drawn)
-    rows = [_trial_row(plan, workspace, trial, counts, reasons) for trial in plan.trials]
+    rows = [_trial_row(plan, workspace, trial, counts, blank, reasons) for trial in plan.trials]
     for trial, row in zip(plan.trials, rows, strict=True):
         look = decisions.stops.get(trial.run_id)
         if look is not None and look.step < trial.spec.training.steps:
@@ -157,17 +177,27 @@ def _trials(
 
 
 def _trial_row(
-    plan: Plan, workspace: Workspace, trial: Trial, drawn: dict[Any, int], reasons: Mapping[str, str]
+    plan: Plan,
+    workspace: Workspace,
+    trial: Trial,
+    drawn: dict[Any, int],
+    blank: frozenset[str],
+    reasons: Mapping[str, str],
 ) -> dict[str, Any]:
     snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
     own = [plan.draws[d] for arm, d in trial.draws.items() if not _is_control(plan, arm)]
-    complete = snapshot.done and all(drawn.get(d.draw_id, 0) == len(plan.cells(d, "dev")) for d in own)
-    reason = _of_one_colour(plan, workspace, own) if complete else _reason(trial, own, reasons)
+    cells = [cell for draw in own for cell in plan.cells(draw, "dev")]
+    made = snapshot.done and all(drawn.get(d.draw_id, 0) == len(plan.cells(d, "dev")) for d in own)
+    nothing = sum(cell.image_id in blank for cell in cells)
+    complete = made and not nothing
+    reason = None if complete else _reason(trial, own, reasons)
+    if made and nothing:
+        reason = f"{nothing} of {len(cells)} dev pictures are of one colour"
     return {
         "trial_id": trial.trial_id,
         "index": trial.index,
         "status": "completed" if complete else "failed" if reason else "missing",
-        "reason": reason if complete or reason else "not run yet",
+        "reason": None if complete else reason or "not run yet",
         "run_id": trial.run_id,
         "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
         **{name: param_label(value) for name, value in trial.params.items()},
@@ -190,14 +220,6 @@ def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str 
         if identity in reasons:
             return reasons[identity]
     return None
-
-
-def _of_one_colour(plan: Plan, workspace: Workspace, draws: list[Draw]) -> str | None:
-    """A remark where dev pictures are of one colour: they are scored, but hardly what was asked for."""
-    cells = {cell.image_id for draw in draws for cell in plan.cells(draw, "dev")}
-    chunks = [chunk for draw in draws for chunk in workspace.image_chunks(draw.draw_id)]
-    blank = cells & {name for chunk in chunks for name in chunk.manifest()["facts"]["made"]["one_colour"]}
-    return f"{len(blank)} of {len(cells)} dev pictures are of one colour" if blank else None
 
 
 def _final_loss(snapshot: Stage) -> float:

@@ -1,5 +1,6 @@
 """The story of a sweep on tiny models: complete, never twice, extended, repaired, reproducible."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from harness import results
 from harness.bench import Bench
+from harness.collect import collect
 from harness.decisions import Decisions
 from harness.execution.local import LocalExecutor
 from harness.models.spec import SdxlModel
@@ -167,6 +169,30 @@ def test_a_failed_run_is_a_row_and_loses_no_other(
     lost = run.results.summary[run.results.summary["trial_id"] == bad["trial_id"]]
     assert lost["mean_difference"].isna().all()
     assert lost["reason"].notna().all()
+
+
+def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
+    finished: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path
+) -> None:
+    """As where its time was over: the pictures that it has must not stand for it."""
+    root = tmp_path / "w"
+    shutil.copytree(finished[0], root)
+    trials = finished[1].results.trials
+    best = trials[trials["selected"]].iloc[0]["trial_id"]
+    trial = next(trial for trial in plan.trials if trial.trial_id == best)
+    draw_id, workspace = trial.draws["wrong_lora"], Workspace(root)
+    workspace.image_chunks(draw_id)[0].remove()
+    found = collect(plan, workspace, {draw_id: "it took too long"})
+    row = found.trials.set_index("trial_id").loc[best]
+    assert (row["status"], row["reason"], row["selected"]) == ("failed", "it took too long", False)
+    own = found.images.loc[found.images["trial_id"] == best, "image_id"]
+    scores = found.scores[found.scores["image_id"].isin(own)]
+    assert len(scores) and scores["value"].isna().all()
+    assert set(scores["reason"]) == {"its trial failed: it took too long"}
+    summary = found.summary[found.summary["trial_id"] == best]
+    assert summary["mean_difference"].isna().all() and summary["reason"].str.contains("too long").all()
+    others = found.scores[~found.scores["image_id"].isin(own)]
+    assert others["value"].notna().all() and found.trials["selected"].sum() == 1
 
 
 def test_one_trial_runs_alone(plan: Plan, tmp_path: Path) -> None:

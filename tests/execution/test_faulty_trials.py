@@ -152,7 +152,7 @@ def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_of_one_colour_are_scored_and_said(
+def test_pictures_of_one_colour_fail_their_trial_and_have_no_score(
     tmp_path: Path, tiny_folder: Path, tiny_clip: str
 ) -> None:
     base = tmp_path / "sdxl"
@@ -166,6 +166,10 @@ def test_pictures_of_one_colour_are_scored_and_said(
     plan = small_plan(tmp_path, spec_of(base, refiner=False), tiny_clip, **changes)
     run = carry_out(plan, tmp_path / "w", "local", {})
     (trial,) = run.results.trials.to_dict("records")
-    assert trial["status"] == "completed"
-    assert trial["reason"] == "4 of 4 dev pictures are of one colour"
-    assert run.results.scores["value"].notna().all()
+    assert (trial["status"], trial["reason"]) == ("failed", "4 of 4 dev pictures are of one colour")
+    scores = run.results.scores
+    assert len(scores) and scores["value"].isna().all()
+    assert set(scores["reason"]) == {"the picture is of one colour"}
+    summary = run.results.summary
+    assert len(summary) and summary["mean_difference"].isna().all() and summary["reason"].notna().all()
+    assert not trial["selected"]
