@@ -45,7 +45,7 @@ def population(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Pla
         "axes": {RATE: [0.3, 0.1, 0.03, 0.01]},
         "arms": ARMS,
         "scheduler": {"kind": "population", "every": 2, "objective": {"kind": "contrast", "prompts": 1}},
-        "compute": {"batch_size": 2, "checkpoint_every": 100},
+        "compute": {"batch_size": 2, "checkpoint_every": 100, "pack": "off"},
         **changes,
     }
     return small_plan(folder, model, clip, **settings)

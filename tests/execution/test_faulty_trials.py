@@ -89,7 +89,7 @@ def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_fault_is_tried_again_then_a_row_with_the_reason(
     tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
 ) -> None:
