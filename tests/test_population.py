@@ -42,7 +42,8 @@ def population(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Pla
     """Four members, three generations of two steps."""
     settings: dict[str, Any] = {
         "training": {"batch_size": 1, "steps": 6, "holdout": 1},
-        "axes": {RATE: [0.3, 0.1, 0.03, 0.01]},
+        "axes": {RATE: {"low": 0.01, "high": 0.3, "log": True}},
+        "search": {"kind": "random", "trials": 4},
         "arms": ARMS,
         "scheduler": {"kind": "population", "every": 2, "objective": {"kind": "contrast", "prompts": 1}},
         "compute": {"batch_size": 2, "checkpoint_every": 100, "pack": "off"},
@@ -226,7 +227,7 @@ def test_a_member_that_fails_is_replaced_with_the_reason(
 def test_where_all_fail_there_are_rows_with_the_reason(
     tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
 ) -> None:
-    plan = population(tmp_path, tiny_spec, tiny_clip, axes={RATE: [1e30, 1e31]})
+    plan = population(tmp_path, tiny_spec, tiny_clip, axes={RATE: [1e30, 1e31]}, search={"kind": "grid"})
     done, _ = carry_out(plan, tmp_path / "ws")
     assert list(done.results.trials["status"]) == ["failed"] * 2
     assert done.results.trials["reason"].str.contains("loss became").all()

@@ -18,7 +18,7 @@ from harness.spec.scheduler import Member, PopulationScheduler
 from harness.spec.search import Axis, ValueRange, values_of
 from harness.spec.sweep import SweepSpec
 
-ATTEMPTS = 20  # at values that no other of the generation has
+ATTEMPTS = 50  # at values that no other of the generation has
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,11 @@ def _explored(sweep: SweepSpec, point: Point, taken: Sequence[Point], generator:
     """The point with other values of the axes that change; the same again only where there are no others."""
     scheduler = population_of(sweep)
     found = point
-    for _ in range(ATTEMPTS):
+    for attempt in range(2 * ATTEMPTS):
+        resample = scheduler.resample if attempt < ATTEMPTS else 1  # what lies around may be taken
         moved = {
             name: drawn(sweep.axes[name], generator)
-            if generator.random() < scheduler.resample
+            if generator.random() < resample
             else _moved(sweep.axes[name], point[name], scheduler.perturb, generator)
             for name in changing(point)
         }

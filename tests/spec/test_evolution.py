@@ -116,6 +116,15 @@ def test_nobody_is_what_another_is_while_there_are_other_values(tmp_path: Path) 
     assert len({member.point[RATE] for member in after}) == 4
 
 
+def test_a_value_that_nobody_has_is_found_beyond_the_neighbours(tmp_path: Path) -> None:
+    """A past bug: after some attempts beside its parent, a member became what another was."""
+    axes = {RATE: [1e-5, 1e-4, 1e-3, 1e-2]}
+    scheduler = {"kind": "population", "every": 50, "objective": LOSS, "resample": 0}
+    sweep = load(tmp_path, axes=axes, training={"steps": 100, "holdout": 1}, scheduler=scheduler)
+    after = following(with_remembered_generations(sweep, None), [1.0, 2.0, 3.0, 4.0])
+    assert after[3].parent == 0 and after[3].point[RATE] == 1e-2  # the other three are there
+
+
 def test_where_a_list_is_too_short_two_become_one_trial(tmp_path: Path) -> None:
     scheduler = {"kind": "population", "every": 50, "objective": LOSS}
     axes = {RATE: [1e-3], RANK: [2, 4]}
