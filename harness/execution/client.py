@@ -103,6 +103,7 @@ def _client(address: str) -> Iterator[None]:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError) as error:
+        ray.shutdown()  # else this process counts as a client's, and can start no Ray of its own
         why = str(error).strip().splitlines()[-1]  # a traceback of the other side may come before
         raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {why}") from None
     try:

@@ -13,8 +13,10 @@ import pytest
 from harness import cli, results
 from harness.errors import HarnessError
 from harness.execution.client import Far, drive_at
+from harness.execution.cluster import connected
 from harness.results import Results
-from harness.spec.expand import Plan
+from harness.spec.expand import Plan, expand
+from harness.spec.load import load_sweep
 from harness.workspace import Workspace
 from tests.execution.carrying import assert_same
 from tests.execution.disturbing import HARNESS, begin, carried_out, command, press_ctrl_c
@@ -37,7 +39,7 @@ def hours_ahead(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, hours_ahead: dict[str, str]) -> Iterator[Nodes]:
     with cluster(tmp_path_factory.mktemp("nodes")) as started:
-        started.join('--resources={"apple": 1}')
+        started.join('--resources={"apple": 1}', "--num-gpus=1")
         started.join('--resources={"pear": 1}', unseen=None, **hours_ahead)
         yield started
 
@@ -64,6 +66,31 @@ def test_trials_run_where_their_resource_is_whatever_time_it_is_there(
     assert listed.returncode == 0 and "-" not in listed.stdout.replace("--", ""), listed.stdout
     again = carried_out(long_sweep, tmp_path)
     assert "Nothing to train, draw or score" in again.stdout
+
+
+@pytest.mark.parametrize(("of_a_gpu", "together"), [(0.5, True), (1, False)])
+def test_so_many_runs_share_a_gpu_as_fit(
+    of_a_gpu: float, together: bool, long_sweep: Path, nodes: Nodes, tmp_path: Path
+) -> None:
+    """One node says that it has a GPU. Ray counts it; the model trains on its processor."""
+    changes = {
+        "axes.training.seed": [0, 1],
+        "training.steps": 200 if together else 20,
+        "compute.pack": "off",
+        "compute.cpus_per_trial": 0.5,
+        "compute.gpus_per_trial": of_a_gpu,
+    }
+    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    runs = expand(load_sweep(long_sweep, sets[1::2])).own_runs
+    workspace, (_, pear) = Workspace(tmp_path), nodes.started
+    with (
+        once(lambda: all(workspace.claimed("run", run) for run in runs), lambda: True) as both,
+        once(pear.workers, lambda: True) as without_a_gpu,
+    ):
+        done = carried_out(long_sweep, tmp_path, *sets)
+    assert done.returncode == 0, done.stderr
+    assert bool(both) is together and not without_a_gpu
+    assert (results.load(tmp_path / "sweeps/small").trials["status"] == "completed").all()
 
 
 def test_a_resource_that_no_node_has_is_told(long_sweep: Path, nodes: Nodes, tmp_path: Path) -> None:
@@ -129,3 +156,5 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.Mon
     with pytest.raises(HarnessError, match=r"no Ray cluster at ray://127\.0\.0\.1:1 ") as told:
         drive_at("ray://127.0.0.1:1", lambda *_: pytest.fail("there is nobody"), Far(), lambda: False)
     assert "\n" not in str(told.value)
+    with connected(None) as alone:
+        assert alone, "this process can go on without that cluster"
