@@ -37,7 +37,7 @@ ASHA = {
 def test_what_is_left_of_a_race_is_what_it_would_have_been(
     tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
 ) -> None:
-    """Who is stopped hangs on who comes first; a trial that is not has the numbers of a sweep without stops."""
+    """Who is stopped hangs on who comes first; who is not, has the numbers of a sweep without stops."""
     sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **RACE, scheduler=ASHA)
     workspace = Workspace(tmp_path / "race")
     decided = workspace.sweep("small") / DECISIONS
