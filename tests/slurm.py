@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from tests import ctrl_c
+
 SLURM = Path(__file__).parents[1] / "sweeps" / "clusters" / "slurm.sh"
 
 # Notes what it was asked for and runs the command once for each node: the first at HEAD_IP, the others after.
@@ -116,6 +118,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=ctrl_c.heard,  # bash cannot trap a signal that it was started to ignore
             env={
                 **clean,
                 "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",

@@ -13,6 +13,7 @@ import pytest
 
 from harness import cli, results
 from harness.models.spec import SdxlModel
+from tests import ctrl_c
 from tests.sweeps import write_sweep
 
 
@@ -160,8 +161,7 @@ def test_an_interrupted_driver_goes_on_where_it_was(end: signal.Signals, sweep: 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # A test runner in the background ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=ctrl_c.heard,
     )
     _wait_for_checkpoints(tmp_path / "interrupted", process)
     os.kill(process.pid, end)

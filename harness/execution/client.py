@@ -21,7 +21,7 @@ from harness.pipeline import SweepRun
 from harness.screen import Screen
 
 LISTEN_EVERY_SECONDS = 0.5
-
+TRIES = 3  # to be let in
 
 Work = Callable[["Far", Stop], SweepRun]
 
@@ -98,12 +98,23 @@ def _show(said: list[tuple[str, tuple[Any, ...]]], screen: Screen) -> None:
         getattr(screen, name)(*values)
 
 
+def _connect(address: str) -> None:
+    """The process that Ray's head forks for a client may die at once; then another is asked for."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+            return
+        except (ConnectionError, RuntimeError) as error:
+            ray.shutdown()  # else this process counts as a client's, and can start no Ray of its own
+            if not isinstance(error, ConnectionAbortedError) or not tries_left:
+                raise
+
+
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[None]:
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+        _connect(address)
     except (ConnectionError, RuntimeError) as error:
-        ray.shutdown()  # else this process counts as a client's, and can start no Ray of its own
         why = str(error).strip().splitlines()[-1]  # a traceback of the other side may come before
         raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {why}") from None
     try:

@@ -6,7 +6,8 @@ JSON and complete: a model's and an adapter's weights are named by their hashes,
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def save(image: Image.Image, file: Path, chunks: dict[str, str]) -> None:
     image.save(file, format="PNG", pnginfo=text)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """The versions on which a picture's last bits hang."""
     return {"harness": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
 

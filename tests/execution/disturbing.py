@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import ctrl_c
+
 HARNESS = str(Path(sys.executable).with_name("harness"))
 CHANGES: dict[str, Any] = {
     "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
@@ -42,8 +44,7 @@ def begin(command: list[str], until: Callable[[], object]) -> "subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a terminal sends Ctrl-C to all processes of the command
-        # A test runner in the background ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=ctrl_c.heard,
     )
     deadline = time.monotonic() + 300
     while not until():

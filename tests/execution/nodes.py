@@ -69,7 +69,7 @@ class Node:
 class Nodes:
     """The head, which performs no tasks and has a port for clients, and nodes of one CPU each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clients_server_seconds: int) -> None:
         self.folder = folder
         self.started: list[Node] = []
         self.numbers = itertools.count()
@@ -85,7 +85,7 @@ class Nodes:
             "--include-dashboard=false",
             f"--system-config={NOTICED}",
             log=folder / "head.log",
-            RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S="120",  # for a client's server to start; else 30
+            RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S=str(clients_server_seconds),
         )
 
     def join(self, *arguments: str, unseen: Path | None = None, **environment: str) -> Node:
@@ -120,11 +120,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Nodes]:
-    """A head without workers, which sweeps find by RAY_ADDRESS. Logs go to the folder."""
+def cluster(folder: Path, *, clients_server_seconds: int = 60) -> Iterator[Nodes]:
+    """A head without workers, which sweeps find by RAY_ADDRESS. Logs go to the folder.
+
+    `clients_server_seconds`: how long a client's server may take to start; by itself Ray waits for 30.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else a node needs the head's token in its home folder
-        nodes = Nodes(folder)
+        nodes = Nodes(folder, clients_server_seconds)
         patch.setenv("RAY_ADDRESS", nodes.address)
         try:
             yield nodes

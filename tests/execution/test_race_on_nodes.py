@@ -47,9 +47,7 @@ def test_what_is_left_of_a_race_is_what_it_would_have_been(
         with once(decided.exists, nodes.kill_workers) as killed:
             done = carried_out(sweep, workspace.root)
         assert done.returncode == 0, done.stderr
-        again = carried_out(sweep, workspace.root)
     assert killed, "no worker was killed, so this shows nothing"
-    assert "Nothing to train, draw or score" in again.stdout
     found = results.load(workspace.root / "sweeps/small")
     assert any(row["what"] == "worker lost" for row in found.sweep["events"])
 
