@@ -11,6 +11,8 @@ import pytest
 
 # Tests run side by side, and their models are too small for a second thread to help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# By itself Ray's workers give way to all else (niceness 15), so beside other tests they would hardly begin.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 from harness.models.spec import SdxlModel
 

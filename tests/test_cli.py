@@ -1,8 +1,6 @@
 """The command line as a user meets it: what it prints, how it leaves, what an interruption costs."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,6 @@ import pytest
 
 from harness import cli, results
 from harness.models.spec import SdxlModel
-from tests import ctrl_c
 from tests.sweeps import write_sweep
 
 
@@ -152,22 +149,13 @@ def test_a_failed_trial_is_told_and_the_exit_code_is_1(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_an_interrupted_driver_goes_on_where_it_was(end: signal.Signals, sweep: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_where_it_was(sweep: Path, tmp_path: Path) -> None:
     settings = ["--set", "training.steps=120", "--set", "axes={}", "--set", "compute.checkpoint_every=20"]
     interrupted = [*_command(sweep, tmp_path / "interrupted"), *settings]
-    process = subprocess.Popen(
-        interrupted,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=ctrl_c.heard,
-    )
+    process = subprocess.Popen(interrupted, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_checkpoints(tmp_path / "interrupted", process)
-    os.kill(process.pid, end)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == (130 if end == signal.SIGINT else -9)
-    assert ("run the same command to go on" in said) == (end == signal.SIGINT)
+    process.kill()
+    process.wait(timeout=60)
     assert not (tmp_path / "interrupted/sweeps/small/summary.parquet").exists()
 
     subprocess.run(interrupted, check=True, capture_output=True)
@@ -195,7 +183,7 @@ def _command(sweep: Path, workspace: Path) -> list[str]:
     ]
 
 
-def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[str]) -> None:
+def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while len(list(workspace.glob("adapters/*/steps-*/manifest.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"

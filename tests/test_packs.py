@@ -11,7 +11,6 @@ import torch
 
 from harness.bench import Bench
 from harness.driver import Executor
-from harness.execution import make_executor
 from harness.execution.local import LocalExecutor
 from harness.execution.spec import ComputeSpec
 from harness.models.spec import SdxlModel
@@ -86,19 +85,6 @@ def test_a_run_of_a_pack_that_fails_is_one_row_and_the_pack_goes_on(
     (failed,) = [outcome for outcome in run.outcomes if outcome.failed]
     assert bad["run_id"] in failed.reasons and good["run_id"] in failed.task.runs
     assert good["run_id"] not in failed.reasons
-
-
-@pytest.mark.slow
-def test_packs_go_through_ray_with_each_runs_own_reason(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
-) -> None:
-    axes = {"training.learning_rate": [0.01, 0.02, 1e30]}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
-    with make_executor("ray") as executor:
-        run = carry_out(packed(plan, "auto"), tmp_path / "w", executor)
-    trials = run.results.trials.sort_values("training.learning_rate")
-    assert list(trials["status"]) == ["completed", "completed", "failed"]
-    assert "learning rate 1e+30" in trials["reason"].iloc[2]
 
 
 def test_packs_left_open_are_one_for_each_worker(

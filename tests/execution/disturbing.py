@@ -56,3 +56,17 @@ def begin(command: list[str], until: Callable[[], object]) -> "subprocess.Popen[
 def press_ctrl_c(process: "subprocess.Popen[str]") -> None:
     """As in its terminal."""
     os.killpg(process.pid, signal.SIGINT)
+
+
+def stopped_by_ctrl_c(process: "subprocess.Popen[str]", command: list[str], workspace: Path) -> int:
+    """Press it while the one run is trained: it is told how to go on. The step of the checkpoint kept."""
+    press_ctrl_c(process)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in said
+    said = " ".join(said.split())
+    assert "Stopping. Waiting for what is under way" in said
+    assert f"run the same command to go on: {' '.join(['harness', *command[1:]])}" in said
+    (kept,) = workspace.glob("adapters/*/steps-*")
+    step = int(kept.name.removeprefix("steps-"))
+    assert 0 < step < CHANGES["training"]["steps"], "a checkpoint where it was, which is no trial's snapshot"
+    return step

@@ -16,7 +16,7 @@ from harness.spec.expand import Plan, expand
 from harness.spec.load import load_sweep
 from harness.workspace import Workspace
 from tests.execution.carrying import assert_same
-from tests.execution.disturbing import HARNESS, begin, carried_out, command, press_ctrl_c
+from tests.execution.disturbing import HARNESS, begin, carried_out, command, stopped_by_ctrl_c
 from tests.execution.nodes import Nodes, cluster, once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -120,16 +120,7 @@ def test_through_the_client_port_one_drives_ctrl_c_stops_and_the_same_command_go
     while not workspace.claimed("run", run_id):
         assert driver.poll() is None
         time.sleep(0.01)
-    press_ctrl_c(driver)
-    _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 130 and "Traceback" not in said
-    said = " ".join(said.split())
-    assert "Stopping. Waiting for what is under way" in said
-    assert f"run the same command to go on: {' '.join(['harness', *given[1:]])}" in said
-    (kept,) = tmp_path.glob("adapters/*/steps-*")
-    step = int(kept.name.removeprefix("steps-"))
-    assert 0 < step < 60, "a checkpoint where it was, which is no trial's snapshot"
-
+    step = stopped_by_ctrl_c(driver, given, tmp_path)
     done = subprocess.run(given, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "pictures 4/4" in done.stderr, "the progress is shown here"

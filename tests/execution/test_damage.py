@@ -87,12 +87,11 @@ def of_dev(results: Results) -> Results:
     return replace(results, images=images, scores=scores)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip])
 @pytest.mark.parametrize(
-    "patterns",
+    ("damage", "patterns"),
     [
-        ("datasets/*/**/*.png", "adapters/*/steps-000004/*lora*.safetensors"),
-        ("adapters/*/steps-000004/training_state.safetensors", "images/*/*/*.png"),
+        (truncate, ("datasets/*/**/*.png", "adapters/*/steps-000004/*lora*.safetensors")),
+        (flip, ("adapters/*/steps-000004/training_state.safetensors", "images/*/*/*.png")),
     ],
 )
 def test_what_an_extended_sweep_builds_on(
@@ -107,12 +106,11 @@ def test_what_an_extended_sweep_builds_on(
     assert_same(after_damage(damage, patterns, store[0], plans[1], tmp_path / "w"), of_dev(undamaged))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip])
 @pytest.mark.parametrize(
-    "patterns",
+    ("damage", "patterns"),
     [
-        ("images/*/*/images.parquet", "scores/*/*/manifest.json", "adapters/*/*/training_state.json"),
-        ("scores/*/*/scores.parquet", "images/*/*/manifest.json"),
+        (flip, ("images/*/*/images.parquet", "scores/*/*/manifest.json", "adapters/*/*/training_state.json")),
+        (truncate, ("scores/*/*/scores.parquet", "images/*/*/manifest.json")),
     ],
 )
 def test_what_the_tables_are_read_from(

@@ -19,7 +19,7 @@ from harness.models.spec import SdxlModel
 from harness.pipeline import SweepRun, run_sweep
 from harness.spec.expand import Plan
 from harness.workspace import Workspace
-from tests.execution.carrying import Display, assert_same
+from tests.execution.carrying import assert_same
 from tests.execution.racing import (
     ASHA,
     RATES,
@@ -189,25 +189,6 @@ def test_a_judge_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path
         again = Look(run_id=runs[0], step=2, value=99.0)  # a worker that was lost tells it again
         judge.hear([again, look])
         assert answers == {(runs[0], 2): False, (look.run_id, 2): stopped}
-
-
-@pytest.mark.slow
-def test_tune_stops_what_the_rule_says(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    """Of six runs only those better than all before go on: that none is stopped takes one order of 720."""
-    axes = {"training.learning_rate": [0.3, 3.0, 0.1, 0.03, 1.0, 0.01], "training.steps": [2, 5]}
-    strict = {**ASHA, "reduction_factor": 1000}
-    plan = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, scheduler=strict)
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=Display().report)
-    with make_executor("ray") as workers:
-        done = run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
-    decisions = Decisions(plan.sweep, Workspace(tmp_path))
-    assert not [outcome for outcome in done.outcomes if outcome.failed]
-    assert decisions.stops
-    trials = done.results.trials
-    stopped = trials["run_id"].isin(decisions.stops) & (trials["training.steps"] == 5)
-    assert (trials["status"] == stopped.map({True: "stopped", False: "completed"})).all()
-    for run_id in decisions.stops:
-        assert list(Workspace(tmp_path).snapshots(run_id)) == [2]
 
 
 def test_what_is_told_comes_through_tune_in_one_piece() -> None:
