@@ -50,7 +50,8 @@ def write_sweep(file: Path, model: SdxlModel, encoder: str, **changes: Any) -> P
         "sampler": {"steps": 3, "guidance": 4.0, "refiner_start": 0.6},
         "metrics": [{"kind": "clip_score", "encoder": encoder}, "saturation"],
         "analysis": {"primary": "clip_score", "resamples": 200},
-        "compute": {"batch_size": 1, "checkpoint_every": 2},  # by batch, so small a model rounds otherwise
+        # By batch so small a model rounds otherwise; a second worker would take longer to begin than to work.
+        "compute": {"batch_size": 1, "checkpoint_every": 2, "max_concurrent": 1},
         **changes,
     }
     file.write_text(yaml.safe_dump(sweep, sort_keys=False))

@@ -46,7 +46,7 @@ def population(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Pla
         "search": {"kind": "random", "trials": 4},
         "arms": ARMS,
         "scheduler": {"kind": "population", "every": 2, "objective": {"kind": "contrast", "prompts": 1}},
-        "compute": {"batch_size": 2, "checkpoint_every": 100, "pack": "off"},
+        "compute": {"batch_size": 2, "checkpoint_every": 100, "max_concurrent": 1, "pack": "off"},
         **changes,
     }
     return small_plan(folder, model, clip, **settings)

@@ -19,7 +19,7 @@ CHANGES: dict[str, Any] = {
         {"name": "placebo", "negative": "wrong"},
         {"name": "lora", "negative": "wrong", "adapters": [{}]},
     ],
-    "compute": {"checkpoint_every": 5, "batch_size": 1},
+    "compute": {"checkpoint_every": 5, "batch_size": 1, "max_concurrent": 1},
 }
 
 

@@ -71,6 +71,7 @@ def test_so_many_runs_share_a_gpu_as_fit(long_sweep: Path, nodes: Nodes, tmp_pat
         "axes.training.seed": [0, 1, 2],
         "training.steps": 150,
         "compute.pack": "off",
+        "compute.max_concurrent": 3,
         "compute.cpus_per_trial": 0.25,
         "compute.gpus_per_trial": 0.5,
     }

@@ -21,7 +21,7 @@ RACE = {
     **CHANGES,
     "training": {**CHANGES["training"], "holdout": 1, "schedule": {"kind": "constant"}},
     "axes": {"training.learning_rate": [0.3, 0.1, 0.03, 0.01], "training.steps": STEPS},
-    "compute": {**CHANGES["compute"], "pack": "off"},
+    "compute": {**CHANGES["compute"], "max_concurrent": 2, "pack": "off"},
 }
 ASHA = {
     "kind": "asha",
