@@ -15,7 +15,7 @@ quickstart: .venv/.installed
 	@$(BIN)/harness run sweeps/quickstart.yaml
 
 test: .venv/.installed-test
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/.installed-test
 	@$(BIN)/ruff check .

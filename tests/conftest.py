@@ -2,14 +2,13 @@
 
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-# Tests run side by side, and their models are too small for a second thread to help.
+# Tests run side by side, one per core, and their models are too small for a second thread to help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # By itself Ray's workers give way to all else (niceness 15), so beside other tests they would hardly begin.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -18,12 +17,6 @@ from harness.models.spec import SdxlModel
 
 if TYPE_CHECKING:
     from harness.models.model import Model
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, those with most of them before others; so they are begun."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests import ctrl_c
 
 HARNESS = str(Path(sys.executable).with_name("harness"))
 CHANGES: dict[str, Any] = {
-    "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 60},
+    "training": {"learning_rate": 0.01, "batch_size": 2, "steps": 150},
     "axes": {},
     "arms": [
         {"name": "placebo", "negative": "wrong"},

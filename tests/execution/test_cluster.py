@@ -126,7 +126,7 @@ def test_through_the_client_port_one_drives_ctrl_c_stops_and_the_same_command_go
     assert done.returncode == 0, done.stderr
     assert "pictures 4/4" in done.stderr, "the progress is shown here"
     assert f"report  {tmp_path}/sweeps/small/report.html" in done.stdout.replace("\n", "")
-    assert workspace.snapshot(run_id, 60).manifest()["facts"]["from_step"] == step
+    assert workspace.snapshot(run_id, 150).manifest()["facts"]["from_step"] == step
     found = results.load(tmp_path / "sweeps/small")
     assert_same(found, undisturbed)
     assert [(row["what"], row["count"]) for row in found.sweep["events"]] == [("stopped", 1)]

@@ -31,7 +31,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
     process = begin(given, lambda: training(tmp_path))
     step = stopped_by_ctrl_c(process, given, tmp_path)
     subprocess.run(given, check=True, capture_output=True, timeout=200)
-    (last,) = tmp_path.glob("adapters/*/steps-000060/manifest.json")
+    (last,) = tmp_path.glob("adapters/*/steps-000150/manifest.json")
     assert json.loads(last.read_text())["facts"]["from_step"] == step
     again = results.load(tmp_path / "sweeps/small")
     if how == "run":
