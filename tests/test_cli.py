@@ -87,7 +87,8 @@ def test_check_estimates_from_past_timings_alone(
     longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
     assert harness(*longer) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "no past timings" not in printed and "CPU-hours" in printed and " workers at once" in printed
+    assert "no past timings" not in printed and "CPU-hours" in printed
+    assert "on 1 worker (compute.max_concurrent)" in printed
     assert harness(*longer, "--json") == 0
     estimate = json.loads(capsys.readouterr().out)["estimate"]
     assert estimate["complete"] and estimate["seconds"] > 0
