@@ -20,7 +20,7 @@ STEPS = [10, 20, 40]
 RACE = {
     **CHANGES,
     "training": {**CHANGES["training"], "holdout": 1, "schedule": {"kind": "constant"}},
-    "axes": {"training.learning_rate": [0.3, 0.1, 0.03, 0.01], "training.steps": STEPS},
+    "axes": {"training.learning_rate": [0.01, 0.03, 0.1, 0.3], "training.steps": STEPS},
     "compute": {**CHANGES["compute"], "max_concurrent": 2, "pack": "off"},
 }
 ASHA = {
