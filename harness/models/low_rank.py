@@ -55,9 +55,6 @@ def low_rank(
                 current=current,
                 adapters=adapters,
                 name=site.prefix,
-                down=block.layered[f"{site.prefix}.lora_A.weight"],
-                up_KRO=block.layered[f"{site.prefix}.lora_B.weight"],
-                magnitude_KO=block.layered.get(f"{site.prefix}.lora_magnitude_vector"),
                 scale_K=None if set(scales) == {1.0} else torch.tensor(scales, device=device),
                 is_dora_K=torch.tensor(
                     [trial in site.trials and a.kind == "dora" for trial, a in enumerate(adapters)],
@@ -65,6 +62,8 @@ def low_rank(
                 ),
             )
             hooks.callback(site.module.register_forward_hook(layer).remove)
+        current.layered = block.layered
+        current.in_text = any(adapter.text_encoders for adapter in adapters)
         yield members
 
 

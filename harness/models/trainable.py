@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.models.adapter_file import CLIP_KEYS
+from harness.models.compiling import compile_pass
 from harness.models.encoding import Encoded, PromptEncoder
 from harness.models.grouped import spans
 from harness.models.low_rank import low_rank
@@ -82,6 +83,8 @@ class TrainablePack:
             encode = self._encoders[trial]
             if (caption, encode) not in found:
                 self._current.only = trial
+                if self._current.in_text:
+                    self._current.tensors = self._current.layered()
                 found[caption, encode] = encode(caption)
         self._current.only = None
         return [
@@ -158,7 +161,7 @@ def attach(
             stack.enter_context(_checkpointed(unet))
         stack.enter_context(_marked(pipeline))
         yield TrainablePack(
-            _compiled(unet) if compiled else unet,
+            _passing(unet, current, compiled=compiled),
             unet.dtype,
             members=members,
             encoders=encoders,
@@ -166,9 +169,17 @@ def attach(
         )
 
 
-def _compiled(unet: Any) -> Callable[..., Any]:
-    """On a CPU called from C++, not from Python: a small model's step has hundreds of short kernels."""
-    return torch.compile(unet, options={"cpp_wrapper": True} if unet.device.type == "cpu" else None)
+def _passing(unet: Any, current: Pass, *, compiled: bool) -> Callable[..., Any]:
+    """The UNet with the adapters' tensors of each pass; compiled, its graph has one tensor to train."""
+
+    def run(*inputs: Any, **named: Any) -> Any:
+        current.tensors = current.layered()
+        predicted = unet(*inputs, **named)
+        if compiled:
+            current.tensors = {}  # or they would be results of the graph
+        return predicted
+
+    return compile_pass(run, unet.device) if compiled else run
 
 
 def is_attached(pipeline: Any) -> bool:
