@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.errors import ModelError
+from harness.models.fresh import configuration
 from harness.models.rowwise import LowRank, LowRankLayer
 from harness.models.textual_inversion import Embedding
 from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
@@ -31,6 +32,7 @@ TEXT_BODY = "text_model."  # always in the file's names, in the encoders' own on
 CLIP_KEYS = ("clip_l", "clip_g")
 KOHYA = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_")
 DOWN, UP, MAGNITUDE, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".alpha"
+RECORDED = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")  # of PEFT's configuration
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "lora_bias", "use_qalora")
 
 _identities = itertools.count()
@@ -183,17 +185,14 @@ def _key_in_file(key: str) -> str:
 
 def _config(state: dict[str, torch.Tensor], adapter: LowRankAdapter) -> dict[str, Any]:
     """PEFT's configuration of each part, as diffusers reads it."""
-    config: dict[str, Any] = {"r": adapter.rank, "lora_alpha": adapter.alpha_value}
-    if adapter.kind != "lora":
-        config[f"use_{adapter.kind}"] = True
     prefixed: dict[str, Any] = {}
     for part in PARTS:
         modules = sorted({key.split(".lora_")[0] for key in state if key.startswith(f"{part}.")})
         if modules:
             # Without the body's name, which transformers' encoders have in some versions alone.
             names = [module.removeprefix(f"{part}.").removeprefix(TEXT_BODY) for module in modules]
-            targets = {"target_modules": names}
-            prefixed |= {f"{part}.{name}": value for name, value in (config | targets).items()}
+            config = configuration(adapter, names).to_dict() | {"target_modules": names}  # PEFT's is a set
+            prefixed |= {f"{part}.{name}": config[name] for name in RECORDED if config[name]}
     return prefixed
 
 

@@ -1,6 +1,7 @@
 """A UNet in training through torch.compile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,15 +9,18 @@ import torch
 CHANGES = ("_forward_hooks", "gradient_checkpointing")  # of a frozen base, from one pack to the next
 
 
-def compile_pass(run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+@contextmanager
+def compiled_unet(unet: Any) -> Iterator[Callable[..., Any]]:
     """The same function, compiled when it is first called and where what it is called with is new.
 
     On a CPU it is called from C++, not from Python: a small model's step has hundreds of short kernels.
     """
     options: dict[str, Any] = {"guard_filter_fn": _kept}
-    if device.type == "cpu":
+    if unet.device.type == "cpu":
         options["cpp_wrapper"] = True
-    return torch.compile(run, options=options)
+    # By default Dynamo takes it that hooks never change: a pack would be trained where the one before it was.
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        yield torch.compile(unet, options=options)
 
 
 def _kept(guards: Sequence[Any]) -> list[bool]:

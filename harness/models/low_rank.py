@@ -1,6 +1,5 @@
 """Fresh low-rank adapters of several trials on one model: where they act, how they start, their layers."""
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ import torch
 
 from harness.models.adapter_file import TEXT_BODY
 from harness.models.encoding import text_body
+from harness.models.fresh import fresh_state
 from harness.models.grouped import RANKS
 from harness.models.pack import Block, PackedMember, Place
 from harness.models.pack_layers import PackedLayer, Pass
@@ -30,21 +30,18 @@ class _Site:
 
 @contextmanager
 def low_rank(
-    pipeline: Any, adapters: Sequence[LowRankAdapter], seeds: Sequence[int], current: Pass
+    pipeline: Any, adapters: Sequence[LowRankAdapter], seeds: Sequence[int | None], current: Pass
 ) -> Iterator[list[PackedMember]]:
-    """Attach them, trial k's started from `seeds[k]` alone; on leaving, the hooks are gone.
-
-    A is Kaiming-uniform with a = √5 and B is zero, as in LoRA's reference code and by PEFT's default: unlike
-    the gaussian of deviation 1 / rank, this does not make the start depend on the rank. DoRA's magnitudes
-    start at the norms of the weights.
-    """
+    """Attach them, trial k's started from `seeds[k]`, or zero without; on leaving, the hooks are gone."""
     sites = _sites(pipeline, adapters)
     device = pipeline.unet.device
     block = Block(_places(sites, adapters), len(adapters), device)
     members = []
     for trial, (adapter, seed) in enumerate(zip(adapters, seeds, strict=True)):
         member = PackedMember(block, trial, adapter)
-        member.load_state_dict(_start(sites, trial, adapter, seed))
+        if seed is not None:
+            own = {site.prefix: site.module for site in sites if trial in site.trials}
+            member.load_state_dict(fresh_state(own, adapter, seed))
         members.append(member)
     scales = [adapter.scale for adapter in adapters]
     # A row of the block is no block of its own, and autograd warns that adding to it could be faster.
@@ -55,6 +52,9 @@ def low_rank(
                 current=current,
                 adapters=adapters,
                 name=site.prefix,
+                down=block.layered[f"{site.prefix}.lora_A.weight"],
+                up_KRO=block.layered[f"{site.prefix}.lora_B.weight"],
+                magnitude_KO=block.layered.get(f"{site.prefix}.lora_magnitude_vector"),
                 scale_K=None if set(scales) == {1.0} else torch.tensor(scales, device=device),
                 is_dora_K=torch.tensor(
                     [trial in site.trials and a.kind == "dora" for trial, a in enumerate(adapters)],
@@ -62,8 +62,6 @@ def low_rank(
                 ),
             )
             hooks.callback(site.module.register_forward_hook(layer).remove)
-        current.layered = block.layered
-        current.in_text = any(adapter.text_encoders for adapter in adapters)
         yield members
 
 
@@ -129,21 +127,3 @@ def _place(
         trials=trials,
         of_convolution=len(inputs) > 1,
     )
-
-
-def _start(sites: Sequence[_Site], trial: int, adapter: LowRankAdapter, seed: int) -> dict[str, torch.Tensor]:
-    """A fresh adapter in fp32. Its numbers come from a CPU generator, whatever the device and precision."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for site in sites:
-        if trial not in site.trials:
-            continue
-        outputs, *inputs = site.module.weight.shape
-        down = torch.zeros(adapter.rank, *inputs)
-        torch.nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-        state[f"{site.prefix}.lora_A.weight"] = down
-        state[f"{site.prefix}.lora_B.weight"] = torch.zeros(outputs, adapter.rank, *[1] * (len(inputs) - 1))
-        if adapter.kind == "dora":
-            weight_OX = site.module.weight.detach().float().flatten(1)
-            state[f"{site.prefix}.lora_magnitude_vector"] = torch.linalg.vector_norm(weight_OX, dim=1)
-    return state

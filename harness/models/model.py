@@ -80,10 +80,13 @@ class ParameterGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """An adapter to be trained from its beginning, which `seed` alone decides."""
+    """An adapter to be trained: from its beginning, which `seed` alone decides, or from a state.
+
+    `seed` is null where the state is put back before the first step: until then a low-rank adapter is zeros.
+    """
 
     adapter: AdapterSpec
-    seed: int
+    seed: int | None
 
 
 class Member(Protocol):

@@ -12,7 +12,7 @@ Shape legend: K trials, P padded numbers of one trial, R the pack's highest rank
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,27 +64,13 @@ class Block:
         size = places[-1].end
         self.values_KP = torch.zeros(trials, size, device=device)
         self.gradients_KP = torch.zeros(trials, size, device=device)
-        self._leaf = Parameter(self.values_KP)
-        self._leaf.grad = self.gradients_KP  # autograd adds to it in place
+        self.layered = {place.key: self._leaf(place) for place in places}
 
-    def layered(self) -> dict[str, Tensor]:
-        """What the layers compute with in one pass, by key."""
-        tensors = _Layered.apply(self._leaf, self.places)
-        return dict(zip((place.key for place in self.places), tensors, strict=True))
-
-
-class _Layered(torch.autograd.Function):
-    """The places of a block. One leaf and one sum, where autograd would add up each place on its own."""
-
-    @staticmethod
-    def forward(ctx: Any, block_KP: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
-        values_KP = block_KP.detach()
-        ctx.trials = len(block_KP)
-        return tuple(place.of(values_KP) for place in places)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return torch.cat([gradient.reshape(ctx.trials, -1) for gradient in gradients], dim=1), None
+    def _leaf(self, place: Place) -> Parameter:
+        """What a layer computes with. Autograd adds to its gradient in place, which is part of the block."""
+        parameter = Parameter(place.of(self.values_KP))
+        parameter.grad = place.of(self.gradients_KP)
+        return parameter
 
 
 class PackedMember:

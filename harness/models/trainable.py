@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.models.adapter_file import CLIP_KEYS
-from harness.models.compiling import compile_pass
+from harness.models.compiling import compiled_unet
 from harness.models.encoding import Encoded, PromptEncoder
 from harness.models.grouped import spans
 from harness.models.low_rank import low_rank
@@ -83,8 +83,6 @@ class TrainablePack:
             encode = self._encoders[trial]
             if (caption, encode) not in found:
                 self._current.only = trial
-                if self._current.in_text:
-                    self._current.tensors = self._current.layered()
                 found[caption, encode] = encode(caption)
         self._current.only = None
         return [
@@ -161,25 +159,12 @@ def attach(
             stack.enter_context(_checkpointed(unet))
         stack.enter_context(_marked(pipeline))
         yield TrainablePack(
-            _passing(unet, current, compiled=compiled),
+            stack.enter_context(compiled_unet(unet)) if compiled else unet,
             unet.dtype,
             members=members,
             encoders=encoders,
             current=current,
         )
-
-
-def _passing(unet: Any, current: Pass, *, compiled: bool) -> Callable[..., Any]:
-    """The UNet with the adapters' tensors of each pass; compiled, its graph has one tensor to train."""
-
-    def run(*inputs: Any, **named: Any) -> Any:
-        current.tensors = current.layered()
-        predicted = unet(*inputs, **named)
-        if compiled:
-            current.tensors = {}  # or they would be results of the graph
-        return predicted
-
-    return compile_pass(run, unet.device) if compiled else run
 
 
 def is_attached(pipeline: Any) -> bool:

@@ -101,6 +101,11 @@ def _entrant(job: Job, model: "Model", posteriors: Posteriors) -> _Entrant | Non
     return _Entrant(job=job, plan=plan)
 
 
+def _fresh(job: Job) -> Fresh:
+    seed = job.run.training.seed if job.resume is None else None  # else its checkpoint is put back
+    return Fresh(adapter=job.run.adapter, seed=seed)
+
+
 class _TooLarge(Exception):
     """The pack does not fit into the accelerator's memory; its runs stand where they are in `pack`."""
 
@@ -119,10 +124,11 @@ class _Stretch:
 
     def run(self, pack: Sequence[_Entrant]) -> list[_Entrant]:
         """Train until one has ended; the others, to be gone on with."""
-        fresh = [
-            Fresh(adapter=entrant.job.run.adapter, seed=entrant.job.run.training.seed) for entrant in pack
-        ]
-        attached = self.model.attach(fresh, checkpointing=self.checkpointing, compiled=self.compiled)
+        attached = self.model.attach(
+            [_fresh(entrant.job) for entrant in pack],
+            checkpointing=self.checkpointing,
+            compiled=self.compiled,
+        )
         precision = self.model.spec.precision
         with (
             fresh_accelerators(self.device, precision=precision, count=len(pack)) as self.accelerators,

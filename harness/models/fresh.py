@@ -1,0 +1,84 @@
+"""Fresh low-rank adapters as PEFT makes them: LoRA, rsLoRA and DoRA, their configuration and start.
+
+PEFT wraps each layer in one of its own, from which what is trained is taken; how rows of several adapters go
+through the frozen layers together is `grouped.py`. PEFT starts A Kaiming-uniform with a = √5 and B at zero,
+as LoRA's reference code does: unlike the gaussian of deviation 1 / rank, this does not make the start depend
+on the rank. DoRA's magnitudes start at the norms of the weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from harness.spec.adapter import LowRankAdapter
+
+NAME, LAYER = "default", "layer"  # of the adapter and of its one layer, as PEFT is told
+
+
+def configuration(adapter: LowRankAdapter, modules: list[str]) -> LoraConfig:
+    """PEFT's configuration of the adapter on these modules."""
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha_value,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.kind == "rslora",
+        use_dora=adapter.kind == "dora",
+        target_modules=modules,
+    )
+
+
+def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) -> dict[str, Tensor]:
+    """The adapter on these linear layers and convolutions, in their order: its tensors by `….lora_A.weight`.
+
+    In fp32 on the CPU, whatever the layers' device and precision, and from `seed` alone. The layers stay as
+    they are, and so does the global random state.
+    """
+    config = configuration(adapter, [LAYER])
+    with torch.random.fork_rng(devices=[]):
+        layers = {name: _wrapped(module, config) for name, module in modules.items()}
+        torch.default_generator.manual_seed(seed)
+        for layer in layers.values():
+            layer.reset_lora_parameters(NAME, True)
+    state = {}
+    for name, layer in layers.items():
+        state[f"{name}.lora_A.weight"] = layer.lora_A[NAME].weight.detach()
+        state[f"{name}.lora_B.weight"] = layer.lora_B[NAME].weight.detach()
+        if config.use_dora:
+            state[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector[NAME].weight.detach()
+    return state
+
+
+def _wrapped(module: Any, config: LoraConfig) -> Any:
+    """PEFT's layer for the module, with its own tensors on the CPU. It does not keep the module's weight."""
+    base, weight = _like(module), module.weight.detach()
+    if config.use_dora:
+        base.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+    holder = torch.nn.ModuleDict({LAYER: base})
+    inject_adapter_in_model(config, holder, adapter_name=NAME)
+    base.weight = _without_memory(weight.shape)
+    return holder[LAYER].to("cpu")
+
+
+def _like(module: Any) -> Any:
+    """A layer of the module's kind and shape."""
+    if isinstance(module, torch.nn.Conv2d):
+        base: Any = torch.nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            bias=False,
+            device="meta",
+        )
+    else:
+        base = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    base.weight = _without_memory(module.weight.shape)
+    return base
+
+
+def _without_memory(shape: torch.Size) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
