@@ -23,8 +23,8 @@ class InvariantLinear(torch.nn.Linear):
     """A linear layer that works on a row or a few, such as a time embedding, always in blocks of ROWS."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `torch.nn.Linear`."""
-        if input.ndim != 2:
+        """As `torch.nn.Linear`; compiled, rows are few as they come, for it rounds as it likes anyway."""
+        if input.ndim != 2 or torch.compiler.is_compiling():
             return F.linear(input, self.weight, self.bias)
         rows = len(input)
         # What the other rows of a block are does not matter.

@@ -43,18 +43,20 @@ def low_rank(
             own = {site.prefix: site.module for site in sites if trial in site.trials}
             member.load_state_dict(fresh_state(own, adapter, seed))
         members.append(member)
+    current.tensors, current.joined = block.layered, block.joined
     scales = [adapter.scale for adapter in adapters]
     # A row of the block is no block of its own, and autograd warns that adding to it could be faster.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     with ExitStack() as hooks:
         for site in sites:
+            magnitude = f"{site.prefix}.lora_magnitude_vector"
             layer = PackedLayer(
                 current=current,
                 adapters=adapters,
                 name=site.prefix,
-                down=block.layered[f"{site.prefix}.lora_A.weight"],
-                up_KRO=block.layered[f"{site.prefix}.lora_B.weight"],
-                magnitude_KO=block.layered.get(f"{site.prefix}.lora_magnitude_vector"),
+                down=f"{site.prefix}.lora_A.weight",
+                up=f"{site.prefix}.lora_B.weight",
+                magnitude=magnitude if magnitude in block.layered else None,
                 scale_K=None if set(scales) == {1.0} else torch.tensor(scales, device=device),
                 is_dora_K=torch.tensor(
                     [trial in site.trials and a.kind == "dora" for trial, a in enumerate(adapters)],

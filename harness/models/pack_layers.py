@@ -1,8 +1,8 @@
 """The layers of a pack: what each trial's adapter adds to its rows, in hooks on the frozen base's modules."""
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,18 +20,20 @@ class Pass:
     trials: Sequence[int] = ()  # the trial of each row, neighbours together
     only: int | None = None  # a text encoder's rows are all of one trial
     dropout_seeds: Sequence[int] = ()  # one per trial
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # the adapters', by key
+    joined: Callable[[], Mapping[str, Tensor]] = dict  # the same, for a compiled pass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedLayer:
-    """A forward hook on one module. `down` is A, [K, R, I] or [K, R, I, k, k]; `up_KRO` is B transposed."""
+    """A forward hook on one module."""
 
     current: Pass
     adapters: Sequence[LowRankAdapter]  # of the K trials
     name: str
-    down: Tensor
-    up_KRO: Tensor
-    magnitude_KO: Tensor | None  # null where no trial is DoRA; else others' rows mean nothing
+    down: str  # the keys of A, of B transposed and of the magnitudes
+    up: str
+    magnitude: str | None  # null where no trial is DoRA; else others' rows mean nothing
     scale_K: Tensor | None  # null where all are 1
     is_dora_K: Tensor  # those whose adapter has a magnitude here
 
@@ -58,27 +60,28 @@ class PackedLayer:
             down_KRI=down_KRI,
             up_KRO=up_KRO,
             more_KO=more_KO,
-            kept_BTI=self._kept(shape, self.down),
+            kept_BTI=self._kept(shape, down_KRI),
         )
 
     def _factors(self, module: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
         """A, B with scale and gain, and what DoRA adds of the base."""
-        up_KRO, more_KO = self.up_KRO, None
+        tensors, more_KO = self.current.tensors, None
+        down, up_KRO = tensors[self.down], tensors[self.up]  # [K, R, I], of convolutions [K, R, I, k, k]
         if self.scale_K is not None:
             up_KRO = up_KRO * self.scale_K[:, None, None]
-        if self.magnitude_KO is not None:
-            gain_KO = self._gain(module, up_KRO, self.magnitude_KO)
+        if self.magnitude is not None:
+            gain_KO = self._gain(module, down, up_KRO, tensors[self.magnitude])
             up_KRO, more_KO = up_KRO * gain_KO[:, None], gain_KO - 1
-        return self.down, up_KRO, more_KO
+        return down, up_KRO, more_KO
 
-    def _gain(self, module: torch.nn.Module, up_KRO: Tensor, magnitude_KO: Tensor) -> Tensor:
+    def _gain(self, module: torch.nn.Module, down: Tensor, up_KRO: Tensor, magnitude_KO: Tensor) -> Tensor:
         """DoRA's m / ‖W + scale · B A‖, and 1 for other adapters.
 
         The norm is a constant to the gradient, as the paper's section 4.3 has it.
         """
         with torch.no_grad():
             weight_OX = module.weight.flatten(1).float()  # type: ignore[operator]
-            whole_KOX = weight_OX + torch.bmm(up_KRO.transpose(1, 2), self.down.flatten(2))
+            whole_KOX = weight_OX + torch.bmm(up_KRO.transpose(1, 2), down.flatten(2))
             norm_KO = torch.linalg.vector_norm(whole_KOX, dim=2)
         return torch.where(self.is_dora_K[:, None], magnitude_KO / norm_KO, 1.0)
 

@@ -158,9 +158,12 @@ def attach(
         if checkpointing:
             stack.enter_context(_checkpointed(unet))
         stack.enter_context(_marked(pipeline))
+        if compiled:
+            low = [one.adapter for one in fresh if isinstance(one.adapter, LowRankAdapter)]
+            unet = stack.enter_context(compiled_unet(unet, current, low, checkpointing=checkpointing))
         yield TrainablePack(
-            stack.enter_context(compiled_unet(unet)) if compiled else unet,
-            unet.dtype,
+            unet,
+            pipeline.unet.dtype,
             members=members,
             encoders=encoders,
             current=current,
