@@ -64,18 +64,19 @@ def _wrapped(module: Any, config: LoraConfig) -> Any:
 
 def _like(module: Any) -> Any:
     """A layer of the module's kind and shape."""
-    if isinstance(module, torch.nn.Conv2d):
-        base: Any = torch.nn.Conv2d(
+    base: Any
+    if module.weight.ndim == 2:
+        base = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    else:
+        base = torch.nn.Conv2d(
             module.in_channels,
             module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            module.padding,  # type: ignore[arg-type]
+            module.kernel_size,
+            module.stride,
+            module.padding,
             bias=False,
             device="meta",
         )
-    else:
-        base = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     base.weight = _without_memory(module.weight.shape)
     return base
 
