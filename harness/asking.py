@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.results import Results
 from harness.results.objectives import gains
-from harness.spec.evolution import with_remembered_generations
 from harness.spec.fingerprint import fingerprint
 from harness.spec.points import (
     Point,
@@ -30,7 +29,6 @@ from harness.spec.points import (
     random_points,
     trial_points,
 )
-from harness.spec.scheduler import PopulationScheduler
 from harness.spec.search import Axis, OptunaSearch, ValueRange, values_of
 from harness.spec.sweep import SweepSpec
 from harness.workspace import PLAN, Workspace
@@ -53,19 +51,14 @@ class Told:
 def with_remembered_points(sweep: SweepSpec, workspace: Workspace) -> SweepSpec:
     """The sweep with the points that were asked for in earlier calls, if it is still the same search.
 
-    More trials of the same search are; whatever else decides a result makes it another. Of a population, with
-    the generations of earlier calls.
+    More trials of the same search are; whatever else decides a result makes it another.
     """
-    if not isinstance(sweep.search, OptunaSearch) and not isinstance(sweep.scheduler, PopulationScheduler):
+    if not isinstance(sweep.search, OptunaSearch) or sweep.search.points:
         return sweep
     try:
         text = (workspace.fetch_sweep(sweep.name) / PLAN).read_text(encoding="utf-8")
         before = SweepSpec.model_validate(json.loads(text))
     except (OSError, ValueError):  # nothing was begun, or by another version
-        before = None
-    if isinstance(sweep.scheduler, PopulationScheduler):
-        return with_remembered_generations(sweep, before)
-    if before is None or not isinstance(sweep.search, OptunaSearch) or sweep.search.points:
         return sweep
     if not isinstance(before.search, OptunaSearch) or _decisive(before) != _decisive(sweep):
         return sweep

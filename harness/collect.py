@@ -171,7 +171,7 @@ def _trials(
         if look is not None and look.step < trial.spec.training.steps:
             row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
-    for axis in plan.trials[0].params:  # else pandas makes 2.0 of 2 where another trial has null
+    for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
         frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)
     return frame
 
@@ -251,5 +251,5 @@ def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | Non
             return None
         facts = snapshot.manifest()["facts"]
         total += facts["train_seconds"]
-        run_id, step = facts.get("from_run", run_id), facts["from_step"]
+        step = facts["from_step"]
     return total

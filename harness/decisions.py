@@ -73,8 +73,7 @@ def steps_of_looks(plan: Plan, run_id: str) -> tuple[int, ...]:
     scheduler = plan.sweep.scheduler
     if isinstance(scheduler, FifoScheduler) or run_id not in plan.own_runs:
         return ()
-    run = plan.runs[run_id]
-    return tuple(step for step in scheduler.looks(run.snapshots[-1]) if step > run.start)
+    return scheduler.looks(plan.runs[run_id].snapshots[-1])
 
 
 def why_stopped(scheduler: SchedulerSpec, look: Look) -> str:

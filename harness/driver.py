@@ -12,11 +12,9 @@ from harness.decisions import Decisions, as_decided, steps_of_looks
 from harness.errors import StageError
 from harness.events import Events
 from harness.performing import Outcome, failures, satisfied, settled
-from harness.population import came_to, generation_stages
 from harness.results import Results
-from harness.spec.evolution import Became, evolved, generation_name, generation_sweep
 from harness.spec.expand import Plan, expand
-from harness.spec.scheduler import StoppingScheduler
+from harness.spec.scheduler import FifoScheduler
 from harness.stage import write_json
 from harness.stages import surveyed, take_away_damaged_tables
 from harness.tasks import Task, apart, control_tasks, race_tasks, shared_out, trial_stages
@@ -59,44 +57,12 @@ class Driver:
 
     def rounds(self) -> Iterator[Results]:
         """The tables after each round of a search; of any other there is one."""
-        if not self.grown():
-            yield self.tables()
-            return
         results = None
         if self.bench.plan.trials:
             yield (results := self.trials())
         while (sweep := next_round(self.bench.plan.sweep, results)) is not None:
             self.bench = replace(self.bench, plan=expand(sweep))
             yield (results := self.trials())
-
-    def grown(self) -> bool:
-        """Lead a population to its last generation; false where no member of one has come to anything."""
-        while (generation := generation_sweep(self.bench.plan.sweep)) is not None:
-            became = self.generation(replace(self.bench, plan=expand(generation)))
-            if all(one.value is None for one in became):
-                return False
-            self.bench = replace(self.bench, plan=expand(evolved(self.bench.plan.sweep, became)))
-        return True
-
-    def generation(self, bench: Bench) -> list[Became]:
-        """Carry one out, and tell what its members have come to. Those that failed will be replaced."""
-        write_plan(self.bench.plan, self.bench.workspace)
-        before = len(self.outcomes)
-        for stage, tasks in generation_stages(bench, workers=self.workers(bench)):
-            open_tasks = [task for task in tasks if not _hopeless(task, self.outcomes[before:])]
-            self.carry_out(f"{generation_name(bench.plan.sweep)}: {stage}", open_tasks, bench)
-        outcomes = self.outcomes[before:]
-        try:
-            became = came_to(bench, failures(outcomes))
-        except StageError:
-            damaged = take_away_damaged_tables(bench)
-            if not damaged:
-                raise
-            bench.report("made again", damaged)
-            return self.generation(bench)
-        if any(one.value is not None for one in became):
-            self.outcomes[before:] = [outcome for outcome in outcomes if not outcome.failed]
-        return became
 
     def trials(self) -> Results:
         """Everything before the selection; what the tables are read from and is damaged is made again."""
@@ -139,7 +105,7 @@ class Driver:
     def race(self) -> Bench:
         """Let the scheduler stop what it will; what is left to do."""
         bench, plan = self.bench, self.bench.plan
-        if not isinstance(plan.sweep.scheduler, StoppingScheduler):
+        if isinstance(plan.sweep.scheduler, FifoScheduler):
             return bench
         decisions = Decisions(plan.sweep, bench.workspace)
         with surveyed(plan, bench.workspace):

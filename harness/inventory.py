@@ -66,11 +66,11 @@ def training_steps(bench: Bench, run: TrainingRun) -> Count:
     finished = set(bench.workspace.snapshots(run.run_id))
     missing = 0
     for target in (steps for steps in run.snapshots if steps not in finished):
-        missing += target - max((steps for steps in finished if steps < target), default=run.start)
+        missing += target - max((steps for steps in finished if steps < target), default=0)
         finished.add(target)
     training = run.training
     passes = step_passes(training.batch_size, training.gradient_accumulation, prior=run.prior is not None)
-    return Count(asked=run.own_steps, missing=missing, passes=missing * passes)
+    return Count(asked=run.snapshots[-1], missing=missing, passes=missing * passes)
 
 
 def pictures(bench: Bench, draw: Draw, split: str) -> Count:
@@ -86,7 +86,7 @@ def planned_passes(plan: Plan, runs: Iterable[str], draws: Iterable[tuple[str, s
     passes = 0
     for run in (plan.runs[run_id] for run_id in runs):
         batch, accumulated = run.training.batch_size, run.training.gradient_accumulation
-        passes += run.own_steps * step_passes(batch, accumulated, prior=run.prior is not None)
+        passes += run.snapshots[-1] * step_passes(batch, accumulated, prior=run.prior is not None)
     for draw_id, split in draws:
         passes += prompts[split] * len(plan.sweep.seeds) * picture_passes(plan.draws[draw_id].steps)
     return passes

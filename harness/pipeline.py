@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from harness.bench import Bench
 from harness.collect import collect
 from harness.driver import Announce, Driver, Executor, write_plan
-from harness.errors import SpecError
 from harness.finished import mark, marked
 from harness.performing import Outcome, failures, perform, satisfied
 from harness.results import Results
 from harness.results.stats import select_best
-from harness.spec.evolution import is_grown
 from harness.spec.expand import Trial
 from harness.stage import explaining_lack_of_room
 from harness.stages import surveyed, take_away_damaged_tables
@@ -64,16 +62,8 @@ def run_sweep(
 
 
 def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]], None]) -> Results:
-    """One trial in this process, with the controls it is compared with, then the tables of what there is.
-
-    Raises SpecError for a member of a population before its last generation.
-    """
+    """One trial in this process, with the controls it is compared with, then the tables of what there is."""
     plan, workspace = bench.plan, bench.workspace
-    if not is_grown(plan.sweep):
-        raise SpecError(
-            "scheduler: what a member of a population becomes hangs on the others; use harness run, or "
-            "--set scheduler.kind=fifo"
-        )
     task = trial_task(plan, trial)
     with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
         write_plan(plan, workspace)

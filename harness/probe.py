@@ -18,8 +18,6 @@ from harness.spec.objective import ProbeObjective
 from harness.spec.scheduler import FifoScheduler
 from harness.stages import SCORES, TRAINING_RECORD, ensure_scores, metric_name
 
-UNPAIRED = "no pair of pictures has both scores"
-
 
 def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
     """What the runs have come to at this step, of which there must be a snapshot each; in their order.
@@ -28,7 +26,7 @@ def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
     """
     objective = _objective(bench.plan)
     if not isinstance(objective, ProbeObjective):
-        return [loss_at(bench, run_id, step) for run_id in run_ids]
+        return [_loss(bench, run_id, step) for run_id in run_ids]
     probed = [probe_draws(bench.plan, run_id, step) for run_id in run_ids]
     draws = list({draw.draw_id: draw for arm, control in probed for draw in (control, arm)}.values())
     ensure_all_pictures(bench, [(draw, probe_cells(bench.plan, draw)) for draw in draws])
@@ -38,13 +36,13 @@ def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
     looks = []
     for run_id, (arm, control) in zip(run_ids, probed, strict=True):
         wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
-        value = difference(bench, arm, control, wanted, metric=str(objective.metric))
-        reason = UNPAIRED if value is None else None
+        value = _difference(bench, arm, control, wanted, metric=str(objective.metric))
+        reason = "no pair of pictures has both scores" if value is None else None
         looks.append(Look(run_id=run_id, step=step, value=value, reason=reason))
     return looks
 
 
-def difference(
+def _difference(
     bench: Bench, arm: Draw, control: Draw, wanted: Sequence[Cell], *, metric: str
 ) -> float | None:
     """Arm − control over these pictures of theirs, as far as they are drawn and scored; null without a pair.
@@ -116,8 +114,7 @@ def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
     return pd.concat([read_parquet(stage, SCORES) for stage in stages])
 
 
-def loss_at(bench: Bench, run_id: str, step: int) -> Look:
-    """The held-out loss at a snapshot."""
+def _loss(bench: Bench, run_id: str, step: int) -> Look:
     record = json.loads(bench.workspace.snapshot(run_id, step).read(TRAINING_RECORD))
     value = dict(record["validation"] or []).get(step)
     reason = (

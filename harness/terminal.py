@@ -16,8 +16,7 @@ from harness.inventory import Count, runs_of_one_length
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Plan, TrainingRun
 from harness.spec.packing import planned_packs, why_alone
-from harness.spec.population import changing, replaced_each_time
-from harness.spec.scheduler import FifoScheduler, PopulationScheduler
+from harness.spec.scheduler import FifoScheduler
 from harness.spec.search import OptunaSearch
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ def print_plan(plan: Plan, workers: int) -> None:
     """The trials of a sweep, and what they share; the packs are those of so many workers."""
     sweep = plan.sweep
     out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
-    columns = plan.trials[0].params if plan.trials else sweep.axes
-    table = Table("trial", "id", *columns, box=None, pad_edge=False)
+    table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
     shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
     for one in shown:
         table.add_row(
@@ -74,9 +72,7 @@ def _sharing(plan: Plan) -> str:
     trials = f"training runs: {own} of the trials"
     if own < len(plan.trials):
         trials += ", which share them where they differ in training.steps alone"
-    beginnings = len({run.parent for run in plan.runs.values() if run.parent} - plan.own_runs)
-    others = len(plan.runs) - own - beginnings
-    trials += f", {beginnings} that those with a training.history go on from" if beginnings else ""
+    others = len(plan.runs) - own
     return trials + (f", {others} of other arms' adapters" if others else "")
 
 
@@ -120,29 +116,10 @@ def print_scheduler(plan: Plan, stopped: int) -> None:
     scheduler = plan.sweep.scheduler
     if isinstance(scheduler, FifoScheduler) or not plan.trials:
         return
-    if isinstance(scheduler, PopulationScheduler):
-        print_population(plan, scheduler)
-        return
     steps = sorted({step for run_id in plan.own_runs for step in steps_of_looks(plan, run_id)})
     out.print(
         f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
         f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",
-        highlight=False,
-    )
-
-
-def print_population(plan: Plan, scheduler: PopulationScheduler) -> None:
-    """What a population does, and how far it is."""
-    members, steps = len(scheduler.generations[-1]), plan.sweep.training.steps
-    replaced = replaced_each_time(members, scheduler.quantile)
-    swap = f"the {replaced} worst go on from one of the {replaced} best"
-    if replaced == 1:
-        swap = "the worst goes on from the best"
-    out.print(
-        f"population of {members}, compared by {scheduler.objective.kind}: every {scheduler.every} of "
-        f"{steps} steps {swap}, with other values of {', '.join(changing(plan.sweep.axes))}; generation "
-        f"{len(scheduler.generations)} of {steps // scheduler.every}. What is counted are the members as "
-        f"they are now; from first to last they train {members * steps} steps",
         highlight=False,
     )
 

@@ -32,25 +32,12 @@ def ensure_snapshots(bench: Bench, run_ids: Sequence[str]) -> dict[str, HarnessE
     """
     runs = [bench.plan.runs[run_id] for run_id in run_ids]
     runs = [run for run in runs if missing_snapshots(bench.workspace, run)]
-    failed = _ensure_beginnings(bench, runs)
-    runs = [run for run in runs if run.run_id not in failed and missing_snapshots(bench.workspace, run)]
     for dataset_id in dict.fromkeys(dataset.dataset_id for run in runs for dataset in run.datasets):
         ensure_whole_dataset(bench, dataset_id)
+    failed: dict[str, HarnessError] = {}
     for pack in packs(runs, 1 if bench.plan.sweep.compute.pack == "off" else max(1, len(runs))):
         _train_claimed(bench, pack, failed)
     return failed
-
-
-def _ensure_beginnings(bench: Bench, runs: Sequence[TrainingRun]) -> dict[str, HarnessError]:
-    """The snapshots that runs with a history begin from, whole; gives why one cannot be had, by its run."""
-    parents = {run.run_id: run.parent for run in runs if run.parent}
-    for run in runs:
-        stage = checkpoint_at(bench.workspace, run, run.start)
-        claim = ("run", run.parent or run.run_id)
-        if stage.done and bench.workspace.take_away_damaged(stage, claim, is_training_state):
-            bench.report("made again", 1)
-    failed = ensure_snapshots(bench, list(dict.fromkeys(parents.values()))) if parents else {}
-    return {run_id: failed[parent] for run_id, parent in parents.items() if parent in failed}
 
 
 def _train_claimed(bench: Bench, pack: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
@@ -88,13 +75,8 @@ def missing_snapshots(workspace: Workspace, run: TrainingRun) -> list[int]:
 
 
 def resume_step(workspace: Workspace, run: TrainingRun, before: int) -> int:
-    """The last finished checkpoint before `before` steps; where there is none, the step it starts at."""
-    return max((steps for steps in workspace.snapshots(run.run_id) if steps < before), default=run.start)
-
-
-def checkpoint_at(workspace: Workspace, run: TrainingRun, step: int) -> Stage:
-    """What the run goes on from at a step: its own checkpoint, or at its start its parent's."""
-    return workspace.snapshot(run.parent if run.parent and step == run.start else run.run_id, step)
+    """The last finished checkpoint before `before` steps; 0 to start afresh."""
+    return max((steps for steps in workspace.snapshots(run.run_id) if steps < before), default=0)
 
 
 def _next_segment(bench: Bench, run: TrainingRun) -> Segment | None:
@@ -104,8 +86,8 @@ def _next_segment(bench: Bench, run: TrainingRun) -> Segment | None:
     if not missing:
         return None
     while start := resume_step(workspace, run, missing[0]):
-        before = checkpoint_at(workspace, run, start)
-        if start == run.start or before.whole(is_training_state):
+        before = workspace.snapshot(run.run_id, start)
+        if before.whole(is_training_state):
             break
         before.remove()
         bench.report("made again", 1)
@@ -158,8 +140,6 @@ def _job(bench: Bench, model: "Model", segment: Segment, failed: dict[str, Harne
     def save(checkpoint: Checkpoint, seconds: float) -> None:
         stage = workspace.snapshot(run.run_id, checkpoint.step)
         about = {"run": _run_json(run), "step": checkpoint.step, "from_step": segment.start}
-        if run.parent and segment.start == run.start:
-            about["from_run"] = run.parent
         with stage.build(**about, train_seconds=seconds) as folder:
             checkpoint.write(folder)
             metadata = _adapter_metadata(run, checkpoint.step)
@@ -176,7 +156,7 @@ def _job(bench: Bench, model: "Model", segment: Segment, failed: dict[str, Harne
         if error is not None:
             failed[run.run_id] = error
 
-    resume = checkpoint_at(workspace, run, segment.start)
+    resume = workspace.snapshot(run.run_id, segment.start)
     return Job(
         run=_until(run, segment.snapshots),
         pictures=workspace.dataset(run.dataset.dataset_id).fetch(),

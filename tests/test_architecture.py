@@ -34,7 +34,6 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "dataset_stages": "pipeline",
     "picture_stages": "pipeline",
     "asking": "pipeline",
-    "population": "pipeline",
     "collect": "pipeline",
     "decisions": "pipeline",
     "finished": "pipeline",

@@ -8,7 +8,7 @@ from harness.decisions import Decisions
 from harness.errors import SpecError
 from harness.execution.deadline import exception_after, minutes_for
 from harness.performing import Outcome, attempt
-from harness.spec.scheduler import StoppingScheduler
+from harness.spec.scheduler import FifoScheduler
 from harness.tasks import Task
 
 
@@ -25,7 +25,7 @@ class LocalExecutor:
         Raises SpecError where one training run is to take several processes, or runs are to be compared on
         their way: one after the other, the first would have nothing to be compared with.
         """
-        if isinstance(bench.plan.sweep.scheduler, StoppingScheduler):
+        if not isinstance(bench.plan.sweep.scheduler, FifoScheduler):
             raise SpecError(
                 f"scheduler: {bench.plan.sweep.scheduler.kind} compares runs that are trained side by side, "
                 "and needs --executor ray; leave --executor local out, or set scheduler.kind=fifo"

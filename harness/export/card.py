@@ -11,8 +11,6 @@ from harness.export.portable import portable
 from harness.export.subject import Subject
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter
-from harness.spec.history import told
-from harness.spec.trial import TrialSpec
 
 SHEET, PICTURES = "contact_sheet.png", "pictures"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -102,15 +100,10 @@ def _summary(subject: Subject) -> str:
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
         f"{what} for {subject.base_text}, trained for {_count(spec.training.steps, 'step')} on {count} of "
-        f"the recipe `{subject.recipe_text}` under the prompt `{spec.training.prompt}`{_changed(spec)}.\n\n"
+        f"the recipe `{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
         f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
     )
-
-
-def _changed(spec: TrialSpec) -> str:
-    """What the training was before it became what the sweep's values say."""
-    return f", before that under other values: {told(spec.training.history)}" if spec.training.history else ""
 
 
 def _findings(subject: Subject, evidence: Evidence) -> str:

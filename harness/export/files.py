@@ -18,7 +18,6 @@ from harness.models.adapter_file import EMBEDDING_FILE, LORA_FILE, with_sorted_m
 from harness.models.layouts import to_kohya
 from harness.models.spec import EmojiModel
 from harness.spec.adapter import LowRankAdapter
-from harness.spec.history import told
 from harness.stage import EMA
 
 Layout = Literal["diffusers", "kohya", "both"]
@@ -125,7 +124,6 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
         "ss_num_train_images": subject.spec.recipe.count,
         # A1111 and ComfyUI's tools show the words of this table as what calls the adapter.
         "ss_tag_frequency": {subject.recipe_text: {subject.word: subject.spec.recipe.count or 1}},
-        "ss_training_comment": told(training.history) or None,
         "ss_seed": training.seed,
     }
     if isinstance(adapter, LowRankAdapter):

@@ -19,7 +19,6 @@ from harness.report.families import param_name, shown_arms
 from harness.report.figures import dose_response, forest, forest_hidden, heatmap
 from harness.report.layout import layout
 from harness.report.pictures import Thumbnails, family_row, picture_grid, picture_rows
-from harness.report.population import population
 from harness.report.study import Study, number, text
 from harness.report.verdict import verdict
 
@@ -72,7 +71,6 @@ def render(results: "Results", workspace: "Workspace") -> str:
         arms=arm_rows(study),
         curves=_curves(study, thumbnails),
         losses=loss_curves(study),
-        population=population(study),
         hidden=forest_hidden(study),
         unseen=_unseen(study),
         latents=_latents(study),

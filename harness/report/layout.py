@@ -54,8 +54,6 @@ def layout(study: Study) -> Layout | None:
     """
     if not study.axes or study.search != "grid":  # other searches leave nearly all of the product empty
         return None
-    if study.scheduler == "population":  # as does one that has left the grid it began with
-        return None
     if len(study.results.trials) > MOST_TRIALS:
         return None
     ordered = sorted(study.axes, key=lambda axis: (axis != STEPS, not is_numeric(study, axis)))

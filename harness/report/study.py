@@ -154,7 +154,7 @@ class Study:
 
     @property
     def scheduler(self) -> str:
-        """What saw to training runs on their way: fifo (nothing), asha, median or population."""
+        """What may have stopped training runs: fifo (nothing), asha or median."""
         return str(self.sweep.get("scheduler", {}).get("kind", "fifo"))
 
     @cached_property

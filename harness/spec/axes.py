@@ -30,7 +30,6 @@ from harness.spec.points import (
     require_enough_points,
     trial_points,
 )
-from harness.spec.population import is_evolved
 from harness.spec.search import Axis, ConditionalValues, GridSearch, ValueRange, conditions, values_of
 from harness.spec.sweep import SweepSpec
 from harness.spec.trial import TrialSpec
@@ -101,7 +100,7 @@ def check_trials(sweep: SweepSpec) -> None:
         for point, spec in trial_points(sweep):
             labels = {name: param_label(value) for name, value in point.items()}
             first = seen.setdefault(fingerprint("trial", spec=spec), labels)
-            if first is not labels and not is_evolved(sweep.scheduler):  # where a list is short
+            if first is not labels:
                 raise SpecError(f"axes: {show(first)} and {show(labels)} are the same trial")
     except ValidationError as error:  # of fields that do not go together, where not all points are tried
         _raise_if(

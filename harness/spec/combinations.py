@@ -10,15 +10,14 @@ from harness.models.spec import EmojiModel, SdxlModel
 from harness.recipes.spec import Drawn, FolderRecipe
 from harness.spec.adapter import TextualInversion
 from harness.spec.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
-from harness.spec.expand import HISTORY, adapter_trial
+from harness.spec.expand import adapter_trial
 from harness.spec.messages import faults
 from harness.spec.objective import LossObjective, ProbeObjective
 from harness.spec.points import sample_trials
-from harness.spec.population import CHANGING, changing
-from harness.spec.scheduler import FifoScheduler, PopulationScheduler, StoppingScheduler
-from harness.spec.search import OptunaSearch, conditions
+from harness.spec.scheduler import FifoScheduler
+from harness.spec.search import OptunaSearch
 from harness.spec.sweep import Objective, SweepSpec
-from harness.spec.training import CAPTION, ScheduleSpec
+from harness.spec.training import CAPTION
 from harness.spec.trial import TrialSpec
 
 
@@ -69,11 +68,9 @@ def _scheduler(sweep: SweepSpec) -> Iterator[str]:
     scheduler = sweep.scheduler
     if isinstance(scheduler, FifoScheduler):
         return
-    if isinstance(scheduler, PopulationScheduler):
-        yield from _population(sweep, scheduler)
-    elif not any(scheduler.looks(spec.training.steps) for spec in sample_trials(sweep)):
+    if not any(scheduler.looks(spec.training.steps) for spec in sample_trials(sweep)):
         yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
-    if isinstance(scheduler, StoppingScheduler) and sweep.compute.training_workers > 1:
+    if sweep.compute.training_workers > 1:
         yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
     yield from _objective(sweep, scheduler.objective, "scheduler.objective")
     if not isinstance(scheduler.objective, ProbeObjective):
@@ -93,39 +90,6 @@ def _scheduler(sweep: SweepSpec) -> Iterator[str]:
                 f"scheduler.objective: {arm.name} is drawn with an adapter that is trained apart, and each "
                 "look would wait for it; choose arms with the trial's own adapter, a file's, or none"
             )
-
-
-def _population(sweep: SweepSpec, scheduler: PopulationScheduler) -> Iterator[str]:
-    """What members of a population cannot be."""
-    where, steps, specs = "scheduler: population", sweep.training.steps, list(sample_trials(sweep))
-    if isinstance(sweep.search, OptunaSearch):
-        yield f"{where} changes its points on the way, and optuna asks for points; use another search"
-        return
-    if len(specs) < 2:
-        yield f"{where} needs two members or more, and the axes have one point"
-    if "training.steps" in sweep.axes:
-        yield "axes.training.steps: a population is trained side by side; give training.steps alone"
-    elif steps % scheduler.every or steps < 2 * scheduler.every:
-        yield (
-            f"scheduler.every: {scheduler.every} does not divide training.steps, {steps}, into two or more "
-            "generations of one length"
-        )
-    if not changing(sweep.axes):
-        yield (
-            f"{where} has nothing to change: no axis is one of {', '.join(CHANGING)}, the values that a "
-            "training can go on with when they are others"
-        )
-    if sweep.training.history or HISTORY in sweep.axes:
-        yield f"{where} writes training.history itself; leave it out"
-    for kind in dict.fromkeys(spec.training.schedule.kind for spec in specs):
-        if ScheduleSpec(kind=kind).depends_on_length:
-            yield (
-                f"{where}: under a {kind} schedule no run is the beginning of another, so nobody could go on "
-                "from it; use training.schedule.kind: constant"
-            )
-    for name, axis in sweep.axes.items():
-        for field in [field for field in conditions(axis) if field in changing(sweep.axes)]:
-            yield f"axes.{name}.when.{field}: a population changes it on the way; let the axis hang on others"
 
 
 def _objective(sweep: SweepSpec, objective: Objective, where: str) -> Iterator[str]:

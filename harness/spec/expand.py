@@ -13,14 +13,10 @@ from harness.recipes.spec import RecipeSpec
 from harness.spec.adapter import AdapterSpec
 from harness.spec.evaluation import ArmAdapter, ArmSpec, Branch, MergeSpec, Prompt, Scheduler
 from harness.spec.fingerprint import fingerprint
-from harness.spec.history import beginning, told
 from harness.spec.points import Point, trial_points
-from harness.spec.population import is_evolved
 from harness.spec.sweep import SweepSpec
 from harness.spec.training import TrainingSpec
 from harness.spec.trial import TrialSpec
-
-HISTORY = "training.history"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +38,6 @@ class TrainingRun:
     training: TrainingSpec  # its `steps` is the last snapshot
     snapshots: tuple[int, ...]
     prior: Dataset | None  # the class pictures of prior preservation
-    parent: str | None = None  # with a history: the run that it goes on from
-
-    @property
-    def start(self) -> int:
-        """The step at which it goes on from its parent; 0 where it begins afresh."""
-        return 0 if self.parent is None else self.training.history[-1].until
-
-    @property
-    def own_steps(self) -> int:
-        """How many steps are trained of it, without its parent's."""
-        return self.snapshots[-1] - self.start
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
@@ -244,17 +229,10 @@ class _Builder:
             index=len(self.trials),
             trial_id=trial_id,
             spec=spec,
-            params=self._params(point, spec),
+            params={name: param_label(point.get(name)) for name in self.sweep.axes},
             run_id=run_id,
             draws={arm.name: self._draw(spec, arm) for arm in self.sweep.arms},
         )
-
-    def _params(self, point: Point, spec: TrialSpec) -> dict[str, Any]:
-        params = {name: param_label(point.get(name)) for name in self.sweep.axes}
-        history = spec.training.history
-        if history or HISTORY in params or is_evolved(self.sweep.scheduler):  # so that all have it, or none
-            params[HISTORY] = told(history) or None
-        return params
 
     def plan(self) -> Plan:
         return Plan(
@@ -273,11 +251,7 @@ class _Builder:
 
     def _run(self, spec: TrialSpec) -> str:
         dataset, prior = self._dataset(spec.model, spec.recipe), spec.training.prior
-        before = beginning(spec.training)
-        parent = None if before is None else self._run(spec.model_copy(update={"training": before}))
         shared = set() if spec.training.schedule.depends_on_length else {"steps"}
-        if parent is None:  # a run that never changed has the id that it had before there were histories
-            shared.add("history")
         training = {
             name: getattr(spec.training, name) for name in TrainingSpec.model_fields if name not in shared
         }
@@ -291,7 +265,6 @@ class _Builder:
             training=TrainingSpec(**{**training, "steps": snapshots[-1]}),
             snapshots=snapshots,
             prior=None if prior is None else self._dataset(spec.model, prior.recipe),
-            parent=parent,
         )
         return run_id
 

@@ -68,7 +68,7 @@ def packs(runs: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
 
 def _likeness(run: TrainingRun) -> tuple[int, int]:
     assert not isinstance(run.adapter, TextualInversion)
-    return run.adapter.rank, rows_per_step(run) * run.own_steps
+    return run.adapter.rank, rows_per_step(run) * run.snapshots[-1]
 
 
 def rows_per_step(run: TrainingRun) -> int:
@@ -79,7 +79,7 @@ def rows_per_step(run: TrainingRun) -> int:
 
 
 def _work(pack: Sequence[TrainingRun]) -> int:
-    return sum(rows_per_step(run) * run.own_steps for run in pack)
+    return sum(rows_per_step(run) * run.snapshots[-1] for run in pack)
 
 
 def _evenly(runs: Sequence[TrainingRun], parts: int) -> list[list[TrainingRun]]:

@@ -12,8 +12,6 @@ from random import Random
 from typing import Any
 
 from harness.errors import SpecError
-from harness.spec.population import members
-from harness.spec.scheduler import PopulationScheduler
 from harness.spec.search import (
     Axis,
     GridSearch,
@@ -39,11 +37,6 @@ def trial_points(sweep: SweepSpec) -> Iterator[tuple[Point, TrialSpec]]:
     of a finished model. Raises pydantic.ValidationError where a value is not allowed.
     """
     base = base_trial(sweep)
-    if isinstance(sweep.scheduler, PopulationScheduler) and sweep.scheduler.generations:
-        for member, history in members(sweep.scheduler):
-            raw = apply_axes(base, member.point)
-            yield member.point, TrialSpec.model_validate(apply_axis(raw, "training.history", history))
-        return
     for point in points(sweep, base):
         yield point, TrialSpec.model_validate(apply_axes(base, point))
 
@@ -97,7 +90,7 @@ def random_points(axes: Mapping[str, Axis], base: Mapping[str, Any], *, seed: in
     misses = 0
     for number in itertools.count():
         # A generator for each value: another axis, or one value more of it, moves no other axis' values.
-        chosen = {name: drawn(axis, Random(f"{seed} {number} {name}")) for name, axis in axes.items()}
+        chosen = {name: _drawn(axis, Random(f"{seed} {number} {name}")) for name, axis in axes.items()}
         point = applied(axes, order, base, chosen)
         if key_of(point) not in seen:
             misses = 0
@@ -107,8 +100,7 @@ def random_points(axes: Mapping[str, Axis], base: Mapping[str, Any], *, seed: in
             return
 
 
-def drawn(axis: Axis, generator: Random) -> Any:
-    """A value of the axis, each as likely as another."""
+def _drawn(axis: Axis, generator: Random) -> Any:
     share = generator.random()
     if not isinstance(axis, ValueRange):
         values = values_of(axis)

@@ -1,8 +1,8 @@
-"""What becomes of training runs on their way, by what they have come to at certain steps."""
+"""Which training runs are stopped before their end, by what they have come to at certain steps."""
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -49,53 +49,8 @@ class MedianScheduler(Frozen):
         return tuple(range(self.grace, last, self.every))
 
 
-class Member(Frozen):
-    """One place of a population over one generation."""
-
-    point: Annotated[dict[str, Any], Field(description="its values of the axes")]
-    parent: Annotated[
-        int | None,
-        Field(description="the member of the generation before that it went on from; null: itself"),
-    ] = None
-    value: Annotated[float | None, Field(description="what it had come to at the end")] = None
-    reason: Annotated[str | None, Field(description="why there is no value")] = None
-
-
-class PopulationScheduler(Frozen):
-    """Population based training (Jaderberg et al. 2017), in generations of `every` steps.
-
-    At the end of each, the worst go on from where one of the best is, with values near its.
-    """
-
-    kind: Literal["population"]
-    objective: LookObjective = Field(default_factory=ProbeObjective)
-    every: Annotated[int, Field(ge=1, description="steps of a generation")]
-    quantile: Annotated[
-        float,
-        Field(gt=0, le=0.5, description="share of the members that is replaced, and that it goes on from"),
-    ] = 0.25
-    resample: Annotated[
-        float, Field(ge=0, le=1, description="how often a value is drawn anew instead of moved")
-    ] = 0.25
-    perturb: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...],
-        Field(min_length=1, description="factors that a value of a range is moved by"),
-    ] = (0.8, 1.25)
-    seed: Annotated[int, Field(ge=0)] = 0
-    generations: Annotated[
-        tuple[tuple[Member, ...], ...],
-        Field(description="what became of the members so far; filled in while the sweep is run"),
-    ] = ()
-
-    def looks(self, last: int) -> tuple[int, ...]:
-        """The ends of the generations, without the last."""
-        return tuple(range(self.every, last, self.every))
-
-
 StoppingScheduler = AshaScheduler | MedianScheduler
-SchedulerSpec = Annotated[
-    FifoScheduler | AshaScheduler | MedianScheduler | PopulationScheduler, Field(discriminator="kind")
-]
+SchedulerSpec = Annotated[FifoScheduler | AshaScheduler | MedianScheduler, Field(discriminator="kind")]
 
 
 def _below(last: int, rising: Iterator[int]) -> Iterator[int]:

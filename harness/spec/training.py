@@ -10,11 +10,6 @@ from harness.spec.base import Frozen, Text
 TRAINING_TIMESTEPS = 1000
 CAPTION = "{caption}"
 
-AboveZero = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Same = Literal["same"]
-
 
 class OptimizerSpec(Frozen):
     """What turns gradients into steps.
@@ -86,20 +81,6 @@ class PriorSpec(Frozen):
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Phase(Frozen):
-    """A beginning of the training under other values; what is `same` was as the training has it now."""
-
-    until: Annotated[int, Field(ge=1, description="the last step under these values")]
-    learning_rate: AboveZero | Same = "same"
-    text_encoder_learning_rate: AboveZero | Same | None = "same"
-    lora_plus_ratio: AboveZero | Same = "same"
-    weight_decay: Annotated[NotNegative | Same, Field(description="the optimizer's")] = "same"
-    caption_dropout: Share | Same = "same"
-    max_grad_norm: AboveZero | Same = "same"
-    min_snr_gamma: AboveZero | Same | None = "same"
-    noise_offset: NotNegative | Same = "same"
-
-
 class TrainingSpec(Frozen):
     """DreamBooth training on one prompt, or on captions where the prompt holds `{caption}`."""
 
@@ -138,9 +119,6 @@ class TrainingSpec(Frozen):
     holdout: Annotated[
         int, Field(ge=0, description="pictures kept from training, for a loss at fixed noise")
     ] = 0
-    history: Annotated[
-        tuple[Phase, ...], Field(description="what it was trained with before, the first phase first")
-    ] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

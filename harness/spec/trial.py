@@ -1,12 +1,11 @@
 """One point of a sweep: which model, from which bad images, which adapter, trained how."""
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from harness.models.spec import ModelSpec
 from harness.recipes.spec import FolderRecipe, RecipeSpec
 from harness.spec.adapter import AdapterSpec, LowRankAdapter, TextualInversion
 from harness.spec.base import Frozen
-from harness.spec.history import beginning, faults
 from harness.spec.training import CAPTION, TrainingSpec
 
 
@@ -33,20 +32,7 @@ class TrialSpec(Frozen):
                 f"training.crop: random has no room in a {self.recipe.kind} recipe's square pictures; "
                 "use a folder recipe, or crop: center"
             )
-        for fault in faults(self.training):
-            raise ValueError(fault)
-        if self.training.history:
-            self._could_begin_so()
         return self
-
-    def _could_begin_so(self) -> None:
-        """What it was before is a trial as well."""
-        until = self.training.history[-1].until
-        try:
-            self.model_validate({**dict(self), "training": beginning(self.training)})
-        except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"training.history: up to step {until}: {told}") from None
 
     def _textual_inversion(self, word: str) -> None:
         unused = [

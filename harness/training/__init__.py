@@ -30,8 +30,7 @@ def train(
         prior: likewise for the class pictures of `training.prior`; None exactly where that is null.
         latents: files of `latents.write_latents`; views that they hold are not encoded again.
         resume: a checkpoint of the same run, trained in whatever company; alone, the result is then bit for
-            bit (on the CPU) that of a run never interrupted. Of a run with a history, the first is its
-            parent's, at the step at which it changed.
+            bit (on the CPU) that of a run never interrupted.
         save: called with the checkpoint of each snapshot after `resume`, and of each step that `save_at`
             picks, in ascending order; and with the seconds that the run has taken since the call, of those
             of a pack its share. Nothing is passed on whose loss or weights are not finite.

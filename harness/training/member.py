@@ -48,7 +48,6 @@ class Trainee:
         self.job, self.run, self.plan, self.member = job, job.run, plan, member
         self.accelerator = accelerator
         training = job.run.training
-        assert job.resume is not None or not job.run.start, "it goes on from its parent's checkpoint"
         self.groups = member.groups()
         self.parameters = parameters_of(self.groups)
         assert self.parameters and all(parameter.dtype == torch.float32 for parameter in self.parameters)
@@ -122,9 +121,8 @@ class Trainee:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint back. Raises TrainingError where it is not of this run, nor its beginning."""
-        begins = (checkpoint.run_id, checkpoint.step) == (self.run.parent, self.run.start)
-        if checkpoint.run_id != self.run.run_id and not begins:
+        """Put a checkpoint back. Raises TrainingError where it is not of this run."""
+        if checkpoint.run_id != self.run.run_id:
             raise TrainingError(
                 f"the checkpoint is of run {checkpoint.run_id}, not of {self.run.run_id}; "
                 "delete the checkpoint to train again"

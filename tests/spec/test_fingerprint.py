@@ -12,7 +12,7 @@ from harness.recipes.spec import DegradeRecipe, FolderRecipe, KeywordsRecipe, Pl
 from harness.spec.adapter import LowRankAdapter, TextualInversion
 from harness.spec.base import HOW, Frozen
 from harness.spec.fingerprint import fingerprint, identity
-from harness.spec.training import OptimizerSpec, Phase, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
 
 DRAWN = {"name": "other", "steps": 7, "refiner_start": None, "seed": 9}
@@ -93,22 +93,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
             "prior": PriorSpec(prompt="a cat", recipe=PLAIN),
             "ema": 0.9,
             "holdout": 2,
-            "history": [Phase(until=9, learning_rate=0.5)],
             "seed": 4,
-        },
-    ),
-    (
-        Phase(until=9),
-        {
-            "until": 8,
-            "learning_rate": 0.5,
-            "text_encoder_learning_rate": None,
-            "lora_plus_ratio": 4,
-            "weight_decay": 0,
-            "caption_dropout": 0.1,
-            "max_grad_norm": 0.5,
-            "min_snr_gamma": None,
-            "noise_offset": 0.1,
         },
     ),
     (OptimizerSpec(), {"kind": "adamw_8bit", "weight_decay": 0, "betas": [0.8, 0.9]}),

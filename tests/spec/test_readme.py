@@ -17,10 +17,10 @@ from harness.spec.base import Frozen
 from harness.spec.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
 from harness.spec.messages import kinds_of
 from harness.spec.objective import ContrastObjective, ProbeObjective
-from harness.spec.scheduler import AshaScheduler, MedianScheduler, PopulationScheduler
+from harness.spec.scheduler import AshaScheduler, MedianScheduler
 from harness.spec.search import ConditionalValues, OptunaSearch, RandomSearch, ValueRange
 from harness.spec.sweep import SweepSpec, WandbTracking
-from harness.spec.training import OptimizerSpec, Phase, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
 from tests.spec.example import load
 
@@ -34,7 +34,6 @@ SECTIONS: dict[str, type[Frozen]] = {
     "search: objective": ContrastObjective,
     "scheduler: asha": AshaScheduler,
     "scheduler: median": MedianScheduler,
-    "scheduler: population": PopulationScheduler,
     "scheduler: contrast": ProbeObjective,
     "model: emoji": EmojiModel,
     "model: sdxl": SdxlModel,
@@ -49,7 +48,6 @@ SECTIONS: dict[str, type[Frozen]] = {
     "training: schedule": ScheduleSpec,
     "training: timesteps": TimestepSpec,
     "training: prior": PriorSpec,
-    "training: history": Phase,
     "arms": ArmSpec,
     "arms: adapters": ArmAdapter,
     "arms: merge": MergeSpec,

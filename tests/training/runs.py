@@ -14,10 +14,9 @@ from harness.errors import HarnessError
 from harness.models.model import Model
 from harness.recipes.dataset import Sample, write_dataset
 from harness.recipes.spec import FolderRecipe
-from harness.spec.adapter import AdapterSpec, LowRankAdapter
+from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Dataset, TrainingRun
 from harness.spec.fingerprint import fingerprint
-from harness.spec.history import beginning
 from harness.spec.training import TrainingSpec
 from harness.training.checkpoint import Checkpoint
 
@@ -53,9 +52,6 @@ def make_run(model: Model, *, snapshots: Sequence[int] = (3,), rank: int = 4, **
     adapter = LowRankAdapter(rank=rank) if "adapter" not in training else training.pop("adapter")
     spec = TrainingSpec(**{"learning_rate": 1e-3, "batch_size": 2, **training, "steps": snapshots[-1]})
     shared = set() if spec.schedule.depends_on_length else {"steps"}
-    before = beginning(spec)
-    if before is None:
-        shared.add("history")
     dataset = Dataset(dataset_id="0" * 16, model=model.spec, recipe=FolderRecipe(path=Path("pictures")))
     return TrainingRun(
         run_id=fingerprint(
@@ -68,14 +64,7 @@ def make_run(model: Model, *, snapshots: Sequence[int] = (3,), rank: int = 4, **
         training=spec,
         snapshots=tuple(snapshots),
         prior=None if spec.prior is None else dataset,
-        parent=None if before is None else beginning_of(model, before, adapter).run_id,
     )
-
-
-def beginning_of(model: Model, training: TrainingSpec, adapter: AdapterSpec) -> TrainingRun:
-    """The run that one with a history goes on from."""
-    given = {name: getattr(training, name) for name in TrainingSpec.model_fields if name != "steps"}
-    return make_run(model, snapshots=(training.steps,), adapter=adapter, **given)
 
 
 @dataclass

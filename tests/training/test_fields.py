@@ -12,8 +12,7 @@ from harness.recipes.spec import FolderRecipe
 from harness.spec.adapter import LowRankAdapter, TextualInversion
 from harness.spec.expand import Dataset, TrainingRun
 from harness.spec.fingerprint import fingerprint
-from harness.spec.history import beginning
-from harness.spec.training import OptimizerSpec, Phase, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.spec.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
 from harness.spec.trial import TrialSpec
 from harness.training import train
 from harness.training.checkpoint import Checkpoint
@@ -30,7 +29,6 @@ SPECS: dict[str, type[BaseModel]] = {
     "training.schedule": ScheduleSpec,
     "training.timesteps": TimestepSpec,
     "training.prior": PriorSpec,
-    "training.history": Phase,
 }
 
 
@@ -46,11 +44,6 @@ def folder(name: str) -> dict[str, Any]:
 
 def prior(**changes: Any) -> dict[str, Any]:
     return {"prompt": "a fox", "recipe": folder("class"), **changes}
-
-
-def before(**values: Any) -> dict[str, Any]:
-    """Another first step."""
-    return {"training.history": [{"until": 1, **values}]}
 
 
 def words(**changes: Any) -> dict[str, Any]:
@@ -109,21 +102,6 @@ CHANGES: dict[str, Change] = {
     "training.prior.weight": ({"training.prior": prior()}, {"training.prior": prior(weight=0.5)}),
     "training.ema": ({"training.ema": 0.9}, {"training.ema": 0.99}),
     "training.holdout": ({}, {"training.holdout": 2}),
-    "training.history.until": (
-        {**before(learning_rate=1e-2), "training.steps": 3},
-        {"training.history": [{"until": 2, "learning_rate": 1e-2}], "training.steps": 3},
-    ),
-    "training.history.learning_rate": ({}, before(learning_rate=1e-2)),
-    "training.history.text_encoder_learning_rate": (
-        BOTH_ENCODERS,
-        {**BOTH_ENCODERS, **before(text_encoder_learning_rate=1e-5)},
-    ),
-    "training.history.lora_plus_ratio": ({}, before(lora_plus_ratio=16)),
-    "training.history.weight_decay": ({}, before(weight_decay=0.5)),
-    "training.history.caption_dropout": ({}, before(caption_dropout=0.99)),
-    "training.history.max_grad_norm": ({}, before(max_grad_norm=1e-3)),
-    "training.history.min_snr_gamma": ({}, before(min_snr_gamma=0.1)),
-    "training.history.noise_offset": ({}, before(noise_offset=0.1)),
     "training.seed": ({}, {"training.seed": 1}),
 }
 SWITCHES: dict[str, Change] = {  # null against a value
@@ -159,9 +137,6 @@ def spec_of(changes: dict[str, Any]) -> TrialSpec:
 
 
 def run_of(spec: TrialSpec) -> TrainingRun:
-    training = beginning(spec.training)
-    parent = None if training is None else run_of(spec.model_copy(update={"training": training}))
-
     def dataset(recipe: Any) -> Dataset:
         return Dataset(dataset_id=str(recipe.path), model=spec.model, recipe=recipe)
 
@@ -173,7 +148,6 @@ def run_of(spec: TrialSpec) -> TrainingRun:
         training=spec.training,
         snapshots=(spec.training.steps,),
         prior=None if prior is None else dataset(prior.recipe),
-        parent=None if parent is None else parent.run_id,
     )
 
 
@@ -196,18 +170,10 @@ def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def export(spec: TrialSpec, *, again: bool = False) -> str:
         run = run_of(spec)
         if again or run.run_id not in known:
-            last = trained(run, begun(spec))
-            known[run.run_id] = digest(last.adapter) + (digest(last.ema) if last.ema else "")
+            known[run.run_id] = trained(run)
         return known[run.run_id]
 
-    def begun(spec: TrialSpec) -> Checkpoint | None:
-        training = beginning(spec.training)
-        if training is None:
-            return None
-        before = spec.model_copy(update={"training": training})
-        return trained(run_of(before), begun(before))
-
-    def trained(run: TrainingRun, resume: Checkpoint | None) -> Checkpoint:
+    def trained(run: TrainingRun) -> str:
         saved: list[Checkpoint] = []
         assert isinstance(run.dataset.recipe, FolderRecipe)
         job = Job(
@@ -215,7 +181,7 @@ def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable
             pictures=root / run.dataset.recipe.path,
             prior=None if run.prior is None else root / run.prior.dataset_id,
             latents=(),
-            resume=resume,
+            resume=None,
             save=lambda checkpoint, seconds: saved.append(checkpoint),
             save_at=lambda step: False,
             report=lambda step, loss: None,
@@ -223,7 +189,7 @@ def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable
         )
         train([job], emoji)
         (last,) = saved
-        return last
+        return digest(last.adapter) + (digest(last.ema) if last.ema else "")
 
     return export
 
