@@ -1,11 +1,9 @@
 """The command line: parse, call one function, print. `harness --help` shows examples."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +19,6 @@ from harness.terminal import err, out
 if TYPE_CHECKING:
     from harness.bench import Bench
 
-CLIENT = "ray://"  # begins the address of a cluster that is driven from outside
 EXAMPLES = """
 Examples:\n
   harness check sweeps/quickstart.yaml\n
@@ -116,8 +113,8 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster: auto (started on this machine), HOST:PORT, or ray://HOST:PORT (driven from "
-            "outside); default RAY_ADDRESS, else none."
+            help="Ray cluster: auto (started on this machine) or HOST:PORT; default RAY_ADDRESS, else none. "
+            "From outside a cluster use ray job submit."
         ),
     ] = None,
 ) -> None:
@@ -131,19 +128,11 @@ def run(
         raise SpecError(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
-    address = address or os.environ.get("RAY_ADDRESS")
     plan = expand(load_sweep(sweep, override or ()))
     display = Display(err)
     with interruptible(display) as stop:
-        if executor == "ray" and address is not None and address.startswith(CLIENT):
-            from harness.execution.client import drive_at
-
-            where, workers = _on_the_cluster(workspace), partial(make_executor, "ray")
-            work = partial(carry_out, plan=plan, address=where, make_workers=workers)
-            finished = drive_at(address, work, display, stop)
-        else:
-            workers = partial(make_executor, executor, address=address)
-            finished = carry_out(display, stop, plan=plan, address=workspace, make_workers=workers)
+        workers = make_executor(executor, address=address)
+        finished = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
     if not finished.outcomes:
         out.print("Nothing to train, draw or score: the store has all of it.")
     terminal.print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
@@ -187,16 +176,6 @@ def _version(
     if version:
         out.print(__version__)
         raise typer.Exit
-
-
-def _on_the_cluster(workspace: str) -> str:
-    """The workspace of a driver that runs there. Raises SpecError where it depends on where we are here."""
-    if "://" not in workspace and not workspace.startswith("/"):
-        raise SpecError(
-            f"--workspace {workspace}: with --address {CLIENT}HOST:PORT it is a folder of the cluster's; "
-            "name it from the root, as /shared/runs, or by a URL"
-        )
-    return workspace
 
 
 def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Bench":

@@ -11,24 +11,24 @@ import pyarrow as pa
 
 from harness import results
 from harness.decisions import Decisions, as_decided, why_stopped
+from harness.events import Events
 from harness.picture_stages import IMAGES, read_arrow
 from harness.results import stats, tables
 from harness.spec.expand import Cell, Draw, Plan, Trial, param_label
-from harness.stage import Stage, versions
-from harness.stages import SCORES, TRAINING_RECORD, metric_name, surveyed
+from harness.spec.sweep import SweepSpec
+from harness.stage import versions
+from harness.stages import SCORES, metric_name, surveyed
+from harness.training.record import RECORD, TrainingRecord
 from harness.workspace import Workspace
 
 NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
 
 
-def collect(
-    plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events: Sequence[Mapping[str, Any]] = ()
-) -> results.Results:
+def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events: Events) -> results.Results:
     """Write the tables of a sweep and read them back.
 
     `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
-    and without a reason is `missing`. `events` are what befell the sweep (`Events.rows`). Raises StageError
-    where something it reads is damaged.
+    and without a reason is `missing`. Raises StageError where something it reads is damaged.
     """
     sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
     kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
@@ -48,19 +48,28 @@ def collect(
             trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics
         )
     folder = workspace.sweep(sweep.name)
-    about = {
-        **sweep.model_dump(mode="json"),
-        "versions": versions(),
-        "host": platform.node(),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "failures": dict(reasons),
-        "events": list(events),
-    }
+    about = described(sweep, reasons, events.rows(), seconds=events.seconds)
     tables.write(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
     )
     workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
+
+
+def described(
+    sweep: SweepSpec, reasons: Mapping[str, str], events: Sequence[Mapping[str, Any]], *, seconds: float
+) -> dict[str, Any]:
+    """`sweep.json`: the sweep as it was read, and the facts about its run. `seconds`: `Events.seconds`."""
+    facts = {
+        "versions": dict(versions()),
+        "host": platform.node(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "failures": dict(reasons),
+        "events": list(events),
+    }
+    assert tuple(facts) == tables.FACTS
+    return {**sweep.model_dump(mode="json"), **facts}
 
 
 def _asked_for(plan: Plan, images: pd.DataFrame, best: str | None) -> pd.Series:
@@ -202,12 +211,19 @@ def _trial_row(
         "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
         **{name: param_label(value) for name, value in trial.params.items()},
         "config": json.dumps(trial.spec.model_dump(mode="json"), sort_keys=True),
-        "adapter_path": workspace.relative(snapshot.path) if snapshot.done else None,
-        "final_loss": _final_loss(snapshot) if snapshot.done else None,
-        "validation_loss": _validation_loss(snapshot, trial.spec.training.steps) if snapshot.done else None,
-        "train_seconds": _train_seconds(workspace, trial.run_id, trial.spec.training.steps)
-        if snapshot.done
-        else None,
+        **(_training_columns(workspace, trial) if snapshot.done else NOT_TRAINED),
+    }
+
+
+def _training_columns(workspace: Workspace, trial: Trial) -> dict[str, Any]:
+    steps = trial.spec.training.steps
+    snapshot = workspace.snapshot(trial.run_id, steps)
+    record = TrainingRecord.parse(snapshot.read(RECORD))
+    return {
+        "adapter_path": workspace.relative(snapshot.path),
+        "final_loss": record.final_loss,
+        "validation_loss": record.held_out_loss(steps),
+        "train_seconds": _train_seconds(workspace, trial.run_id, steps),
     }
 
 
@@ -220,23 +236,6 @@ def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str 
         if identity in reasons:
             return reasons[identity]
     return None
-
-
-def _final_loss(snapshot: Stage) -> float:
-    """Mean of the last tenth of the steps: one step's loss depends mostly on the timestep it drew."""
-    losses: list[float] = _record(snapshot)["losses"]
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / len(tail)
-
-
-def _validation_loss(snapshot: Stage, steps: int) -> float | None:
-    """At fixed noise on the held-out pictures; null where none are held out, or at a mere checkpoint."""
-    by_step: list[tuple[int, float]] = _record(snapshot)["validation"] or []
-    return dict(by_step).get(steps)
-
-
-def _record(snapshot: Stage) -> Any:
-    return json.loads(snapshot.read(TRAINING_RECORD))
 
 
 def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | None:

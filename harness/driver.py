@@ -100,7 +100,7 @@ class Driver:
     def tables(self) -> Results:
         """Of what there is."""
         plan, workspace = self.bench.plan, self.bench.workspace
-        return collect(plan, workspace, failures(self.outcomes), self.events.rows())
+        return collect(plan, workspace, failures(self.outcomes), self.events)
 
     def race(self) -> Bench:
         """Let the scheduler stop what it will; what is left to do."""
@@ -163,6 +163,8 @@ def _noting(bench: Bench, events: Events) -> Bench:
     def report(kind: Kind | Event, count: int) -> None:
         if kind in get_args(Event):
             events.add(cast(Event, kind), count)
+        else:
+            events.save_seconds()
         bench.report(kind, count)
 
     return replace(bench, report=report)

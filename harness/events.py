@@ -1,6 +1,7 @@
-"""What befell a sweep besides what was asked for: counted by its driver, shown in the report."""
+"""Incidents of a sweep and the time it took: kept by its driver over all calls, shown in the report."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from harness.stage import write_json
 from harness.workspace import Workspace
 
 EVENTS = "events.json"
+SAVE_EVERY_SECONDS = 60.0
 
 
 class Events:
@@ -21,6 +23,8 @@ class Events:
         self._workspace, self._name = workspace, name
         self._driven = False
         self._counted: dict[str, dict[str, Any]] = {}
+        self._earlier = 0.0  # seconds of earlier calls
+        self._began = self._saved = time.monotonic()
 
     @contextmanager
     def driving(self) -> Iterator[None]:
@@ -29,11 +33,25 @@ class Events:
         if self._driven:
             self.add("driver lost", 1)
         self._driven = True
+        self._began = time.monotonic()
         self._write()
         try:
             yield
         finally:
             self._driven = False
+            self._write()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the sweep's drivers so far, summed over all calls that had something to do.
+
+        The time between two calls is not in it. Of a driver that was killed, up to its last minute is lost.
+        """
+        return self._earlier + time.monotonic() - self._began
+
+    def save_seconds(self) -> None:
+        """Write down the time so far, at most once a minute."""
+        if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
             self._write()
 
     def add(self, event: Event, count: int) -> None:
@@ -51,12 +69,15 @@ class Events:
         """A file that cannot be read counts as none."""
         try:
             known = json.loads((self._workspace.fetch_sweep(self._name) / EVENTS).read_text())
-            self._driven, self._counted = bool(known["driven"]), dict(known["events"])
+            driven, counted, seconds = bool(known["driven"]), dict(known["events"]), float(known["seconds"])
+            self._driven, self._counted, self._earlier = driven, counted, seconds
         except (OSError, ValueError, KeyError, TypeError):
             pass
 
     def _write(self) -> None:
         folder = self._workspace.sweep(self._name)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / EVENTS, {"driven": self._driven, "events": self._counted})
+        content = {"driven": self._driven, "seconds": self.seconds, "events": self._counted}
+        write_json(folder / EVENTS, content)
+        self._saved = time.monotonic()
         self._workspace.upload_sweep(self._name, [EVENTS])

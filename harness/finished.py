@@ -20,7 +20,8 @@ from harness.results import Results
 from harness.results.tables import FILES
 from harness.spec.expand import Plan
 from harness.stage import Stage, sha256, versions, write_json
-from harness.stages import SCORES, TRAINING_RECORD, metric_name
+from harness.stages import SCORES, metric_name
+from harness.training.record import RECORD
 from harness.workspace import Workspace
 
 MARK = "finished.json"
@@ -81,7 +82,7 @@ def _stages(plan: Plan, workspace: Workspace) -> Iterator[str]:
         yield _stamped(workspace, workspace.dataset(dataset_id))
     for run_id in plan.runs:
         for snapshot in workspace.snapshots(run_id).values():
-            yield _stamped(workspace, snapshot, TRAINING_RECORD)
+            yield _stamped(workspace, snapshot, RECORD)
     for draw_id in plan.draws:
         for chunk in workspace.image_chunks(draw_id):
             yield _stamped(workspace, chunk, IMAGES)

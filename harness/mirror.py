@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
+from harness.training.record import RECORD, TrainingRecord
+
 if TYPE_CHECKING:
     from harness.results import Results
     from harness.workspace import Workspace
@@ -55,7 +57,10 @@ class Run:
 
 
 def trial_runs(results: "Results", workspace: "Workspace", *, images_per_trial: int) -> Iterator[Run]:
-    """One run per trial, failed and missing ones too."""
+    """One run per trial, failed and missing ones too.
+
+    Raises StageError if the training record of an adapter is missing or damaged.
+    """
     sweep = results.sweep
     axes = [axis for axis in sweep["axes"] if axis in results.trials]
     scores = _mean_scores(results)
@@ -185,16 +190,11 @@ def _strips(results: "Results", trial_id: str, limit: int) -> Iterator[Strip]:
         shown += 1
 
 
-def _losses(workspace: "Workspace", adapter_path: Any) -> tuple[float, ...]:
-    """The training losses that a checkpoint keeps; none where there is no such file or not such a list."""
+def _losses(workspace: "Workspace", adapter_path: str | None) -> tuple[float, ...]:
+    """The loss of each training step; none if the trial has no adapter."""
     if not isinstance(adapter_path, str):
         return ()
-    try:
-        losses = json.loads(workspace.file(f"{adapter_path}/losses.json").read_text())
-    except (OSError, ValueError):
-        return ()
-    usable = isinstance(losses, list) and all(isinstance(loss, int | float) for loss in losses)
-    return tuple(float(loss) for loss in losses) if usable else ()
+    return tuple(TrainingRecord.parse(workspace.stage(adapter_path).read(RECORD)).losses)
 
 
 def _known(values: dict[str, Any]) -> dict[str, float | int | str | bool]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness.bench import Bench
 from harness.collect import collect
 from harness.driver import Announce, Driver, Executor, write_plan
+from harness.events import Events
 from harness.finished import mark, marked
 from harness.performing import Outcome, failures, perform, satisfied
 from harness.results import Results
@@ -65,11 +66,12 @@ def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]]
     """One trial in this process, with the controls it is compared with, then the tables of what there is."""
     plan, workspace = bench.plan, bench.workspace
     task = trial_task(plan, trial)
-    with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name):
+    events = Events(workspace, plan.sweep.name)
+    with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name), events.driving():
         write_plan(plan, workspace)
         take_away_damaged_tables(bench)
         announce([task])
         for error in perform(task, bench).values():
             raise error
         workspace.look_again()
-        return collect(plan, workspace, {})
+        return collect(plan, workspace, {}, events)

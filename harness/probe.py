@@ -3,7 +3,6 @@
 What is drawn are ordinary pictures of the store: a trial that ends at that step, or another look, finds them.
 """
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,8 @@ from harness.results.stats import mean_difference
 from harness.spec.expand import Cell, Draw, Plan, cells, draw_at
 from harness.spec.objective import ProbeObjective
 from harness.spec.scheduler import FifoScheduler
-from harness.stages import SCORES, TRAINING_RECORD, ensure_scores, metric_name
+from harness.stages import SCORES, ensure_scores, metric_name
+from harness.training.record import RECORD, TrainingRecord
 
 
 def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
@@ -115,8 +115,9 @@ def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
 
 
 def _loss(bench: Bench, run_id: str, step: int) -> Look:
-    record = json.loads(bench.workspace.snapshot(run_id, step).read(TRAINING_RECORD))
-    value = dict(record["validation"] or []).get(step)
+    """The held-out loss at a snapshot."""
+    snapshot = bench.workspace.snapshot(run_id, step)
+    value = TrainingRecord.parse(snapshot.read(RECORD)).held_out_loss(step)
     reason = (
         None if value is not None else "its held-out loss was not taken there"
     )  # a mere checkpoint before

@@ -1,8 +1,8 @@
-"""One call that makes things: the screen, Ctrl-C, the report and its mirror around the pipeline."""
+"""One call that makes things: the display, Ctrl-C, the report and its mirror around the pipeline."""
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import typer
@@ -17,7 +17,6 @@ from harness.pipeline import SweepRun, run_sweep
 from harness.progress import Display
 from harness.report import write_report
 from harness.results import Results
-from harness.screen import Screen
 from harness.spec.expand import Plan
 from harness.tasks import Task
 from harness.terminal import err
@@ -44,19 +43,19 @@ def interruptible(display: Display) -> Iterator[Stop]:
 
 
 def carry_out(
-    screen: Screen,
+    display: Display,
     stop: Stop,
     *,
     plan: Plan,
     address: str,
-    make_workers: Callable[[], AbstractContextManager[Executor]],
+    workers: AbstractContextManager[Executor],
 ) -> SweepRun:
-    """Carry a sweep to its end, here: what is written and read is what this machine sees at the address."""
-    bench = Bench(plan=plan, workspace=Workspace(address), report=screen.report, stop=stop)
+    """Carry a sweep to its end in the workspace at the address."""
+    bench = Bench(plan=plan, workspace=Workspace(address), report=display.report, stop=stop)
     bench.workspace.check_writable()
 
     def announce(stage: str, tasks: Sequence[Task], bench: Bench) -> None:
-        screen.begin(stage, work_of(tasks, bench))
+        display.begin(stage, work_of(tasks, bench))
 
     def publish(results: Results) -> bool:
         here = bench.workspace.sweep(plan.sweep.name)
@@ -65,12 +64,12 @@ def carry_out(
         try:
             make_tracker(plan.sweep.tracking, folder=here).publish(results, bench.workspace)
         except HarnessError as error:  # a mirror that fails costs no result
-            screen.warn(f"tracking: {error}")
+            display.warn(f"tracking: {error}")
             return False
         return True
 
-    with make_workers() as workers:
-        return run_sweep(bench, workers, announce=announce, publish=publish)
+    with workers as executor:
+        return run_sweep(bench, executor, announce=announce, publish=publish)
 
 
 def work_of(tasks: Sequence[Task], bench: Bench) -> dict[Kind, inventory.Count]:

@@ -15,12 +15,12 @@ from harness.metrics.spec import MetricSpec
 from harness.picture_stages import IMAGES, read_parquet
 from harness.spec.expand import Draw, Plan
 from harness.stage import Stage
+from harness.training.record import RECORD
 from harness.workspace import Workspace
 
-TRAINING_RECORD = "training_state.json"  # in a snapshot
 SCORES = "scores.parquet"  # of a chunk's pictures, by one metric
 TABLES = (IMAGES, SCORES)
-RECORDS = (*TABLES, TRAINING_RECORD)
+RECORDS = (*TABLES, RECORD)
 
 
 def ensure_scores(bench: Bench, draw: Draw) -> bool:
@@ -74,9 +74,7 @@ def take_away_damaged_tables(bench: Bench) -> int:
     workspace, damaged = bench.workspace, 0
     for run_id in bench.plan.runs:
         for snapshot in workspace.snapshots(run_id).values():
-            damaged += workspace.take_away_damaged(
-                snapshot, ("run", run_id), lambda name: name == TRAINING_RECORD
-            )
+            damaged += workspace.take_away_damaged(snapshot, ("run", run_id), lambda name: name == RECORD)
     for draw_id in bench.plan.draws:
         for chunk in workspace.image_chunks(draw_id):
             for metric in bench.plan.sweep.metrics:

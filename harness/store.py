@@ -18,13 +18,12 @@ from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
 from harness.metrics.spec import MetricSpec
 from harness.places import Place
 from harness.probe import probes_of_run
+from harness.results.tables import FACTS
 from harness.spec.expand import Plan, TrainingRun, expand
 from harness.spec.sweep import SweepSpec
 from harness.stage import Stage, is_manifest
 from harness.stages import metric_name
 from harness.workspace import PLAN, Workspace
-
-ABOUT = {"versions", "host", "finished_at", "failures", "events"}  # in sweep.json beside the sweep itself
 
 # A left-over is a folder without a manifest: of a killed builder, or half removed.
 Kind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
@@ -199,7 +198,7 @@ def _sweep(file: Path) -> SweepSpec:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("not a mapping")
-    return SweepSpec.model_validate({name: value for name, value in content.items() if name not in ABOUT})
+    return SweepSpec.model_validate({name: value for name, value in content.items() if name not in FACTS})
 
 
 def _named(folder: Path) -> frozenset[str]:

@@ -41,7 +41,6 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "inventory": "pipeline",
     "interrupt": "pipeline",
     "events": "pipeline",
-    "screen": "pipeline",
     "estimate": "pipeline",
     "timings": "pipeline",
     "store": "pipeline",

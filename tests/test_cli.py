@@ -194,3 +194,20 @@ def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[bytes]) -> 
 def test_an_address_is_of_a_cluster(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("run", sweep, "-w", tmp_path, "--executor", "local", "--address", "auto") == 2
     assert "--address is of a Ray cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_rays_client_is_refused_in_one_line_that_names_ray_job_submit(
+    given: str,
+    sweep: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = "ray://127.0.0.1:1"
+    monkeypatch.setenv("RAY_ADDRESS", address if given == "environment" else "")
+    words = ("--address", address) if given == "option" else ()
+    assert harness("run", sweep, "--workspace", tmp_path / "w", *words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert address in said and "ray job submit" in said and "Traceback" not in said
+    assert not list((tmp_path / "w").glob("*/*"))

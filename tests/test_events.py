@@ -1,9 +1,12 @@
 """What befell a sweep is counted over all its calls, and a driver that was lost is noticed by the next."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
+from harness import events as events_module
 from harness.events import EVENTS, Events
 from harness.report.wording import events as said
 from harness.workspace import Workspace
@@ -20,6 +23,31 @@ def test_counts_last_over_calls(tmp_path: Path) -> None:
     assert line.startswith(
         "a worker was killed, ended by itself or could not be reached: 4 times, last at 20"
     )
+
+
+def test_time_is_summed_over_calls_and_that_between_them_is_not_counted(tmp_path: Path) -> None:
+    first = Events(Workspace(tmp_path), "s")
+    with first.driving():
+        time.sleep(0.2)
+    time.sleep(0.5)
+    second = Events(Workspace(tmp_path), "s")
+    with second.driving():
+        assert second.seconds >= 0.2
+        kept = json.loads((tmp_path / "sweeps/s" / EVENTS).read_text())["seconds"]
+    assert 0.2 <= kept < first.seconds - 0.4
+
+
+def test_a_killed_driver_has_kept_its_time_up_to_its_last_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "SAVE_EVERY_SECONDS", 0.1)
+    killed = Events(Workspace(tmp_path), "s")
+    killed.driving().__enter__()
+    time.sleep(0.2)
+    killed.save_seconds()
+    again = Events(Workspace(tmp_path), "s")
+    with again.driving():
+        assert again.seconds >= 0.2
 
 
 def test_a_driver_that_came_to_no_end_was_lost(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """What a tracker is given: one run per trial, nothing null, every missing number with its reason."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from harness.errors import StageError
 from harness.mirror import Run, side_by_side, sweep_run, trial_runs
 from harness.results import Results
+from harness.training.record import RECORD
 from harness.workspace import Workspace
 from tests.report import example
 
@@ -24,9 +27,7 @@ def results(workspace: Path) -> Results:
     sweep = example.spec(
         axes={"adapter.rank": [4, 16], "training.steps": [100, 200]}, n_prompts=12, seeds=(0,)
     )
-    results = example.build(workspace, sweep, gain=2.0)
-    example.write_losses(workspace, results)
-    return results
+    return example.build(workspace, sweep, gain=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +71,23 @@ def test_nothing_null_is_handed_on(runs: list[Run]) -> None:
         json.dumps(run.summary, allow_nan=False)
 
 
-def test_losses_are_read_and_anything_else_is_left_alone(
-    runs: list[Run], results: Results, workspace: Path
-) -> None:
+def test_losses_are_those_of_the_training_record(runs: list[Run]) -> None:
     assert [len(run.losses) for run in runs] == [100, 200, 0, 200]
-    file = workspace / results.trials["adapter_path"].dropna().iloc[0] / "losses.json"
-    good = file.read_text()
-    for broken in ("{", '{"a": 1}', '["x"]'):
-        file.write_text(broken)
-        assert next(trial_runs(results, Workspace(workspace), images_per_trial=0)).losses == ()
-    file.write_text(good)
+    assert runs[1].losses[0] == pytest.approx(0.28) and runs[1].losses[-1] < 0.1
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_a_finished_adapter_without_its_record_is_an_error(
+    fault: str, results: Results, workspace: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(workspace, tmp_path / "copy")
+    file = copy / results.trials["adapter_path"].dropna().iloc[0] / RECORD
+    if fault == "missing":
+        file.unlink()
+    else:
+        file.write_text("{")
+    with pytest.raises(StageError, match=RECORD):
+        list(trial_runs(results, Workspace(copy), images_per_trial=0))
 
 
 def test_strips_are_the_first_pairs_with_controls_first(

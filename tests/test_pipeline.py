@@ -13,7 +13,9 @@ from harness import results
 from harness.bench import Bench
 from harness.collect import collect
 from harness.decisions import Decisions
+from harness.events import Events
 from harness.execution.local import LocalExecutor
+from harness.mirror import trial_runs
 from harness.models.spec import SdxlModel
 from harness.performing import Outcome
 from harness.pipeline import SweepRun, run_sweep, run_trial
@@ -49,6 +51,15 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_cl
 def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepRun, Counter[str]]:
     root = tmp_path_factory.mktemp("workspace")
     return root, *carry_out(plan, root)
+
+
+def test_a_finished_sweep_tells_its_time_and_its_losses(
+    finished: tuple[Path, SweepRun, Counter[str]], plan: Plan
+) -> None:
+    root, run, _ = finished
+    assert run.results.sweep["seconds"] > sum(run.results.trials["train_seconds"].drop_duplicates()) / 2
+    mirrored = list(trial_runs(run.results, Workspace(root), images_per_trial=0))
+    assert [len(one.losses) for one in mirrored] == [trial.spec.training.steps for trial in plan.trials]
 
 
 def test_a_sweep_makes_everything_once(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
@@ -182,7 +193,7 @@ def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
     trial = next(trial for trial in plan.trials if trial.trial_id == best)
     draw_id, workspace = trial.draws["wrong_lora"], Workspace(root)
     workspace.image_chunks(draw_id)[0].remove()
-    found = collect(plan, workspace, {draw_id: "it took too long"})
+    found = collect(plan, workspace, {draw_id: "it took too long"}, Events(workspace, plan.sweep.name))
     row = found.trials.set_index("trial_id").loc[best]
     assert (row["status"], row["reason"], row["selected"]) == ("failed", "it took too long", False)
     own = found.images.loc[found.images["trial_id"] == best, "image_id"]

@@ -84,7 +84,6 @@ def results(workspace: Path) -> Results:
     """Ranks 4 and 16; trial 1 failed. A page lies beside the tables."""
     sweep = example.spec(axes={"adapter.rank": [4, 16]}, n_prompts=12, seeds=(0,))
     results = example.build(workspace, sweep, gain=2.0, failed=(1,))
-    example.write_losses(workspace, results)
     (workspace / "sweeps" / "example" / "report.html").write_text("<p>the page</p>")
     return results
 

@@ -4,9 +4,12 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
+from harness.errors import SpecError
+
 if TYPE_CHECKING:
     from harness.driver import Executor
 
+RAY_CLIENT = "ray://"
 ExecutorName = Literal["ray", "local"]
 
 # Read by Ray when it is imported. Here, because this runs before any file of this room.
@@ -23,7 +26,7 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
     """The executor of that name, for the time of a block. Ray is imported when there is something to do.
 
     `address` is of a Ray cluster: `auto` (the one started on this machine) or HOST:PORT; null: what
-    RAY_ADDRESS says, else a Ray of this process alone.
+    RAY_ADDRESS says, else a Ray of this process alone. Raises SpecError for `ray://HOST:PORT`.
     """
     match name:
         case "local":
@@ -31,6 +34,12 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
 
             return nullcontext(LocalExecutor())
         case "ray":
+            address = address or os.environ.get("RAY_ADDRESS")
+            if address is not None and address.startswith(RAY_CLIENT):
+                raise SpecError(
+                    f"a sweep cannot be driven through Ray's client ({address}); from outside a cluster use "
+                    "`ray job submit --address http://HOST:8265 -- harness run …`"
+                )
             from harness.execution.when_needed import RayWhenNeeded
 
             return RayWhenNeeded(address)

@@ -6,7 +6,6 @@ the model they have loaded.
 """
 
 import contextlib
-import os
 import pickle
 import shutil
 import time
@@ -47,13 +46,13 @@ OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word
 
 
 class RayTuneExecutor:
-    """Fans tasks out through `tune.Tuner`: on the cluster at `address`, else at RAY_ADDRESS, else here.
+    """Fans tasks out through `tune.Tuner`: on the cluster at `address`, else on this machine.
 
     Connects when there is something to do, and then stays connected to the end of its block.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        self.address = address
         self._connection = contextlib.ExitStack()
         self._connected = False
 

@@ -21,14 +21,13 @@ from harness.report.layout import layout
 from harness.report.pictures import Thumbnails, family_row, picture_grid, picture_rows
 from harness.report.study import Study, number, text
 from harness.report.verdict import verdict
+from harness.results.tables import FACTS
 
 if TYPE_CHECKING:
     from harness.results import Results
     from harness.workspace import Workspace
 
 TEMPLATES = Path(__file__).parent / "templates"
-# In sweep.json beside the specification.
-FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")
 
 
 def write(results: "Results", workspace: "Workspace", target: Path) -> None:
@@ -197,10 +196,10 @@ def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "precision": model.get("precision", "fp32"),
         "training_seed": sweep["training"]["seed"],
         "analysis_seed": sweep["analysis"]["seed"],
-        "host": sweep.get("host"),
-        "finished_at": sweep.get("finished_at"),
-        "duration": wording.duration(sweep.get("seconds")),
-        "versions": sorted(sweep.get("versions", {}).items()),
+        "host": sweep["host"],
+        "finished_at": sweep["finished_at"],
+        "duration": wording.duration(sweep["seconds"]),
+        "versions": sorted(sweep["versions"].items()),
         "adapters": other_adapters(study),
         "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
         "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",

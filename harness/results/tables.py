@@ -160,6 +160,7 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     return _to_pandas(table, schema)
 
 
+FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")  # in sweep.json beside the sweep
 FILES = (*(f"{name}.parquet" for name in SCHEMAS), "sweep.json")  # in the order in which they are written
 
 
@@ -215,6 +216,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         raise StageError(
             f"{folder / 'sweep.json'} is damaged; run `harness run` again to write it anew"
         ) from error
+    if absent := [fact for fact in FACTS if fact not in sweep]:
+        raise StageError(
+            f"{folder / 'sweep.json'} lacks {', '.join(absent)}, so another version of the harness wrote it; "
+            "run `harness run` again to write it anew (nothing is trained or drawn twice)"
+        )
     return sweep
 
 

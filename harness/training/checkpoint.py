@@ -1,6 +1,5 @@
 """What a training run needs to go on, on disk: safetensors and JSON, no pickle."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.errors import StageError
+from harness.training.record import RECORD, TrainingRecord
 
 TENSORS = "training_state.safetensors"
-RECORD = "training_state.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,36 +38,32 @@ class Checkpoint:
             for name, tensor in tensors.items()
         }
         save_file(tensors, folder / TENSORS, metadata={"run_id": self.run_id, "step": str(self.step)})
-        record = {
-            "run_id": self.run_id,
-            "step": self.step,
-            "losses": self.losses,
-            "validation": None if self.validation is None else list(self.validation.items()),
-        }
-        (folder / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+        TrainingRecord(
+            run_id=self.run_id, step=self.step, losses=self.losses, validation=self.validation
+        ).write(folder)
 
     @classmethod
     def read(cls, folder: Path) -> "Checkpoint":
         """Read what `write` wrote. Raises StageError where a file is missing, damaged or of another step."""
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            record = TrainingRecord.parse((folder / RECORD).read_bytes())
             with safe_open(folder / TENSORS, framework="pt", device="cpu") as file:
                 metadata = file.metadata()
-            if metadata != {"run_id": record["run_id"], "step": str(record["step"])}:
+            if metadata != {"run_id": record.run_id, "step": str(record.step)}:
                 raise ValueError(f"{TENSORS} and {RECORD} are not of the same step")
-            if len(record["losses"]) != record["step"]:
-                raise ValueError(f"{RECORD} has {len(record['losses'])} losses for {record['step']} steps")
-            tensors, validation = load_file(folder / TENSORS), record["validation"]
+            tensors = load_file(folder / TENSORS)
             return cls(
-                run_id=record["run_id"],
-                step=record["step"],
+                run_id=record.run_id,
+                step=record.step,
                 adapter=_below("adapter/", tensors),
                 optimizer=_below("optimizer/", tensors),
-                losses=record["losses"],
+                losses=record.losses,
                 ema=_below("ema/", tensors),
-                validation=None if validation is None else {int(step): loss for step, loss in validation},
+                validation=record.validation,
             )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except StageError as error:
+            raise StageError(f"checkpoint {folder}: {error}; delete it to train again") from error
+        except (OSError, ValueError, SafetensorError) as error:
             raise StageError(
                 f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); delete it to train again"
             ) from error

@@ -67,25 +67,22 @@ class Node:
 
 
 class Nodes:
-    """The head, which performs no tasks and has a port for clients, and nodes of one CPU each."""
+    """The head, which performs no tasks, and nodes of one CPU each."""
 
-    def __init__(self, folder: Path, clients_server_seconds: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[Node] = []
         self.numbers = itertools.count()
         port = free_port()
-        self.address, client_port = f"127.0.0.1:{port}", free_port()
-        self.client_address = f"ray://127.0.0.1:{client_port}"
+        self.address = f"127.0.0.1:{port}"
         self.head = Node(
             "--head",
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
-            f"--ray-client-server-port={client_port}",
             "--num-cpus=0",
             "--include-dashboard=false",
             f"--system-config={NOTICED}",
             log=folder / "head.log",
-            RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S=str(clients_server_seconds),
         )
 
     def join(self, *arguments: str, unseen: Path | None = None, **environment: str) -> Node:
@@ -120,14 +117,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def cluster(folder: Path, *, clients_server_seconds: int = 60) -> Iterator[Nodes]:
-    """A head without workers, which sweeps find by RAY_ADDRESS. Logs go to the folder.
-
-    `clients_server_seconds`: how long a client's server may take to start; by itself Ray waits for 30.
-    """
+def cluster(folder: Path) -> Iterator[Nodes]:
+    """A head without workers, which sweeps find by RAY_ADDRESS. Logs go to the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else a node needs the head's token in its home folder
-        nodes = Nodes(folder, clients_server_seconds)
+        nodes = Nodes(folder)
         patch.setenv("RAY_ADDRESS", nodes.address)
         try:
             yield nodes

@@ -1,22 +1,21 @@
-"""Clusters as they are: nodes of different kinds, a clock that is wrong, a way in for clients alone."""
+"""Clusters as they are: nodes of different kinds, a clock that is wrong."""
 
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from harness import cli, results
+from harness import results
 from harness.results import Results
-from harness.spec.expand import Plan, expand
+from harness.spec.expand import expand
 from harness.spec.load import load_sweep
 from harness.workspace import Workspace
 from tests.execution.carrying import assert_same
-from tests.execution.disturbing import HARNESS, begin, carried_out, command, stopped_by_ctrl_c
+from tests.execution.disturbing import HARNESS, carried_out
 from tests.execution.nodes import Nodes, cluster, once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -99,43 +98,3 @@ def test_a_resource_that_no_node_has_is_told(long_sweep: Path, nodes: Nodes, tmp
     said = " ".join(told.stderr.split())
     assert "one process of 1 CPU and 0 GPU and 1 banana does not fit into any of the 3 nodes" in said
     assert "1 CPU, 1 pear" in said
-
-
-def test_through_the_client_port_one_drives_ctrl_c_stops_and_the_same_command_goes_on(
-    long_sweep: Path, long_plan: Plan, undisturbed: Results, nodes: Nodes, tmp_path: Path
-) -> None:
-    workspace, (run_id,) = Workspace(tmp_path), long_plan.runs
-    rarely = ("--set", "compute.checkpoint_every=1000")  # what is kept is kept because of the Ctrl-C
-    given = command("run", long_sweep, tmp_path, "--address", nodes.client_address, *rarely)
-    with workspace.drive("small"):
-        refused = subprocess.run(given, capture_output=True, text=True, timeout=300)
-    with workspace.claim("run", run_id):  # nobody trains until the second driver is through
-        driver = begin(given, (tmp_path / "sweeps/small/plan.json").is_file)
-        second = carried_out(long_sweep, tmp_path)
-        while not list(tmp_path.glob("datasets/*/manifest.json")):
-            assert driver.poll() is None
-            time.sleep(0.01)
-    for told in (refused, second):
-        assert told.returncode == 2 and "Traceback" not in told.stderr
-        assert "is being run by another process" in " ".join(told.stderr.split())
-    while not workspace.claimed("run", run_id):
-        assert driver.poll() is None
-        time.sleep(0.01)
-    step = stopped_by_ctrl_c(driver, given, tmp_path)
-    done = subprocess.run(given, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "pictures 4/4" in done.stderr, "the progress is shown here"
-    assert f"report  {tmp_path}/sweeps/small/report.html" in done.stdout.replace("\n", "")
-    assert workspace.snapshot(run_id, 150).manifest()["facts"]["from_step"] == step
-    found = results.load(tmp_path / "sweeps/small")
-    assert_same(found, undisturbed)
-    assert [(row["what"], row["count"]) for row in found.sweep["events"]] == [("stopped", 1)]
-
-
-def test_a_folder_of_this_machine_is_none_of_the_clusters(
-    long_sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", command("run", long_sweep, "here", "--address", "ray://127.0.0.1:1"))
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    assert "it is a folder of the cluster's" in " ".join(capsys.readouterr().err.split())

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from harness import results
+from harness.collect import described
 from harness.models.adapter_file import save_adapter
 from harness.results import stats, tables
 from harness.results.sweep_results import Results
@@ -81,13 +82,7 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
     sweep = plan.sweep
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     trials["selected"] = trials["trial_id"] == stats.select_best(summary, sweep.analysis)
-    about = {
-        **sweep.model_dump(mode="json"),
-        "versions": {"torch": "2.15.0", "ray": "not installed"},
-        "host": "secret-host",
-        "finished_at": "2026-01-02T03:04:05+00:00",
-        "failures": {},
-    }
+    about = {**described(sweep, reasons={}, events=[], seconds=254.0), "host": "secret-host"}
     folder = workspace.sweep(sweep.name)
     tables.write(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about

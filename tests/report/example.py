@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
+from harness.collect import described
 from harness.results import Results, stats, tables
 from harness.spec.adapter import LowRankAdapter
 from harness.spec.expand import Cell, Draw, Plan, Trial, expand, param_label
 from harness.spec.sweep import SweepSpec
+from harness.training.checkpoint import Checkpoint
+from harness.workspace import Workspace
 
 SUBJECTS = (
     "a fox", "a hamburger", "a red car", "a tulip", "an owl", "a guitar", "a robot", "an apple", "a whale",
@@ -97,7 +101,7 @@ def build(
     guard: float = 0.0,
     failed: tuple[int, ...] = (2,),
 ) -> Results:
-    """Write pictures, tables and sweep.json; give them as a user reads them.
+    """Write snapshots, pictures, tables and sweep.json; give them as a user reads them.
 
     `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter, `guard` the
     share of an effect that shows as saturation too; `failed` are indices of trials that trained badly.
@@ -110,6 +114,8 @@ def build(
         for draw_id in trial.draws.values():
             if trial.trial_id not in broken or not _own(plan, trial, plan.draws[draw_id]):
                 maker.draw(plan.draws[draw_id], split="dev")
+        if trial.trial_id not in broken:
+            _train(Workspace(workspace), trial)
     draws = _draws(plan)
     trials = _trials(plan, broken)
     images, scores = maker.tables()
@@ -121,13 +127,7 @@ def build(
     images, scores = maker.tables()
     summary = stats.summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     folder = workspace / "sweeps" / sweep.name
-    about = {
-        **sweep.model_dump(mode="json"),
-        "versions": {"lora-sweep-harness": "0.1.0", "torch": "2.15.0", "diffusers": "0.42.0"},
-        "host": "example-host",
-        "finished_at": "2026-11-22T23:59:00+00:00",
-        "seconds": 254.0,
-    }
+    about = described(sweep, reasons={}, events=[], seconds=254.0)
     tables.write(
         folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
     )
@@ -143,7 +143,7 @@ def outline(sweep: SweepSpec) -> Results:
         images=tables.empty("images"),
         scores=tables.empty("scores"),
         summary=tables.empty("summary"),
-        sweep=sweep.model_dump(mode="json"),
+        sweep=described(sweep, reasons={}, events=[], seconds=0.0),
     )
 
 
@@ -176,6 +176,25 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _train(workspace: Workspace, trial: Trial) -> None:
+    """The snapshot that the trial's adapter is, with falling losses."""
+    steps = trial.spec.training.steps
+    snapshot = workspace.snapshot(trial.run_id, steps)
+    if snapshot.done:
+        return
+    checkpoint = Checkpoint(
+        run_id=trial.run_id,
+        step=steps,
+        adapter={"unet.to_q.lora_A.weight": torch.zeros(1, 2)},
+        optimizer={"0000.step": torch.tensor(float(steps))},
+        losses=[0.2 * math.exp(-step / 80) + 0.08 for step in range(steps)],
+        ema={},
+        validation=None,
+    )
+    with snapshot.build(step=steps, from_step=0, train_seconds=31.0) as folder:
+        checkpoint.write(folder)
 
 
 def _draws(plan: Plan) -> pd.DataFrame:
@@ -284,12 +303,3 @@ def _digest(*parts: object) -> str:
 
 def _rng(*parts: object) -> np.random.Generator:
     return np.random.default_rng(int(_digest(*parts)[:12], 16))
-
-
-def write_losses(workspace: Path, results: Results) -> None:
-    """Beside every adapter, the losses of its training as a checkpoint keeps them."""
-    for path in results.trials["adapter_path"].dropna():
-        folder = workspace / path
-        folder.mkdir(parents=True, exist_ok=True)
-        losses = [0.2 * math.exp(-step / 80) + 0.08 for step in range(int(path.rsplit("-", 1)[1]))]
-        (folder / "losses.json").write_text(json.dumps(losses))

@@ -6,6 +6,7 @@ import torch
 
 from harness.errors import StageError
 from harness.training.checkpoint import Checkpoint
+from harness.training.record import RECORD
 from tests.training.runs import same
 
 
@@ -64,8 +65,8 @@ def test_a_damaged_checkpoint_is_a_stage_error(
 
 def test_files_of_two_steps_are_a_stage_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
     checkpoint.write(tmp_path)
-    record = (tmp_path / "training_state.json").read_text()
-    (tmp_path / "training_state.json").write_text(record.replace('"step": 2', '"step": 3'))
+    replace(checkpoint, step=3, losses=[0.1, 0.2, 0.3]).write(tmp_path / "later")
+    (tmp_path / "later" / RECORD).replace(tmp_path / RECORD)
     with pytest.raises(StageError, match="not of the same step"):
         Checkpoint.read(tmp_path)
 
