@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
 Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
+Step = Callable[[str], None]  # what is done from here on, for a person
 Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
 
 PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when work is divided
+
+
+def no_step(label: str) -> None:
+    """The `Step` of a task that is not watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class Bench:
     report: Report
     trainer: Trainer | None = None  # null: in this process
     stop: Stop = never
+    step: Step = no_step
 
     def model(self, spec: ModelSpec) -> "Model":
         """The model, loaded once per process and kept for the next task."""

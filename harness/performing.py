@@ -47,7 +47,10 @@ def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
     with explaining_lack_of_room(bench.workspace.root):
         for dataset_id in task.datasets:
             bench.go_on()
+            bench.step(f"dataset {dataset_id}")
             ensure_dataset(bench, dataset_id)
+        if task.runs:
+            bench.step(f"training {' '.join(task.runs)}")
         failed = ensure_snapshots(bench, task.runs)
         asked = [(bench.plan.draws[draw_id], split) for draw_id, split in task.draws]
         drawable = [
@@ -55,9 +58,11 @@ def perform(task: Task, bench: Bench) -> dict[str, HarnessError]:
             for draw, split in asked
             if not any(adapter.run_id in failed for adapter in draw.adapters)
         ]
+        bench.step(f"pictures of {len(drawable)} draws")
         ensure_all_pictures(bench, [(draw, bench.plan.cells(draw, split)) for draw, split in drawable])
         for draw, split in drawable:
             bench.go_on()
+            bench.step(f"scores of draw {draw.draw_id}, {split}")
             while not ensure_scores(bench, draw):
                 ensure_pictures(bench, draw, bench.plan.cells(draw, split))
             if split == "dev" and (ended := bench.plan.trials_ending_with[draw.draw_id]):
@@ -89,6 +94,7 @@ def climb(task: Task, bench: Bench, tell: Tell) -> dict[str, HarnessError]:
         failed |= lost
         reached |= dict.fromkeys(lost, 0)  # so that nothing more is drawn with it
         told = [run_id for run_id in due if run_id not in lost]
+        bench.step(f"looks at step {step:g}")
         stopped = tell(looks_at(so_far, told, int(step))) if told else ()
         going = [run_id for run_id in going if not (run_id in ending or run_id in lost or run_id in stopped)]
     return failed

@@ -6,13 +6,10 @@ nothing that a tracker does can cost a sweep its results.
 
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,12 +21,8 @@ if TYPE_CHECKING:
     from harness.results import Results
     from harness.workspace import Workspace
 
-
-PATIENCE_SECONDS = 90.0  # online, for one run
-
-
-def _nothing() -> None:
-    """Nobody counts."""
+INIT_SECONDS = 60.0  # online: to begin a run
+FINISH_SECONDS = 120.0  # online: to send the rest of a run
 
 
 class Tracker(Protocol):
@@ -76,56 +69,22 @@ class WandbTracker:
             *trial_runs(results, workspace, images_per_trial=self.spec.images_per_trial),
             sweep_run(results, workspace),
         ]
-        write = self._write_all if self.spec.mode == "offline" else self._write_elsewhere
+        target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
         try:
-            write(runs, workspace)
+            with _quiet_wandb(self.folder):
+                published = self._read_ledger()
+                for run in runs:
+                    known = published.get(f"{target} {run.run_id}")
+                    if known is None or known["digest"] != run.digest():
+                        self._drop_unsynced(known)
+                        folder = self._write(run, workspace)
+                        published[f"{target} {run.run_id}"] = {"digest": run.digest(), "folder": folder}
+                        self._write_ledger(published)
         except Exception as error:  # wandb's exceptions have no common base, and a mirror must cost no sweep
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrackingError(
                 f"W&B: {line}; the tables and the report are complete, `harness publish` tries again"
             ) from error
-
-    def _write_elsewhere(self, runs: list[Run], workspace: "Workspace") -> None:
-        """In a process of its own, which is ended where W&B takes too long over one run."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_in_own_process, args=(self, runs, workspace, theirs))
-        process.start()
-        theirs.close()
-        try:
-            while ours.poll(PATIENCE_SECONDS):
-                match ours.recv():
-                    case "written":
-                        continue
-                    case None:
-                        return
-                    case str(failure):
-                        raise TrackingError(failure)
-            raise TrackingError(f"no answer for {PATIENCE_SECONDS:g} s")
-        except EOFError:
-            raise TrackingError("its process ended without a word") from None
-        finally:
-            assert process.pid is not None
-            with suppress(ProcessLookupError):  # it is over, or had not come to lead a group
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.join()
-
-    def _write_all(
-        self, runs: list[Run], workspace: "Workspace", *, written: Callable[[], None] = _nothing
-    ) -> None:
-        """Write the runs that have changed; `written` is called after each."""
-        target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
-        published = self._read_ledger()
-        with _quiet_wandb(self.folder):
-            for run in runs:
-                known = published.get(f"{target} {run.run_id}")
-                if known is None or known["digest"] != run.digest():
-                    self._drop_unsynced(known)
-                    folder = self._write(run, workspace)
-                    published[f"{target} {run.run_id}"] = {"digest": run.digest(), "folder": folder}
-                    self._write_ledger(published)
-                    written()
 
     def _write(self, run: Run, workspace: "Workspace") -> str:
         """Write one run; gives the folder it was written to, relative to `wandb/`."""
@@ -153,8 +112,8 @@ class WandbTracker:
                 disable_code=True,
                 x_disable_stats=True,
                 x_save_requirements=False,
-                init_timeout=60,
-                finish_timeout=120,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,
             ),
         )
@@ -201,22 +160,12 @@ class WandbTracker:
         temporary.replace(self._ledger)
 
 
-def _in_own_process(tracker: WandbTracker, runs: list[Run], workspace: "Workspace", told: Connection) -> None:
-    """Write the runs; tell "written" after each, and at the end null or why not."""
-    os.setsid()  # W&B starts processes, which are to end with this one
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    try:
-        tracker._write_all(runs, workspace, written=lambda: told.send("written"))
-        told.send(None)
-    except Exception as error:  # the driver says it in one line
-        told.send(f"{error}" or type(error).__name__)
-
-
 @contextmanager
 def _quiet_wandb(folder: Path) -> Iterator[None]:
-    """W&B without terminal output, reports of errors, or files outside `folder`."""
+    """W&B without terminal output, reports of errors, or files outside `folder`.
+
+    Its background process ends with the block.
+    """
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     ours = {
         "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
@@ -231,8 +180,12 @@ def _quiet_wandb(folder: Path) -> Iterator[None]:
     os.environ.update(ours)
     logger.setLevel(logging.ERROR)
     try:
+        import wandb
+
         yield
     finally:
+        with suppress(SystemExit):  # where its background process has failed, W&B would end this one
+            wandb.teardown()
         logger.setLevel(level)
         for name, value in before.items():
             if value is None:

@@ -2,12 +2,11 @@
 
 import json
 import os
-import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from harness.results import Results, load
 from harness.spec.sweep import NoTracking, WandbTracking
 from harness.tracking import make_tracker
 from harness.workspace import Workspace
+from tests import wandb_server
 from tests.report import example
 from tests.sweeps import write_sweep
 
@@ -208,35 +208,27 @@ def test_no_tracking_does_nothing(results: Results, workspace: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def mute() -> Iterator[str]:
-    """The address of a server that takes every call and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-@pytest.fixture
-def nobody() -> str:
-    """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("server", ["mute", "nobody"])
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [
+        (wandb_server.mute, "Failed to authenticate"),
+        (wandb_server.refusing, "Failed to authenticate"),
+        (wandb_server.falling_silent, "Timed out finishing"),
+    ],
+)
 def test_a_sweep_does_not_care_whether_wandb_answers(
-    server: str,
-    request: pytest.FixtureRequest,
+    server: Callable[[], AbstractContextManager[str]],
+    told: str,
     tmp_path: Path,
     tiny_spec: SdxlModel,
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    address = request.getfixturevalue(server)
-    monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 8.0)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 8.0)
     prompts = [{"text": "a green cat", "split": "dev"}, {"text": "a yellow hat", "split": "dev"}]
     online = {"kind": "wandb", "mode": "online"}
     changes = {"tracking": online, "axes": {}, "prompts": prompts}
@@ -244,12 +236,14 @@ def test_a_sweep_does_not_care_whether_wandb_answers(
     monkeypatch.setattr(
         sys, "argv", ["harness", "run", str(sweep), "-w", str(tmp_path), "--executor", "local"]
     )
-    with suppress(SystemExit):
+    with server() as address, suppress(SystemExit):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
         cli.main()
-    said = capsys.readouterr().err
+    out, said = capfd.readouterr()
     (warning,) = [line for line in said.splitlines() if "W&B" in line]
     assert "the tables and the report are complete, `harness publish` tries again" in warning
-    assert "Traceback" not in said
+    assert told in warning
+    assert "Traceback" not in said and "wandb:" not in out + said
     assert (load(tmp_path / "sweeps/small").trials["status"] == "completed").all()
     assert (tmp_path / "sweeps/small/report.html").is_file()
     assert not [process for process in psutil.process_iter() if talks_to(address, process)]

@@ -2,13 +2,9 @@
 
 import contextlib
 import logging
-import os
-import socket
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 
@@ -16,8 +12,6 @@ from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
 from harness.tasks import Task
 
-RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"  # how long Ray waits for a head that does not answer
-PATIENCE = 0.5  # the part of it that we wait
 WAIT_FOR_NODES_SECONDS = 20.0
 NODE_GROUP = "ray.io/node-group"  # a node's label where KubeRay or the autoscaler started it
 
@@ -26,7 +20,8 @@ NODE_GROUP = "ray.io/node-group"  # a node's label where KubeRay or the autoscal
 def connected(address: str | None) -> Iterator[bool]:
     """A Ray to work with: the one connected already, the one at the address, or a fresh local one.
 
-    Yields whether it is a fresh one of this machine alone. Where the head is lost, this process ends.
+    Yields whether it is a fresh one of this machine alone. If the cluster's head is lost, Ray ends this
+    process in one line, with exit code 1, after RAY_gcs_rpc_server_reconnect_timeout_s (60 s).
     """
     if ray.is_initialized():
         yield False
@@ -43,50 +38,9 @@ def connected(address: str | None) -> Iterator[bool]:
     except ConnectionError as error:
         raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
     try:
-        with _watched_head():
-            yield address is None
+        yield address is None
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _watched_head() -> Iterator[None]:
-    """End this process, in one line, where the head has not answered for long.
-
-    From a thread, for the main one then waits in Ray, where no Python runs. Ray itself would wait longer, and
-    then abort the process.
-    """
-    head = ray.get_runtime_context().gcs_address
-    host, _, port = head.rpartition(":")
-    patience = PATIENCE * float(os.environ.get(RECONNECT, 60))
-    over = threading.Event()
-
-    def watch() -> None:
-        seen = time.monotonic()
-        while not over.wait(1.0):
-            try:
-                socket.create_connection((host, int(port)), timeout=2.0).close()
-                seen = time.monotonic()
-            except OSError:
-                if time.monotonic() - seen > patience:
-                    _give_up(head)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-def _give_up(head: str) -> NoReturn:
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display had hidden it
-    print(
-        f"{show_cursor}\nerror: the head of the Ray cluster at {head} does not answer any more; what is "
-        "finished is kept: start a cluster, and the same command goes on",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
 
 
 def takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from harness.bench import Bench, Event, Kind, Segment
+from harness.bench import Bench, Event, Kind, Segment, no_step
 from harness.errors import HarnessError, TrainingError
 from harness.execution.cluster import of_one_process
 from harness.training_stages import train_segments
@@ -40,7 +40,10 @@ def _train_on_workers(bench: Bench, segment: Segment) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         _train_share,
-        train_loop_config={"bench": replace(bench, report=_silent, trainer=None), "segment": segment},
+        train_loop_config={
+            "bench": replace(bench, report=_silent, trainer=None, step=no_step),
+            "segment": segment,
+        },
         scaling_config=ScalingConfig(
             num_workers=compute.training_workers,
             use_gpu=compute.gpus_per_trial > 0,

@@ -1,50 +1,69 @@
 """The end of a task that takes longer than `compute.timeout_minutes`; waiting for others is not counted.
 
-A task may hang where no Python runs any more: in a read from a dead file system, in a collective operation,
-in a driver. So a worker of Ray is ended as a process, by a thread that needs no interpreter, and says in a
-file where it was.
+The task says step by step what it does (`Bench.step`). The watchdog keeps the last step in a file and, when
+the time is over, adds the stacks of all threads: the step is the reason, the stacks are for a developer.
 """
 
 import faulthandler
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from harness.bench import Bench
 from harness.errors import HarnessError
 from harness.execution.spec import ComputeSpec
 from harness.tasks import Task
 
-# One of faulthandler's lines, and the innermost of ours among those of the thread that performs the task.
-FRAME = re.compile(r'File "[^"]*(harness/[\w/]+\.py)", line (\d+) in (\w+)')
-OUTERMOST = "in perform"
+NOTES = "timeouts"  # in a sweep's folder
 
 
 def minutes_for(task: Task, compute: ComputeSpec) -> float | None:
-    """How long a task may take, null where there is no limit. It is told for one training run."""
+    """How long a task may take, None without a limit. The limit is that of one training run."""
     if compute.timeout_minutes is None:
         return None
     return compute.timeout_minutes * max(1, len(task.runs))
 
 
-class Deadline:
-    """Time for one task. `arm` sets what ends it in so many seconds, `disarm` unsets that."""
+def note_of(task: Task, bench: Bench) -> Path:
+    """The file of a task's last step and stacks."""
+    name = task.name[:60].replace(" ", "-")  # of a pack the first three runs
+    return bench.workspace.sweep(bench.plan.sweep.name) / NOTES / f"{name}.txt"
 
-    def __init__(self, minutes: float, *, arm: Callable[[float], None], disarm: Callable[[], None]) -> None:
+
+def too_long(minutes: float, note: Path) -> str | None:
+    """Why a task was ended, in one line; None if its time was not over."""
+    step, _, stacks = note.read_text().partition("\n") if note.is_file() else ("", "", "")
+    if not stacks:
+        return None
+    return f"it took longer than {minutes:g} min (compute.timeout_minutes), at {step!r}; its stacks: {note}"
+
+
+class Watchdog(ABC):
+    """Time for one task. `note` is removed if the task ends within it."""
+
+    def __init__(self, minutes: float, note: Path) -> None:
+        self.minutes, self.note = minutes, note
         self.ends_at = time.monotonic() + minutes * 60
-        self._arm, self._disarm = arm, disarm
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The block is to be over by then."""
-        self._arm(self._left())
+        self.note.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield
+            with self.note.open("w") as self._file:
+                self.step("start")
+                self._arm(self._left())
+                try:
+                    yield
+                finally:
+                    self._disarm()
         finally:
-            self._disarm()
+            if too_long(self.minutes, self.note) is None:
+                self.note.unlink()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -57,46 +76,43 @@ class Deadline:
             self.ends_at += time.monotonic() - began
             self._arm(self._left())
 
+    def step(self, label: str) -> None:
+        """Within `running`: what is done from here on."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"{label}\n")
+        self._file.flush()
+
     def _left(self) -> float:
         return max(self.ends_at - time.monotonic(), 0.001)
 
+    @abstractmethod
+    def _arm(self, seconds: float) -> None: ...
 
-def exception_after(minutes: float) -> Deadline:
+    @abstractmethod
+    def _disarm(self) -> None: ...
+
+
+class EndingTheProcess(Watchdog):
+    """Ends this process from a thread without Python: a task may hang in a read, a collective, a driver."""
+
+    def _arm(self, seconds: float) -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
+
+    def _disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Raising(Watchdog):
     """Raises HarnessError in this process's main thread; what runs outside Python is not interrupted."""
 
-    def raise_it(number: int, frame: FrameType | None) -> None:
-        stack = ""
-        while frame is not None:  # innermost first, as faulthandler has it
-            code = frame.f_code
-            stack += f'File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}\n'
-            frame = frame.f_back
-        raise HarnessError(too_long(minutes, stack))
-
-    def arm(seconds: float) -> None:
-        signal.signal(signal.SIGALRM, raise_it)
+    def _arm(self, seconds: float) -> None:
+        signal.signal(signal.SIGALRM, self._raise)
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def disarm() -> None:
+    def _disarm(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    return Deadline(minutes, arm=arm, disarm=disarm)
-
-
-@contextmanager
-def end_of_process_after(minutes: float, note: Path) -> Iterator[Deadline]:
-    """Ends this process, whatever it is at. `note` then holds where its threads were; else it is empty."""
-    note.parent.mkdir(parents=True, exist_ok=True)
-    with note.open("w") as file:
-
-        def arm(seconds: float) -> None:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-
-        yield Deadline(minutes, arm=arm, disarm=faulthandler.cancel_dump_traceback_later)
-
-
-def too_long(minutes: float, stacks: str) -> str:
-    """The reason, in one line. `stacks` are the threads', innermost frames first, as faulthandler writes."""
-    performing = next((stack for stack in stacks.split("\n\n") if OUTERMOST in stack), stacks)
-    at = FRAME.search(performing)
-    where = f"; it was at {at[1]} line {at[2]}, {at[3]}" if at else ""
-    return f"it took longer than compute.timeout_minutes: {minutes:g}{where}"
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        faulthandler.dump_traceback(file=self._file)
+        raise HarnessError(too_long(self.minutes, self.note))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from harness.bench import Bench
 from harness.decisions import Decisions
 from harness.errors import SpecError
-from harness.execution.deadline import exception_after, minutes_for
+from harness.execution.deadline import Raising, minutes_for, note_of
 from harness.performing import Outcome, attempt
 from harness.spec.scheduler import FifoScheduler
 from harness.tasks import Task
@@ -56,7 +56,7 @@ def _attempt(task: Task, bench: Bench) -> Outcome:
     minutes = minutes_for(task, bench.plan.sweep.compute)
     if minutes is None:
         return attempt(task, bench)
-    deadline = exception_after(minutes)
-    with deadline.running():
-        workspace = bench.workspace.while_waiting(deadline.paused)
-        return attempt(task, replace(bench, workspace=workspace))
+    watchdog = Raising(minutes, note_of(task, bench))
+    with watchdog.running():
+        workspace = bench.workspace.while_waiting(watchdog.paused)
+        return attempt(task, replace(bench, workspace=workspace, step=watchdog.step))

@@ -11,10 +11,9 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,7 +31,7 @@ from harness.execution.cluster import (
     workers,
 )
 from harness.execution.data_parallel import train_on_workers
-from harness.execution.deadline import end_of_process_after, minutes_for, too_long
+from harness.execution.deadline import EndingTheProcess, minutes_for, note_of, too_long
 from harness.execution.losses import NODE_LOSSES, Losses
 from harness.execution.schedulers import LOOKS, Judge
 from harness.execution.shared import check_all_nodes_see
@@ -42,7 +41,6 @@ from harness.performing import Outcome, Performing, attempt, climb, perform
 from harness.tasks import Task
 
 REPORT_EVERY_SECONDS = 2.0
-OVERTIME = "overtime"  # among Tune's books, the folder where workers leave word that their time was over
 
 
 class RayTuneExecutor:
@@ -110,10 +108,11 @@ def _tuned(
     sign = f"stop {uuid.uuid4().hex}"
     stopping, losses = Stopping(bench.stop, sign), Losses(bench.report)
     bench = replace(bench, stop=Asked(sign))
+    for task in tasks:
+        note_of(task, bench).unlink(missing_ok=True)
     with _storage(bench) as storage, _judging(bench, decisions) as (judge, board):
-        overtime = Path(storage) / OVERTIME
         tuner = tune.Tuner(
-            _trainable(tasks, bench, compute, notes=overtime, board=board),
+            _trainable(tasks, bench, compute, board=board),
             param_space={"task": tune.grid_search(list(range(len(tasks))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once(tasks, compute),
@@ -130,7 +129,7 @@ def _tuned(
                 stop=stopping,
             ),
         )
-        outcomes = _outcomes(tasks, tuner.fit(), overtime=partial(_overtime, compute, overtime))
+        outcomes = _outcomes(tasks, tuner.fit(), bench)
     return dict(enumerate(outcomes)), losses.left
 
 
@@ -144,9 +143,7 @@ def _judging(bench: Bench, decisions: Decisions | None) -> Iterator[tuple[Judge 
         yield Judge(bench.plan, decisions, answers), answers.name
 
 
-def _trainable(
-    tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, notes: Path, board: str | None
-) -> Any:
+def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, board: str | None) -> Any:
     several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
@@ -157,7 +154,7 @@ def _trainable(
         progress = _Batched()
         equipped = replace(bench, report=progress.add, trainer=trainer)
         performing = partial(climb, tell=partial(progress.tell, board)) if board else perform
-        outcome = _attempt(tasks[config["task"]], equipped, notes / str(config["task"]), performing)
+        outcome = _attempt(tasks[config["task"]], equipped, performing)
         ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
         tune.report({"progress": dict(progress.counts), **ended})
 
@@ -177,22 +174,15 @@ def _opened(carried: bytes) -> tuple[list[Task], Bench]:
     return opened
 
 
-def _attempt(task: Task, bench: Bench, note: Path, performing: Performing) -> Outcome:
+def _attempt(task: Task, bench: Bench, performing: Performing) -> Outcome:
     """Within its time, if there is a limit: else this process ends, and Tune starts another."""
     minutes = minutes_for(task, bench.plan.sweep.compute)
     if minutes is None:
         return attempt(task, bench, performing)
-    with end_of_process_after(minutes, note) as deadline, deadline.running():
-        workspace = bench.workspace.while_waiting(deadline.paused)
-        return attempt(task, replace(bench, workspace=workspace), performing)
-
-
-def _overtime(compute: ComputeSpec, notes: Path, task: int) -> str | None:
-    """Why a worker ended itself, null where it did not."""
-    note = notes / str(task)
-    if compute.timeout_minutes is None or not note.is_file() or not (stacks := note.read_text()):
-        return None
-    return too_long(compute.timeout_minutes, stacks)
+    watchdog = EndingTheProcess(minutes, note_of(task, bench))
+    with watchdog.running():
+        workspace = bench.workspace.while_waiting(watchdog.paused)
+        return attempt(task, replace(bench, workspace=workspace, step=watchdog.step), performing)
 
 
 class _Batched:
@@ -254,9 +244,7 @@ class _Progress(tune.Callback):
         trial.run_metadata.metric_n_steps = {}
 
 
-def _outcomes(
-    tasks: Sequence[Task], grid: tune.ResultGrid, *, overtime: Callable[[int], str | None]
-) -> list[Outcome]:
+def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid, bench: Bench) -> list[Outcome]:
     """One outcome per task, in the order of the tasks, whatever became of its trial."""
     found: dict[int, Outcome] = {}
     for result in grid:
@@ -264,7 +252,9 @@ def _outcomes(
             continue
         number = result.config["task"]
         if result.error is not None:
-            found[number] = Outcome(task=tasks[number], reason=overtime(number) or _one_line(result.error))
+            minutes = minutes_for(tasks[number], bench.plan.sweep.compute)
+            timeout = too_long(minutes, note_of(tasks[number], bench)) if minutes else None
+            found[number] = Outcome(task=tasks[number], reason=timeout or _one_line(result.error))
         elif result.metrics and result.metrics.get("ended"):
             told = result.metrics
             found[number] = Outcome(task=tasks[number], reason=told["reason"], reasons=told["reasons"])

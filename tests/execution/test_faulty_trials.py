@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from harness.bench import Bench
 from harness.errors import HarnessError
 from harness.execution import ExecutorName, make_executor
-from harness.execution.deadline import exception_after
+from harness.execution.deadline import Raising
 from harness.models.model import Model
 from harness.models.spec import ModelSpec, SdxlModel
 from harness.pipeline import SweepRun, run_sweep
@@ -126,14 +126,17 @@ def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
     trials = rows(run)
     assert trials[GOOD]["status"] == "completed"
     assert trials[0.05]["status"] == "failed"
-    assert "took longer than compute.timeout_minutes: 0.3" in trials[0.05]["reason"]
-    assert "harness/training_stages.py" in trials[0.05]["reason"], "it says where it was"
+    reason = trials[0.05]["reason"]
+    assert "took longer than 0.3 min (compute.timeout_minutes), at 'training " in reason
+    assert trials[0.05]["run_id"] in reason and "\n" not in reason
+    (note,) = (tmp_path / "w/sweeps/small/timeouts").iterdir()
+    assert str(note) in reason and "in train_segments" in note.read_text()
     assert len(list((tmp_path / "w" / "tries").iterdir())) == 1
 
 
 def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
-    deadline = exception_after(0.5 / 60)
-    workspace = Workspace(tmp_path, waiting=deadline.paused)
+    watchdog = Raising(0.5 / 60, tmp_path / "note.txt")
+    workspace = Workspace(tmp_path, waiting=watchdog.paused)
     held = threading.Event()
 
     def hold() -> None:
@@ -144,10 +147,12 @@ def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    with deadline.running(), workspace.claim("run", "r"):
+    with watchdog.running(), workspace.claim("run", "r"):
         pass
     holder.join()
-    with pytest.raises(HarnessError, match="took longer"), deadline.running():
+    assert not (tmp_path / "note.txt").exists()
+    with pytest.raises(HarnessError, match=r"took longer .* at 'sleeping'"), watchdog.running():
+        watchdog.step("sleeping")
         time.sleep(60)
 
 
