@@ -114,6 +114,10 @@ def redraw(
     result = draw_again(here, workspace=workspace or inside, output=target)
     if result.equal:
         out.print(f"{target}: the same pixels as {picture}", highlight=False)
+    elif result.up_to_rounding:
+        out.print(
+            f"{target}: {picture} up to rounding, by at most {result.difference} of 255", highlight=False
+        )
     else:
         others = [f"{name} {then} then, {now} now" for name, (then, now) in result.versions.items()]
         out.print(f"{target}: differs from {picture} by up to {result.difference} of 255", highlight=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 from harness.bench import Bench
 from harness.driver import Executor
@@ -67,8 +66,6 @@ def test_packed_or_not_a_sweep_gives_the_same_pictures_and_scores(
     assert (pictures[0]["latent_hash"] == pictures[1]["latent_hash"]).all()
     scores = [run.results.scores.set_index(["image_id", "metric"])["value"] for run in (one_by_one, together)]
     pd.testing.assert_series_equal(scores[0].sort_index(), scores[1].sort_index(), rtol=1e-3)
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        pd.testing.assert_frame_equal(pictures[0], pictures[1])
     losses = [run.results.trials["final_loss"] for run in (one_by_one, together)]
     pd.testing.assert_series_equal(losses[0], losses[1], rtol=1e-5)
 

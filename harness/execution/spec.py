@@ -43,7 +43,9 @@ class ComputeSpec(Frozen):
     gradient_checkpointing: Annotated[
         bool, Field(description="train in less memory, about a third slower")
     ] = False
-    compile: Annotated[bool, Field(description="torch.compile the UNet: a slow start, then faster")] = False
+    compile: Annotated[
+        bool, Field(description="torch.compile the UNet's blocks: a slow start, then faster")
+    ] = False
     pack: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto", "off"],
         Field(description="runs trained in one forward pass; auto: as many as pay and fit; off: one"),

@@ -48,9 +48,9 @@ def draw_cells(
     Into each part's folder go `<image_id>.png` and `images.parquet`, in order. `adapter_path` gives an
     adapter's file, or the folder it was saved in. In the table `path` is the bare file name, `sha256` that of
     the file, `draw_seconds` a picture's share of the batch, and `trial_id` null: which trials a picture
-    belongs to is the plan's to say. Nothing in a picture's file depends on the time or on the other parts, so
-    the same cells give the same bytes. The parts' draws have the same settings. Returns what each part has
-    come to. Raises ModelError for what cannot be drawn.
+    belongs to is the plan's to say. Nothing in a picture's file depends on the time, so the same parts give
+    the same bytes; among other parts a picture is the same up to rounding. The parts' draws have the same
+    settings. Returns what each part has come to. Raises ModelError for what cannot be drawn.
     """
     started = time.perf_counter()
     settings = draw_settings(parts[0].draw)

@@ -20,13 +20,15 @@ from harness.spec.expand import Cell, Draw, DrawAdapter
 from harness.stage import EMA, is_adapter
 from harness.workspace import Workspace
 
+ROUNDING = 2  # levels of 255: products of another number of rows are summed up in another order
+
 
 @dataclass(frozen=True, kw_only=True)
 class RedrawResult:
     """What came of it. `difference` is the largest between the pictures, in levels of 255.
 
     `versions` are the libraries that are others than then, as `name: (then, now)`: with them, or on another
-    kind of processor, the last bits of a picture may differ.
+    kind of processor, a picture may differ by more than ROUNDING.
     """
 
     output: Path
@@ -34,14 +36,19 @@ class RedrawResult:
     difference: int
     versions: dict[str, tuple[str, str]]
 
+    @property
+    def up_to_rounding(self) -> bool:
+        """The same picture, drawn alone instead of in its batch."""
+        return self.difference <= ROUNDING
+
 
 def redraw(picture: Path, *, workspace: Path | str | None, output: Path) -> RedrawResult:
     """Draw what the PNG `picture` says, with the same text in its file, into `output`.
 
     Adapters are looked for by their hashes: in `workspace` (null: the one the picture lies in), at the path
-    they were given by, and beside the picture. Each picture is drawn in a batch of the size it was drawn in,
-    as far as memory allows, so that it is rounded alike. Raises SpecError where the file does not say how it
-    was made, ModelError where the model or an adapter is not what it was, or is not found.
+    they were given by, and beside the picture. It is drawn alone, so it may differ by ROUNDING from what it
+    was in its batch. Raises SpecError where the file does not say how it was made, ModelError where the model
+    or an adapter is not what it was, or is not found.
     """
     if output.resolve() == picture.resolve():
         raise SpecError(f"{output} is the picture itself; give another file for the new one")
@@ -182,7 +189,6 @@ def _places(adapter: DrawAdapter, picture: Path, workspace: Path | str | None) -
 
 
 def _draw(about: _About, paths: Sequence[Path]) -> Image.Image:
-    """Alone. In its batch the rounding may have been another, except in fp32 on a CPU."""
     model = load_model(about.draw.model)
     (picture,) = model.draw([draw_row(about.draw, about.cell, paths)], draw_settings(about.draw))
     return picture.image

@@ -13,7 +13,6 @@ Shape legend: B rows of the batch, n rows of a span, G groups, I in, O out, R ra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,8 +68,6 @@ def add_low_rank(
     """
     down, up_GRO = down.to(base.dtype), up_GRO.to(base.dtype)
     x, more_GO = x.to(base.dtype), None if more_GO is None else more_GO.to(base.dtype)
-    if x.ndim == 4:
-        x = _LikeInput.apply(x)
     if rows is None:
         return _added(module, x, base, down, up_GRO, more_GO)
     if len(rows) == 1 and rows[0].start == 0 and rows[0].end == len(base):  # nothing to cut, nothing to join
@@ -115,38 +112,13 @@ def _added(
         if more_GO is not None:
             result = result + more_GO[:, None] * _without_bias(module, base_GNO, (-1,))
         return result.view_as(base)
-    low_GNR = _unfolded(module, x, down) if x.device.type == "cpu" else _side_by_side(module, x, down)
-    added_GNO = torch.bmm(low_GNR, up_GRO)
+    added_GNO = torch.bmm(_side_by_side(module, x, down), up_GRO)
     result = base + added_GNO.view(len(base), *base.shape[2:], -1).permute(0, 3, 1, 2)
     if more_GO is not None:
         base_GnOhw = base.reshape(groups, -1, *base.shape[1:])
         more = more_GO[:, None, :, None, None] * _without_bias(module, base_GnOhw, (-1, 1, 1))
         result = result + more.view_as(base)
     return result
-
-
-class _LikeInput(torch.autograd.Function):
-    """The input itself. Its gradient lies in memory as it does: how a product rounds hangs on that."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        ctx.layout = torch.channels_last if last else torch.contiguous_format
-        return torch.ops.aten.alias.default(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].contiguous(memory_format=ctx.layout)
-
-
-def _unfolded(module: torch.nn.Conv2d, x: Tensor, down_GRIkk: Tensor) -> Tensor:
-    """A convolution as a matrix product, [G, N, R]: on a CPU the only way that is the same for every G."""
-    assert not isinstance(module.padding, str)
-    columns_nXN = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-    columns_GNX = columns_nXN.transpose(1, 2).reshape(len(down_GRIkk), -1, columns_nXN.shape[1])
-    # A product this deep is summed up in another order for another width.
-    blocks = down_GRIkk.flatten(2).transpose(1, 2).split(RANKS, dim=2)
-    return torch.cat([torch.bmm(columns_GNX, block) for block in blocks], dim=2)
 
 
 def _side_by_side(module: torch.nn.Conv2d, x: Tensor, down_GRIkk: Tensor) -> Tensor:

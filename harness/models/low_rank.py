@@ -24,6 +24,8 @@ class _Site:
     """A module that some of the trials' adapters act on."""
 
     prefix: str  # of the keys of its tensors
+    parent: Any
+    name: str  # of the module in its parent
     module: Any
     trials: frozenset[int]
 
@@ -32,7 +34,7 @@ class _Site:
 def low_rank(
     pipeline: Any, adapters: Sequence[LowRankAdapter], seeds: Sequence[int | None], current: Pass
 ) -> Iterator[list[PackedMember]]:
-    """Attach them, trial k's started from `seeds[k]`, or zero without; on leaving, the hooks are gone."""
+    """Attach them, trial k's started from `seeds[k]`, or zero without; on leaving, the base is itself."""
     sites = _sites(pipeline, adapters)
     device = pipeline.unet.device
     block = Block(_places(sites, adapters), len(adapters), device)
@@ -43,34 +45,30 @@ def low_rank(
             own = {site.prefix: site.module for site in sites if trial in site.trials}
             member.load_state_dict(fresh_state(own, adapter, seed))
         members.append(member)
-    current.tensors, current.joined = block.layered, block.joined
-    scales = [adapter.scale for adapter in adapters]
     # A row of the block is no block of its own, and autograd warns that adding to it could be faster.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-    with ExitStack() as hooks:
+    with ExitStack() as replaced:
         for site in sites:
-            magnitude = f"{site.prefix}.lora_magnitude_vector"
+            dora = [trial in site.trials and a.kind == "dora" for trial, a in enumerate(adapters)]
             layer = PackedLayer(
+                site.module,
                 current=current,
                 adapters=adapters,
                 name=site.prefix,
-                down=f"{site.prefix}.lora_A.weight",
-                up=f"{site.prefix}.lora_B.weight",
-                magnitude=magnitude if magnitude in block.layered else None,
-                scale_K=None if set(scales) == {1.0} else torch.tensor(scales, device=device),
-                is_dora_K=torch.tensor(
-                    [trial in site.trials and a.kind == "dora" for trial, a in enumerate(adapters)],
-                    device=device,
-                ),
+                down=block.layered[f"{site.prefix}.lora_A.weight"],
+                up_KRO=block.layered[f"{site.prefix}.lora_B.weight"],
+                magnitude_KO=block.layered.get(f"{site.prefix}.lora_magnitude_vector"),
+                is_dora_K=torch.tensor(dora, device=device),
             )
-            hooks.callback(site.module.register_forward_hook(layer).remove)
+            replaced.callback(setattr, site.parent, site.name, site.module)
+            setattr(site.parent, site.name, layer)
         yield members
 
 
 def _sites(pipeline: Any, adapters: Sequence[LowRankAdapter]) -> list[_Site]:
     """The UNet's, then the text encoders', by name. Raises ModelError for blocks that name nothing."""
     trials: dict[str, set[int]] = {}
-    modules: dict[str, Any] = {}
+    parents: dict[str, Any] = {}
     for trial, adapter in enumerate(adapters):
         named = [("unet.", pipeline.unet, unet_targets(pipeline.unet, adapter))]
         if adapter.text_encoders:
@@ -81,11 +79,14 @@ def _sites(pipeline: Any, adapters: Sequence[LowRankAdapter]) -> list[_Site]:
         for prefix, root, names in named:
             for name in names:
                 trials.setdefault(f"{prefix}{name}", set()).add(trial)
-                modules[f"{prefix}{name}"] = root.get_submodule(name)
+                parents[f"{prefix}{name}"] = root.get_submodule(name.rpartition(".")[0])
     order = sorted(trials, key=lambda prefix: (not prefix.startswith("unet."), prefix))
-    return [
-        _Site(prefix=prefix, module=modules[prefix], trials=frozenset(trials[prefix])) for prefix in order
-    ]
+    return [_site(prefix, parents[prefix], frozenset(trials[prefix])) for prefix in order]
+
+
+def _site(prefix: str, parent: Any, trials: frozenset[int]) -> _Site:
+    name = prefix.rpartition(".")[2]
+    return _Site(prefix=prefix, parent=parent, name=name, module=parent.get_submodule(name), trials=trials)
 
 
 def _places(sites: Sequence[_Site], adapters: Sequence[LowRankAdapter]) -> list[Place]:

@@ -184,8 +184,8 @@ class Model(Protocol):
     ) -> AbstractContextManager[Trainable]:
         """Fresh adapters, low-rank or one of another kind; on leaving, the model is exactly what it was.
 
-        `checkpointing` computes activations again in the backward pass; `compiled` runs the UNet through
-        torch.compile.
+        `checkpointing` computes activations again in the backward pass; `compiled` runs the UNet's
+        transformer blocks through torch.compile.
         """
         ...
 

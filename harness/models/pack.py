@@ -12,7 +12,7 @@ Shape legend: K trials, P padded numbers of one trial, R the pack's highest rank
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -65,36 +65,12 @@ class Block:
         self.values_KP = torch.zeros(trials, size, device=device)
         self.gradients_KP = torch.zeros(trials, size, device=device)
         self.layered = {place.key: self._leaf(place) for place in places}
-        self._whole = Parameter(self.values_KP)
-        self._whole.grad = self.gradients_KP
 
     def _leaf(self, place: Place) -> Parameter:
         """What a layer computes with. Autograd adds to its gradient in place, which is part of the block."""
         parameter = Parameter(place.of(self.values_KP))
         parameter.grad = place.of(self.gradients_KP)
         return parameter
-
-    def joined(self) -> dict[str, Tensor]:
-        """As `layered`, but all of one leaf: a compiled graph then has one input for hundreds.
-
-        Their gradients are all kept until the last is there, which takes as much memory again.
-        """
-        tensors = _Joined.apply(self._whole, self.places)
-        return dict(zip(self.layered, tensors, strict=True))
-
-
-class _Joined(torch.autograd.Function):
-    """The places of a block."""
-
-    @staticmethod
-    def forward(ctx: Any, block_KP: Tensor, places: Sequence[Place]) -> tuple[Tensor, ...]:
-        values_KP = block_KP.detach()
-        ctx.trials = len(block_KP)
-        return tuple(place.of(values_KP) for place in places)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return torch.cat([gradient.reshape(ctx.trials, -1) for gradient in gradients], dim=1), None
 
 
 class PackedMember:

@@ -15,9 +15,7 @@ from PIL import Image
 from harness.errors import ModelError
 from harness.models import schedulers, trainable, vae
 from harness.models.adapter_file import Adapter, read_adapter, save_adapter
-from harness.models.blocks import make_lean
 from harness.models.encoding import Adapters, Encoded, PromptEncoder
-from harness.models.invariant import make_invariant
 from harness.models.loading import Pipelines
 from harness.models.merge import merged
 from harness.models.model import DrawSettings, Fresh, Picture, Posterior, Row, Texts
@@ -51,12 +49,6 @@ class Sdxl:
             for pipeline in (self._base, self._refiner):
                 if pipeline is not None:
                     pipeline.unet.to(memory_format=torch.channels_last)
-        elif self._unet.dtype == torch.float32:
-            for pipeline in (self._base, self._refiner):
-                if pipeline is not None:
-                    make_lean(pipeline.unet)
-                    make_invariant(pipeline.unet)
-                    make_invariant(pipeline.vae)
         self._own_scheduler = self._base.scheduler
         self.scheduler: Scheduler = schedulers.own_name(self._own_scheduler, "the model")
         self.resolution: int = self._unet.config.sample_size * self._base.vae_scale_factor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.models.adapter_file import CLIP_KEYS
-from harness.models.compiling import compiled_unet
+from harness.models.compiling import compiled_blocks
 from harness.models.encoding import Encoded, PromptEncoder
 from harness.models.grouped import spans
 from harness.models.low_rank import low_rank
@@ -135,9 +135,9 @@ def attach(
     """Attach fresh adapters; on leaving, the model is exactly what it was, global random state included.
 
     Captions are encoded once each where the text encoders are frozen, else anew in each step, with gradients.
-    `checkpointing` computes the UNet's activations again in the backward pass; `compiled` runs the UNet
-    through torch.compile. Raises ModelError where `adapter.blocks` name nothing, or the tokenizers do not
-    know a word.
+    `checkpointing` computes the UNet's activations again in the backward pass; `compiled` runs the UNet's
+    transformer blocks through torch.compile. Raises ModelError where `adapter.blocks` name nothing, or the
+    tokenizers do not know a word.
     """
     assert not is_attached(pipeline), "one pack is trained at a time"
     unet, words, current = pipeline.unet, PromptEncoder(pipeline, acts=False), Pass()
@@ -159,11 +159,10 @@ def attach(
             stack.enter_context(_checkpointed(unet))
         stack.enter_context(_marked(pipeline))
         if compiled:
-            low = [one.adapter for one in fresh if isinstance(one.adapter, LowRankAdapter)]
-            unet = stack.enter_context(compiled_unet(unet, current, low, checkpointing=checkpointing))
+            stack.enter_context(compiled_blocks(unet))
         yield TrainablePack(
             unet,
-            pipeline.unet.dtype,
+            unet.dtype,
             members=members,
             encoders=encoders,
             current=current,

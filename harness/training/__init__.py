@@ -48,7 +48,7 @@ def train(
         model: left as it was found, weights and global random state included.
         at_once: how many are trained together. Where memory is too small for them, it is halved.
         checkpointing: compute activations again in the backward pass: less memory, more time.
-        compiled: run the UNet through torch.compile.
+        compiled: run the UNet's transformer blocks through torch.compile.
     """
     from harness.training.pack import train_pack
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.models.grouped import RANKS, Span, _side_by_side, _unfolded, add_low_rank, spans
+from harness.models.grouped import RANKS, Span, add_low_rank, spans
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -73,13 +73,3 @@ def test_a_row_without_a_group_is_the_bases_bit_for_bit():
     rows = spans([None, 0, None])
     out = add_low_rank(module, x, module(x), rows, down=down, up_GRO=up_GRO, more_GO=None)
     assert torch.equal(out[[0, 2]], module(x)[[0, 2]]) and not torch.equal(out[1], module(x)[1])
-
-
-@pytest.mark.parametrize("groups", [1, 3])
-def test_both_ways_of_a_convolution_are_one(groups: int):
-    module = torch.nn.Conv2d(6, 5, 3, stride=2, padding=1)
-    x = torch.randn(2 * groups, 6, 9, 8, generator=seeded(0))
-    down = torch.randn(groups, 16, 6, 3, 3, generator=seeded(1))
-    torch.testing.assert_close(
-        _side_by_side(module, x, down), _unfolded(module, x, down), rtol=1e-4, atol=1e-4
-    )

@@ -1,11 +1,13 @@
 """What is attached for training: it starts as nothing, is fp32, and leaves nothing behind."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 
 from harness.models import load_model
 from harness.models.model import DrawSettings, Fresh, Model, Row
@@ -270,28 +272,33 @@ def test_each_row_has_its_own_caption_and_size(tiny_model: Model):
 
 
 def test_compiled_packs_are_what_they_are_uncompiled(monkeypatch: pytest.MonkeyPatch, tiny_model: Model):
-    """Each has a graph of its own, also where only the base's hooks or checkpointing differ."""
-    real, graphs = torch.compile, []
+    """Also where only the layers that are acted on differ: between blocks, or from pack to pack."""
+    graphs = []
 
     def noted(graph: torch.fx.GraphModule, _inputs: object) -> Any:  # nothing is compiled: that takes minutes
         graphs.append(graph)
         return graph.forward
 
-    def without_compiler(run: Any, *, options: dict[str, Any]) -> Any:
-        return real(run, backend=noted, options={"guard_filter_fn": options["guard_filter_fn"]})
-
-    monkeypatch.setattr(torch, "compile", without_compiler)
-    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noted))
+    blocks = [m for m in base_of(tiny_model).unet.modules() if isinstance(m, BasicTransformerBlock)]
     fewer = LowRankAdapter(rank=4, alpha=8.0, blocks=("mid_block",))
-    for adapter, checkpointing in ((fewer, False), (ADAPTER, False), (ADAPTER, True), (fewer, False)):
+    packs = ((fewer, False), (ADAPTER, False), (ADAPTER, True), (WHOLE["dora"], False), (fewer, False))
+    for adapter, checkpointing in packs:
         found = []
-        for flag in (False, True):
-            with attached(tiny_model, adapter, 0, checkpointing=checkpointing, compiled=flag) as trainable:
+        for compiled in (False, True):
+            graphs.clear()
+            how = {"checkpointing": checkpointing, "compiled": compiled}
+            with attached(tiny_model, adapter, 0, **how) as trainable:
                 randomise(trainable)
                 found.append(gradients(trainable))
+                if compiled and adapter is ADAPTER:
+                    known = len(graphs)
+                    assert 0 < known < len(blocks), "blocks that are alike have one graph"
+                    gradients(trainable)
+                    assert len(graphs) == known
+            assert bool(graphs) == compiled
         for plain, same in zip(*found, strict=True):
             assert (same - plain).norm() <= 1e-3 * plain.norm()  # sums in another order
-    assert len(graphs) == 3, "the last is taken from the first"
 
 
 @pytest.mark.parametrize("kind", ["attention", "word"])

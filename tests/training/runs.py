@@ -93,6 +93,17 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     return parts.hexdigest()
 
 
+def apart(left: Checkpoint, right: Checkpoint) -> float:
+    """The largest relative difference: of the adapter's norm, of the average's, and of a loss."""
+    assert (left.run_id, left.step, left.ema.keys()) == (right.run_id, right.step, right.ema.keys())
+    found = [abs(one - other) / other for one, other in zip(left.losses, right.losses, strict=True)]
+    for ours, theirs in ((left.adapter, right.adapter), (left.ema, right.ema)):
+        if theirs:
+            one, other = (torch.cat([t[name].flatten() for name in theirs]) for t in (ours, theirs))
+            found.append(((one - other).norm() / other.norm()).item())
+    return max(found)
+
+
 def same(left: Checkpoint, right: Checkpoint) -> bool:
     """Equal bit for bit, optimizer, average and losses included."""
     return (
