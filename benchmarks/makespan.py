@@ -15,15 +15,13 @@ from pathlib import Path
 
 from benchmarks.machine import print_table
 from benchmarks.simulation import Cluster, Item, Job, Simulation, lower_bound
-from harness.bench import Bench
-from harness.dataset_stages import PART
-from harness.estimate import Reckoning, Work
-from harness.places import SHARES
-from harness.spec.expand import Plan, expand
-from harness.spec.load import load_sweep
-from harness.tasks import Task, shared_out
-from harness.timings import Rates, past_timings
-from harness.workspace import Workspace
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import Plan, expand
+from harness.engine.accounting.estimate import Rates, Reckoning, Work, past_timings
+from harness.engine.stages.context import Bench
+from harness.engine.stages.datasets import PART
+from harness.engine.tasks import Task, shared_out
+from harness.store.workspace import SHARES, Workspace
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "sdxl_wrong.yaml"
 SEEDS = 56  # × 18 = 1,008 trials

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.ledger import GIB, Ledger, fused_attention
 from benchmarks.machine import print_table
-from harness.models.model import Fresh
-from harness.models.random import hollow_pipelines
-from harness.models.spec import Precision, SdxlModel
-from harness.models.trainable import attach
-from harness.spec.adapter import LowRankAdapter
+from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.model import Precision, SdxlModel
+from harness.diffusion.models.attach import attach
+from harness.diffusion.models.model import Fresh
+from harness.diffusion.models.random_weights import hollow_pipelines
 
 MOMENTS = 2  # AdamW's, fp32
 

@@ -52,7 +52,7 @@ def measure(way: str, trials: int) -> Run:
     """Run one way in this process."""
     if way != "tune":
         # Sets, before Ray is imported, what Tune reads from the environment.
-        from harness.execution import ray_tune  # noqa: F401
+        from harness.engine.executors import ray_tune  # noqa: F401
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
@@ -94,17 +94,17 @@ def run_tune(trials: int, folder: Path) -> None:
 
 def run_harness(trials: int, folder: Path) -> None:
     """A sweep of as many training runs, whose tasks are emptied where they are dispatched."""
-    from harness.bench import Bench
-    from harness.decisions import Decisions
-    from harness.execution.ray_tune import RayTuneExecutor
-    from harness.performing import Outcome
-    from harness.pipeline import run_sweep
-    from harness.report import write_report
+    from harness.config.loading.load import load_sweep
+    from harness.config.plan.plan import expand
+    from harness.engine.early_stopping import Decisions
+    from harness.engine.executors.ray_tune import RayTuneExecutor
+    from harness.engine.pipeline import run_sweep
+    from harness.engine.stages.context import Bench
+    from harness.engine.tasks import Task
+    from harness.engine.worker import Outcome
+    from harness.reporting.report import write_report
     from harness.results import Results
-    from harness.spec.expand import expand
-    from harness.spec.load import load_sweep
-    from harness.tasks import Task
-    from harness.workspace import Workspace
+    from harness.store.workspace import Workspace
 
     class Emptied:
         """Dispatches tasks that name nothing."""

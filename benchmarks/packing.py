@@ -19,11 +19,11 @@ from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.timing import Measured, Spent, Way, side_by_side
 from benchmarks.training_step import PICTURES, RANK, harness_round, plain_round
-from harness.models import load_model
-from harness.models.sdxl import Sdxl
-from harness.models.spec import ModelSpec
-from harness.training import train
-from harness.training.fit import runs_at_once
+from harness.config.schema.model import ModelSpec
+from harness.diffusion.models import load_model
+from harness.diffusion.models.sdxl import Sdxl
+from harness.diffusion.training import train
+from harness.diffusion.training.autotune import runs_at_once
 
 SIZES = (1, 2, 4, 8, 16)
 PROBED = 4096  # rows and columns of the matrix product that the device's peak is measured by

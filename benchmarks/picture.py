@@ -14,10 +14,10 @@ from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.plain import plain_lora, plain_picture
 from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
-from harness.models.loading import Pipelines
-from harness.models.model import DrawSettings, Fresh, Row, RowAdapter
-from harness.models.sdxl import Sdxl
-from harness.spec.adapter import LowRankAdapter
+from harness.config.schema.adapter import LowRankAdapter
+from harness.diffusion.models.model import DrawSettings, Fresh, Row, RowAdapter
+from harness.diffusion.models.pipelines import Pipelines
+from harness.diffusion.models.sdxl import Sdxl
 
 PROMPTS = ("a fox wearing a hat", "a red car", "two cups on a table", "a star above a tree")
 GUIDANCE = 7.5

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from harness.models.loading import Pipelines
-from harness.models.model import DrawSettings, Row
-from harness.spec.training import TrainingSpec
+from harness.config.schema.training import TrainingSpec
+from harness.diffusion.models.model import DrawSettings, Row
+from harness.diffusion.models.pipelines import Pipelines
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 

@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness.bench import Bench, Segment
+from harness.config.plan.plan import Plan
+from harness.config.schema.model import ModelSpec
+from harness.diffusion.models.model import DrawSettings, Picture, Row
+from harness.diffusion.training.checkpoint import Checkpoint
+from harness.engine.executors.local import LocalExecutor
+from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.stages.context import Bench, Segment
 from harness.errors import HarnessError
-from harness.execution.local import LocalExecutor
-from harness.models.model import DrawSettings, Picture, Row
-from harness.models.spec import ModelSpec
-from harness.pipeline import SweepRun, run_sweep
-from harness.spec.expand import Plan
-from harness.training.checkpoint import Checkpoint
-from harness.workspace import Workspace
+from harness.store.workspace import Workspace
 
 if TYPE_CHECKING:
-    from harness.models.model import Model
+    from harness.diffusion.models.model import Model
 
 SIDE = 16  # px
 

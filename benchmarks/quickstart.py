@@ -25,7 +25,7 @@ import yaml
 from benchmarks.machine import print_table
 from benchmarks.many import QUICKSTART
 
-HARNESS = (sys.executable, "-c", "from harness.cli import main; main()")
+HARNESS = (sys.executable, "-c", "from harness.cli.main import main; main()")
 
 
 def trials(sweep: Path) -> list[list[str]]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from benchmarks.machine import print_table
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
 from benchmarks.pretend import carry_out
-from harness.spec.expand import expand
-from harness.spec.load import load_sweep
-from harness.workspace import Workspace
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import expand
+from harness.store.workspace import Workspace
 
 FINISHED = "Nothing to train, draw or score"
 
@@ -46,7 +46,7 @@ def run_again(workspace: str, changes: list[str]) -> float:
     command = ["run", str(QUICKSTART), "--workspace", workspace, *sets]
     started = time.monotonic()
     finished = subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main()", *command],
+        [sys.executable, "-c", "from harness.cli.main import main; main()", *command],
         capture_output=True,
         text=True,
         check=True,
@@ -59,7 +59,7 @@ def run_again(workspace: str, changes: list[str]) -> float:
 @contextmanager
 def _in_bucket(folder: str) -> Iterator[str]:
     """The same workspace in a bucket of the server that the tests use, whose key the environment then has."""
-    from tests.storage import server
+    from tests.store import server
 
     with tempfile.TemporaryDirectory() as served, server.s3_server(Path(served)) as endpoint:
         os.environ |= server.environment(endpoint)

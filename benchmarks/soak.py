@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.machine import print_table
 from harness import results
-from tests.execution.nodes import Nodes, cluster
+from tests.engine.executors.nodes import Nodes, cluster
 
 NODES = 3
 STEPS, EVERY = 20, 4

@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from harness.config.plan.plan import Dataset, TrainingRun
+from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.model import EmojiModel, SdxlModel
+from harness.config.schema.recipe import FolderRecipe
+from harness.config.schema.training import TrainingSpec
+from harness.diffusion.datasets.dataset import Sample, write_dataset
+from harness.diffusion.models.loading import load_emoji
+from harness.diffusion.models.pipelines import Pipelines
+from harness.diffusion.models.random_weights import random_pipelines
+from harness.diffusion.models.sdxl import Sdxl
+from harness.diffusion.training.checkpoint import Checkpoint
+from harness.diffusion.training.run_state import Job
 from harness.errors import HarnessError
-from harness.models.loading import Pipelines, load_emoji
-from harness.models.random import random_pipelines
-from harness.models.sdxl import Sdxl
-from harness.models.spec import EmojiModel, SdxlModel
-from harness.recipes.dataset import Sample, write_dataset
-from harness.recipes.spec import FolderRecipe
-from harness.spec.adapter import LowRankAdapter
-from harness.spec.expand import Dataset, TrainingRun
-from harness.spec.training import TrainingSpec
-from harness.training.checkpoint import Checkpoint
-from harness.training.member import Job
 
 MODELS = ("emoji", "sdxl-random")
 

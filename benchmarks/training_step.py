@@ -11,10 +11,10 @@ from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.plain import plain_training
 from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
-from harness.models.loading import Pipelines
-from harness.models.sdxl import Sdxl
-from harness.training import train
-from harness.training.pack import LOOK_EVERY
+from harness.diffusion.models.pipelines import Pipelines
+from harness.diffusion.models.sdxl import Sdxl
+from harness.diffusion.training import train
+from harness.diffusion.training.loop import LOOK_EVERY
 
 PICTURES = 8
 RANK = 8

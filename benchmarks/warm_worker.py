@@ -17,12 +17,12 @@ import torch
 from benchmarks.machine import print_table
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.watched import WatchedBench
-from harness.execution import make_executor
-from harness.spec.expand import expand
-from harness.spec.load import load_sweep
-from harness.stage import MANIFEST
-from harness.tasks import Task
-from harness.workspace import Workspace
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import expand
+from harness.engine.executors import make_executor
+from harness.engine.tasks import Task
+from harness.store.artifact import MANIFEST
+from harness.store.workspace import Workspace
 
 ONE_AT_A_TIME = "compute.max_concurrent=1"
 

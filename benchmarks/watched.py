@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.bench import Bench
-from harness.models.spec import ModelSpec
+from harness.config.schema.model import ModelSpec
+from harness.engine.stages.context import Bench
 
 if TYPE_CHECKING:
-    from harness.models.model import Model
+    from harness.diffusion.models.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)

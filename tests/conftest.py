@@ -13,16 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # By itself Ray's workers give way to all else (niceness 15), so beside other tests they would hardly begin.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-from harness.models.spec import SdxlModel
+from harness.config.schema.model import SdxlModel
 
 if TYPE_CHECKING:
-    from harness.models.model import Model
+    from harness.diffusion.models.model import Model
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model in SDXL's folder layout, its refiner beside it. Tests only read it."""
-    from tests.models.tiny import tiny_sdxl
+    from tests.diffusion.tiny import tiny_sdxl
 
     return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
@@ -30,7 +30,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_spec(tiny_folder: Path) -> SdxlModel:
     """The specification of the tiny model with its refiner."""
-    from tests.models import tiny
+    from tests.diffusion import tiny
 
     return tiny.tiny_spec(tiny_folder)
 
@@ -38,7 +38,7 @@ def tiny_spec(tiny_folder: Path) -> SdxlModel:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_spec: SdxlModel) -> "Model":
     """The tiny model, loaded once on the CPU. A test leaves it as it found it."""
-    from harness.models import load_model
+    from harness.diffusion.models import load_model
 
     return load_model(tiny_spec, device="cpu")
 
@@ -54,7 +54,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real S3 server on loopback; without it, what needs it is skipped."""
-    from tests.storage.server import s3_server
+    from tests.store.server import s3_server
 
     with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
         yield endpoint
@@ -63,7 +63,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty workspace on it. The environment has the credentials, and a cache of the test's own."""
-    from tests.storage import server
+    from tests.store import server
 
     for name, value in server.environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)

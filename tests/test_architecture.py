@@ -190,8 +190,8 @@ def modules_after(code: str) -> set[str]:
 def test_reading_a_sweep_is_light() -> None:
     code = (
         "from pathlib import Path\n"
-        "from harness.spec.load import load_sweep\n"
-        "from harness.spec.expand import expand\n"
+        "from harness.config.loading.load import load_sweep\n"
+        "from harness.config.plan.plan import expand\n"
         "expand(load_sweep(Path('sweeps/quickstart.yaml')))"
     )
     assert not modules_after(code) & {"torch", "ray", "pandas", "diffusers", "transformers", "scipy", "wandb"}
@@ -199,7 +199,7 @@ def test_reading_a_sweep_is_light() -> None:
 
 def test_check_loads_neither_torch_nor_ray() -> None:
     code = (
-        "from harness.cli import main\n"
+        "from harness.cli.main import main\n"
         "sys.argv = ['harness', 'check', 'sweeps/quickstart.yaml']\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code"

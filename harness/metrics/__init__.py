@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.metrics.spec import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
 from harness.metrics.weights import metric_fingerprint
 
 if TYPE_CHECKING:
     from harness.metrics.encoder import Encoder
     from harness.metrics.metric import Metric
     from harness.metrics.score import Scorer
+
 
 __all__ = ["build_metrics", "metric_fingerprint"]
 
@@ -41,7 +42,7 @@ def build_metrics(specs: Sequence[MetricSpec], *, device: str | None = None) -> 
 
                 return Aesthetic(encoder(spec.encoder), load_head(spec.head))
             case GuardMetric():
-                from harness.metrics.guards import Guard
+                from harness.metrics.image_stats import Guard
 
                 return Guard(spec.kind)
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from harness.config.schema.metric import AestheticMetric
 from harness.errors import ModelError
 from harness.metrics.encoder import Encoder, hash_tensors
 from harness.metrics.metric import Batch, Measurement, measurement
-from harness.metrics.spec import AestheticMetric
 from harness.metrics.weights import head_file
 
 # The LAION v2 head folded in float64, as computed from the published file.

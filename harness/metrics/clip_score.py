@@ -2,9 +2,9 @@
 
 from torchmetrics.functional import cosine_similarity
 
+from harness.config.schema.metric import ClipScoreMetric
 from harness.metrics.encoder import Encoder
 from harness.metrics.metric import Batch, Measurement, measurement
-from harness.metrics.spec import ClipScoreMetric
 
 
 class ClipScore:

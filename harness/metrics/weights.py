@@ -4,9 +4,9 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from harness.config.schema.base import fingerprint
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
 from harness.errors import ModelError
-from harness.metrics.spec import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
-from harness.spec.fingerprint import fingerprint
 
 EMBEDDED = Path(__file__).parent / "emoji"
 LOCAL_DIR = "local-dir:"

@@ -8,7 +8,7 @@ r.summary, r.pairs(control="placebo"), r.wide()
 from pathlib import Path
 
 from harness.results.sweep_results import Results
-from harness.workspace import Workspace
+from harness.store.workspace import Workspace
 
 __all__ = ["Results", "load"]
 

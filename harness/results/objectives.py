@@ -6,7 +6,7 @@ from itertools import compress
 import numpy as np
 import pandas as pd
 
-from harness.spec.objective import ContrastObjective, LossObjective
+from harness.config.schema.search import ContrastObjective, LossObjective
 
 
 def gains(

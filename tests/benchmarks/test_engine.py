@@ -7,10 +7,10 @@ import pytest
 from benchmarks import makespan, overhead, quickstart, resume
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
 from benchmarks.simulation import Cluster, lower_bound
-from harness.bench import Bench
-from harness.spec.expand import expand
-from harness.spec.load import load_sweep
-from harness.workspace import Workspace
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import expand
+from harness.engine.stages.context import Bench
+from harness.store.workspace import Workspace
 
 SIXTEEN = Path(quickstart.__file__).with_name("sixteen.yaml")
 

@@ -9,13 +9,13 @@ import torch
 
 from benchmarks import picture, subject, training_step
 from benchmarks.plain import plain_lora, plain_picture, plain_training
-from harness.models.loading import Pipelines
-from harness.models.model import DrawSettings, Fresh
-from harness.models.sdxl import Sdxl
-from harness.training import train
-from harness.training.checkpoint import Checkpoint
-from harness.training.plan import plan_steps
-from harness.training.views import Posteriors
+from harness.diffusion.models.model import DrawSettings, Fresh
+from harness.diffusion.models.pipelines import Pipelines
+from harness.diffusion.models.sdxl import Sdxl
+from harness.diffusion.training import train
+from harness.diffusion.training.batches import plan_steps
+from harness.diffusion.training.checkpoint import Checkpoint
+from harness.diffusion.training.data import Posteriors
 
 STEPS = 3
 Loaded = tuple[Pipelines, Sdxl]

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from harness.config.schema.metric import AestheticMetric
 from harness.errors import ModelError
 from harness.metrics import build_metrics
 from harness.metrics.aesthetic import Aesthetic, LinearHead, laion_head, load_head
 from harness.metrics.encoder import Encoder
 from harness.metrics.metric import Batch
-from harness.metrics.spec import AestheticMetric
 from tests.metrics.tiny import WIDTH
 
 LAION = Path(__file__).parents[2].parent / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from harness import models
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, MetricSpec
+from harness.diffusion import models
 from harness.metrics import build_metrics, weights
-from harness.metrics.spec import AestheticMetric, ClipScoreMetric, MetricSpec
 
 PROMPTS = (
     "a cat on a red background",
@@ -22,8 +22,8 @@ MODEL = Path(models.__file__).parent / "emoji"
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Pictures of four prompts: as drawn, blurred, and with the next picture's prompt."""
-    from harness.models.model import DrawSettings, Row
-    from harness.models.spec import EmojiModel
+    from harness.config.schema.model import EmojiModel
+    from harness.diffusion.models.model import DrawSettings, Row
 
     if not (weights.EMBEDDED / "clip").is_dir() or not MODEL.is_dir():
         pytest.skip("the embedded weights are not in this checkout (experiments/000_emoji_model makes them)")

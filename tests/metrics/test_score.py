@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.config.schema.metric import ClipScoreMetric, GuardMetric, MetricSpec
 from harness.metrics import build_metrics
 from harness.metrics.aesthetic import Aesthetic, LinearHead
 from harness.metrics.clip_score import ClipScore
 from harness.metrics.encoder import Encoder
-from harness.metrics.guards import Guard
+from harness.metrics.image_stats import Guard
 from harness.metrics.metric import Metric
 from harness.metrics.score import PICTURES_AT_ONCE, Scorer
-from harness.metrics.spec import ClipScoreMetric, GuardMetric, MetricSpec
 from harness.results.tables import SCORES
 from tests.metrics.tiny import WIDTH
 

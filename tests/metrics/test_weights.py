@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
 from harness.errors import ModelError
 from harness.metrics import metric_fingerprint
-from harness.metrics.spec import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
 
 
 def test_the_fingerprint_follows_the_content_not_the_place(clip_folder: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_new_definition_is_a_new_fingerprint(monkeypatch: pytest.MonkeyPatch) 
 def test_fingerprints_need_no_torch() -> None:
     code = (
         "import sys; from harness.metrics import metric_fingerprint; "
-        "from harness.metrics.spec import GuardMetric; "
+        "from harness.config.schema.metric import GuardMetric; "
         "metric_fingerprint(GuardMetric(kind='contrast')); "
         "print([m for m in ('torch', 'open_clip', 'pandas', 'numpy') if m in sys.modules])"
     )

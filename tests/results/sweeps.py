@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.metrics.spec import AestheticMetric, GuardMetric
+from harness.config.schema.evaluation import AnalysisSpec
+from harness.config.schema.metric import AestheticMetric, GuardMetric
 from harness.results import tables
-from harness.spec.evaluation import AnalysisSpec
 
 METRICS = (AestheticMetric(encoder="emoji", head="emoji"), GuardMetric(kind="saturation"))
 ANALYSIS = AnalysisSpec(primary="aesthetic", control="placebo", resamples=2000)

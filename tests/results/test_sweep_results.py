@@ -102,7 +102,7 @@ def test_wide_has_one_row_per_picture_and_one_column_per_metric(results: Results
 
 def test_a_notebook_pays_for_neither_torch_nor_ray() -> None:
     code = (
-        "import sys; from harness import results; from harness.results import stats, tables; "
+        "import sys; from harness import results; from harness.results import summary, tables; "
         "print([m for m in ('torch', 'ray', 'open_clip', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,8 @@ import pytest
 
 from harness import results
 from harness.errors import StageError, WorkspaceError
-from harness.results import stats, tables
+from harness.results import tables
+from harness.results.summary import summarise
 from tests.results.sweeps import ANALYSIS, METRICS, make_tables
 
 
@@ -20,7 +21,7 @@ def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> f
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     frames = make_tables(value, trials=2, prompts={"dev": 6, "test": 6}, test_trials=[0], failed=[1])
-    summary = stats.summarise(**frames, analysis=ANALYSIS, metrics=METRICS)
+    summary = summarise(**frames, analysis=ANALYSIS, metrics=METRICS)
     sweep: dict[str, Any] = {"name": "x", "metrics": [metric.model_dump(mode="json") for metric in METRICS]}
     tables.write(tmp_path / "sweeps" / "x", **frames, summary=summary, sweep=sweep)
     return tmp_path / "sweeps" / "x"

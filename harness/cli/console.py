@@ -1,0 +1,253 @@
+"""What the command line prints: plans, verdicts, contrasts."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.config.plan.cost import runs_of_one_length
+from harness.config.plan.packing import planned_packs, why_alone
+from harness.config.plan.plan import Plan, TrainingRun
+from harness.config.plan.rungs import steps_of_looks
+from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.search import FifoScheduler, OptunaSearch
+from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
+from harness.engine.stages.context import Count
+from harness.errors import SpecError
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+
+out = Console(soft_wrap=False)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def print_plan(plan: Plan, workers: int) -> None:
+    """The trials of a sweep, and what they share; the packs are those of so many workers."""
+    sweep = plan.sweep
+    out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
+    table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
+    shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
+    for one in shown:
+        table.add_row(
+            str(one.index),
+            one.trial_id,
+            *("–" if value is None else str(value) for value in one.params.values()),
+        )
+    out.print(table)
+    if len(shown) < len(plan.trials):
+        out.print(f"… and {len(plan.trials) - len(shown)} more")
+    if by_length := runs_of_one_length(plan):
+        out.print(
+            f"{len(by_length)} training runs are of one length each, those of trials "
+            f"{_trials_of(plan, by_length)}: under a {_kinds(by_length)} schedule no run is the beginning "
+            "of a longer one"
+        )
+    out.print(
+        f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
+        f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
+    )
+    out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
+    if len(plan.runs) > 1:
+        for line in _packed(plan, workers):
+            out.print(line, highlight=False)
+
+
+def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:
+    ids = {run.run_id for run in runs}
+    numbers = [str(trial.index) for trial in plan.trials if trial.run_id in ids]
+    return ", ".join(numbers[:12]) + (", …" if len(numbers) > 12 else "")
+
+
+def _kinds(runs: Sequence[TrainingRun]) -> str:
+    return " or ".join(dict.fromkeys(run.training.schedule.kind for run in runs))
+
+
+def _sharing(plan: Plan) -> str:
+    own = len({trial.run_id for trial in plan.trials})
+    trials = f"training runs: {own} of the trials"
+    if own < len(plan.trials):
+        trials += ", which share them where they differ in training.steps alone"
+    others = len(plan.runs) - own
+    return trials + (f", {others} of other arms' adapters" if others else "")
+
+
+def _packed(plan: Plan, workers: int) -> Iterator[str]:
+    """Which runs go through the base together, and why others do not."""
+    found = planned_packs(plan, workers=workers)
+    together = [pack for pack in found if len(pack) > 1]
+    for number, pack in enumerate(together):
+        ranks = sorted({run.adapter.rank for run in pack if isinstance(run.adapter, LowRankAdapter)})
+        yield f"pack {number}: {len(pack)} training runs, rank {', '.join(map(str, ranks))}"
+    if together and plan.sweep.compute.pack == "auto":
+        room = "one worker" if workers == 1 else f"{workers} workers"
+        yield f"so with {room}, as there is room for here; of a pack as many go at once as pay and fit"
+    reasons = Counter(why_alone(run, plan.sweep.compute) for run, *others in found if not others)
+    for reason, count in reasons.items():
+        yield f"{count} training {'run' if count == 1 else 'runs'} alone: {reason}"
+
+
+def _drawn(plan: Plan) -> str:
+    prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
+    seeds = len(plan.sweep.seeds)
+    return (
+        f"pictures of an arm: {prompts['dev']} dev and {prompts['test']} test prompts × "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
+
+
+def print_search(plan: Plan) -> None:
+    """How many points a search has asked for; nothing where all are known beforehand."""
+    search = plan.sweep.search
+    if isinstance(search, OptunaSearch):
+        out.print(
+            f"optuna asks for {search.trials} trials, {search.at_once} at once; {len(plan.trials)} are "
+            "asked for so far, and counted",
+            highlight=False,
+        )
+
+
+def print_scheduler(plan: Plan, stopped: int) -> None:
+    """When training runs may be stopped, and how many were; nothing where none can be."""
+    scheduler = plan.sweep.scheduler
+    if isinstance(scheduler, FifoScheduler) or not plan.trials:
+        return
+    steps = sorted({step for run_id in plan.own_runs for step in steps_of_looks(plan, run_id)})
+    out.print(
+        f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
+        f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",
+        highlight=False,
+    )
+
+
+def print_inventory(
+    counts: Mapping[str, Count],
+    encoded: Mapping[str, Count],
+    confirmation: Count,
+    estimated: Estimate | None = None,
+) -> None:
+    """What is asked for, what the store has, what is left to make, and how long that takes.
+
+    Which pictures the confirmation takes is known once a trial is selected: all of them are missing before.
+    """
+    headings = ["asked", "in store", "to make", *(["time", "from timings"] if estimated else [])]
+    table = Table("", *headings, box=None, pad_edge=False)
+    for name, count in counts.items():
+        table.add_row(name, *_cells(count), *(_time(estimated.shares[name]) if estimated else []))
+    last = _time(estimated.shares[CONFIRMATION]) if estimated else []
+    selected = (
+        _cells(confirmation) if not confirmation.missing else [f"{confirmation.asked}", "", "once selected"]
+    )
+    table.add_row(CONFIRMATION, *selected, *last)
+    for name, count in encoded.items():
+        table.add_row(name, *_cells(count), *(["", "not timed"] if estimated else []))
+    out.print(table)
+    if estimated:
+        passes = sum(count.passes for count in counts.values())
+        out.print(_said(estimated, passes), highlight=False)
+
+
+def _cells(count: Count) -> list[str]:
+    return [f"{count.asked}", f"{count.asked - count.missing}", f"{count.missing}"]
+
+
+def _time(share: Share) -> list[str]:
+    """The time of one row, and what it is reckoned from. Where nothing is known, nothing is said."""
+    if share.seconds is None:
+        return ["–", "no past timings"]
+    if not share.timings:
+        return ["–", ""]
+    some = "≥ " if share.untimed else ""
+    how = ", scaled" if share.scaled else ""
+    return [some + duration(share.seconds), f"{share.timings}{how}"]
+
+
+def _said(estimated: Estimate, passes: float) -> str:
+    if estimated.seconds is None:
+        return (
+            "How long it takes is not known: this workspace has no past timings of such work. To have some, "
+            f"run one trial (harness trial SWEEP.yaml 0). In all it is {passes:,.0f} passes of a row through "
+            "the UNet."
+        )
+    if estimated.complete and not estimated.seconds:
+        return "Nothing is left to train or draw."
+    some = "about" if estimated.complete else "at least"
+    workers = f"{estimated.workers} {'worker' if estimated.workers == 1 else 'workers at once'}"
+    why = "compute.max_concurrent" if estimated.workers_are_told else "this machine's room"
+    hours = [f"{_hours(estimated.cpu_hours)} CPU-hours"]
+    hours += [f"{_hours(estimated.gpu_hours)} GPU-hours" if estimated.gpu_hours else "no GPU"]
+    text = f"{some} {duration(estimated.seconds)} on {workers} ({why}) · {' · '.join(hours)}"
+    if not estimated.workers_are_told:
+        text += ". For a cluster: --set compute.max_concurrent=N"
+    return text + ". Loading models, encoding and scoring are not counted."
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def trial_number(text: str) -> int | Literal["best"]:
+    """A trial as it is named on the command line. Raises SpecError where it is neither a number nor best."""
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise SpecError(f"trial {text!r} is not known; allowed: best, or a number (see harness check)")
+    return int(text)
+
+
+def print_verdict(results: "Results", folder: str) -> None:
+    """The answer, as the report has it, and where everything is."""
+    from harness.reporting.report.format import events
+    from harness.reporting.report.study import Study
+    from harness.reporting.report.verdict import verdict
+
+    found = verdict(Study(results))
+    colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
+    out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
+    for line in (*found.facts, *found.cautions):
+        out.print(f"  {escape(line)}", highlight=False)
+    for line in events(results.sweep.get("events", [])):
+        out.print(f"  {line}", highlight=False)
+    out.print(f"report  {folder}/report.html", highlight=False)
+    out.print(f"tables  harness.results.load({folder!r})", highlight=False)
+
+
+def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
+    """One trial against each control on each metric."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
+        table.add_column(heading, no_wrap=True)
+    rows = results.summary
+    chosen = rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)]
+    for row in chosen.to_dict("records"):
+        table.add_row(
+            str(row["metric"]),
+            str(row["arm"]),
+            str(row["control"]),
+            _number(row["mean_difference"], "+.3f"),
+            escape(f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]"),
+            _number(row["p_value"], ".4f"),
+            _number(row["win_rate"], ".0%"),
+            str(row["n_pairs"]),
+        )
+    out.print(table)
+    for reason in chosen["reason"].dropna().unique():
+        out.print(f"– {escape(reason)}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest unit, as people say it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _number(value: float, form: str) -> str:
+    """A number in a table; a missing one is a dash, never a zero."""
+    return format(value, form) if math.isfinite(value) else "–"

@@ -1,0 +1,221 @@
+"""The command line: parse, call one function, print. `harness --help` shows examples."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from harness import __version__
+from harness.cli import outputs, store
+from harness.cli.console import (
+    err,
+    out,
+    print_contrasts,
+    print_inventory,
+    print_plan,
+    print_scheduler,
+    print_search,
+    print_verdict,
+)
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import Plan, Trial, expand
+from harness.errors import HarnessError, SpecError, SweepIncomplete
+
+if TYPE_CHECKING:
+    from harness.engine.stages.context import Bench
+
+
+EXAMPLES = """
+Examples:\n
+  harness check sweeps/quickstart.yaml\n
+  harness run sweeps/quickstart.yaml --workspace runs\n
+  harness run sweeps/sdxl_wrong.yaml --workspace /shared/runs --address auto\n
+  harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
+  harness trial sweeps/quickstart.yaml 3 --workspace runs\n
+  harness report runs/sweeps/quickstart\n
+  harness publish runs/sweeps/quickstart --mode online\n
+  harness export runs/sweeps/quickstart best --layout kohya\n
+  harness redraw runs/images/0123abcd/4567ef/89ab.png\n
+  harness store ls --workspace runs
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
+)
+
+app.add_typer(outputs.app)
+app.add_typer(store.app, name="store")
+
+SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]
+Where = Annotated[
+    str,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="The store, shared by all its sweeps: a folder, or s3://BUCKET/PREFIX.",
+        metavar="FOLDER",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace one value of the YAML, as in axes.adapter.rank='[4,8]'."
+    ),
+]
+
+
+@app.command()
+def check(
+    sweep: SweepFile,
+    workspace: Where = "workspace",
+    override: Overrides = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Also how long it takes, from this store's past timings.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan for machines.")] = False,
+) -> None:
+    """Read a sweep and print what it would cost; nothing is made."""
+    from harness.engine.accounting.estimate import estimated, workers
+    from harness.engine.accounting.inventory import confirmation_pictures, described, encodings, inventory
+    from harness.engine.completion import confirmed, marked
+    from harness.engine.early_stopping import Decisions, as_decided
+    from harness.engine.stages.context import Count
+    from harness.engine.stages.scoring import surveyed
+
+    bench = _bench(sweep, workspace, override)
+    plan = bench.plan
+    decisions = Decisions(plan.sweep, bench.workspace)
+    left = replace(bench, plan=as_decided(plan, decisions))
+    with surveyed(plan, bench.workspace):
+        counts = inventory(left)
+        encoded = encodings(left, counts)
+        times = estimated(left, counts) if estimate else None
+    finished = marked(plan, bench.workspace)
+    if as_json:
+        timed = {"estimate": asdict(times)} if times else {}
+        state = {"stopped_runs": len(decisions.stops), "finished": finished is not None}
+        about = described(plan, {**counts, **encoded}, workers(plan.sweep.compute))
+        out.print_json(json.dumps({**about, **state, **timed}))
+        return
+    print_plan(plan, workers(plan.sweep.compute))
+    print_search(plan)
+    print_scheduler(plan, len(decisions.stops))
+    pictures = confirmation_pictures(plan) if finished is None else confirmed(plan, finished)
+    confirmation = Count(asked=pictures, missing=pictures if finished is None else 0)
+    print_inventory(counts, encoded, confirmation, times)
+
+
+@app.command()
+def run(
+    sweep: SweepFile,
+    workspace: Where = "workspace",
+    override: Overrides = None,
+    executor: Annotated[
+        Literal["ray", "local"],
+        typer.Option(help="ray: workers through Ray Tune; local: a loop in this process."),
+    ] = "ray",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: auto (started on this machine) or HOST:PORT; default RAY_ADDRESS, else none. "
+            "From outside a cluster use ray job submit."
+        ),
+    ] = None,
+) -> None:
+    """Carry a sweep to its end. Run it again after any interruption: what is finished is never made twice."""
+    from harness.cli.progress import Display
+    from harness.cli.session import carry_out, interruptible
+    from harness.engine.executors import make_executor
+    from harness.store.workspace import Workspace
+
+    if executor == "local" and address is not None:
+        raise SpecError(
+            "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
+        )
+    plan = expand(load_sweep(sweep, override or ()))
+    display = Display(err)
+    with interruptible(display) as stop:
+        workers = make_executor(executor, address=address)
+        finished = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
+    if not finished.outcomes:
+        out.print("Nothing to train, draw or score: the store has all of it.")
+    print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
+    failed = [outcome for outcome in finished.outcomes if outcome.failed]
+    if failed:
+        lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
+        raise SweepIncomplete(
+            f"{len(failed)} of {len(finished.outcomes)} tasks failed; run again to retry them:{lines}"
+        )
+
+
+@app.command()
+def trial(
+    sweep: SweepFile,
+    index: Annotated[int, typer.Argument(help="The trial's number, as `harness check` lists them.", min=0)],
+    workspace: Where = "workspace",
+    override: Overrides = None,
+) -> None:
+    """Run one trial in this process, without Ray, and print how it compares with its controls."""
+    from harness.cli.progress import Display
+    from harness.cli.session import interruptible, work_of
+    from harness.engine.pipeline import run_trial
+
+    display = Display(err)
+    bench = replace(_bench(sweep, workspace, override), report=display.report)
+    chosen = _trial(bench.plan, index)
+    bench.workspace.check_writable()
+    with interruptible(display) as stop:
+        results = run_trial(
+            replace(bench, stop=stop),
+            chosen,
+            announce=lambda tasks: display.begin("trial", work_of(tasks, bench)),
+        )
+    print_contrasts(results, chosen.trial_id, "dev")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Bench":
+    from harness.engine.search import with_remembered_points
+    from harness.engine.stages.context import Bench
+    from harness.store.workspace import Workspace
+
+    store = Workspace(workspace)
+    plan = expand(with_remembered_points(load_sweep(sweep, override or ()), store))
+    return Bench(plan=plan, workspace=store, report=_ignore)
+
+
+def _ignore(kind: str, count: int) -> None:
+    """Nobody is watching."""
+
+
+def _trial(plan: Plan, index: int) -> Trial:
+    if index >= len(plan.trials):
+        raise SpecError(
+            f"there is no trial {index}; allowed: 0 to {len(plan.trials) - 1} (see harness check)"
+        )
+    return plan.trials[index]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
+    try:
+        app()
+    except HarnessError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)

@@ -1,0 +1,113 @@
+"""One call that makes things: the display, Ctrl-C, the report and its mirror around the pipeline."""
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+import typer
+from rich.markup import escape
+
+from harness.cli.console import err
+from harness.cli.progress import Display
+from harness.config.plan.plan import Plan
+from harness.engine.accounting import inventory
+from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.stages.context import Bench, Count, Kind, Stop
+from harness.engine.tasks import Task
+from harness.engine.worker import Executor
+from harness.errors import HarnessError, Interrupted
+from harness.reporting.report import write_report
+from harness.reporting.wandb_tracker import make_tracker
+from harness.results import Results
+from harness.store.workspace import Workspace
+
+
+@contextmanager
+def stop_at_ctrl_c(told: Callable[[], None]) -> Iterator[Stop]:
+    """Give what says whether Ctrl-C was pressed in this block; pressed again it is a KeyboardInterrupt.
+
+    `told` is called once, in a thread of its own, when it is pressed first: within a signal's handler nothing
+    may be printed.
+    """
+    pressed = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        threading.Thread(target=told, daemon=True).start()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a script's job in the background
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+REPORT = "report.html"
+STOPPING = (
+    "\nStopping. Waiting for what is under way: training saves a checkpoint at its next step; a dataset, a "
+    "batch of pictures, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."
+)
+
+
+@contextmanager
+def interruptible(display: Display) -> Iterator[Stop]:
+    """The live screen; Ctrl-C leaves the block in an orderly way and says how to go on."""
+    try:
+        with display.live(), stop_at_ctrl_c(lambda: err.print(STOPPING, highlight=False)) as stop:
+            yield stop
+    except (Interrupted, KeyboardInterrupt):
+        err.print("\nStopped. What is finished is kept; run the same command to go on:")
+        err.print(f"  harness {escape(shlex.join(sys.argv[1:]))}", highlight=False)
+        raise typer.Exit(Interrupted.exit_code) from None
+
+
+def carry_out(
+    display: Display,
+    stop: Stop,
+    *,
+    plan: Plan,
+    address: str,
+    workers: AbstractContextManager[Executor],
+) -> SweepRun:
+    """Carry a sweep to its end in the workspace at the address."""
+    bench = Bench(plan=plan, workspace=Workspace(address), report=display.report, stop=stop)
+    bench.workspace.check_writable()
+
+    def announce(stage: str, tasks: Sequence[Task], bench: Bench) -> None:
+        display.begin(stage, work_of(tasks, bench))
+
+    def publish(results: Results) -> bool:
+        here = bench.workspace.sweep(plan.sweep.name)
+        write_report(results, bench.workspace, here / REPORT)
+        bench.workspace.upload_sweep(plan.sweep.name, [REPORT])
+        try:
+            make_tracker(plan.sweep.tracking, folder=here).publish(results, bench.workspace)
+        except HarnessError as error:  # a mirror that fails costs no result
+            display.warn(f"tracking: {error}")
+            return False
+        return True
+
+    with workers as executor:
+        return run_sweep(bench, executor, announce=announce, publish=publish)
+
+
+def work_of(tasks: Sequence[Task], bench: Bench) -> dict[Kind, Count]:
+    """What the tasks have to make."""
+    counts = inventory.remaining(
+        bench,
+        [name for task in tasks for name in task.datasets],
+        [name for task in tasks for name in task.runs],
+        [pair for task in tasks for pair in task.draws],
+    )
+    trials = sum(
+        bench.plan.trials_ending_with[name] for task in tasks for name, split in task.draws if split == "dev"
+    )
+    return {**counts, "trials": Count(asked=trials, missing=trials)}

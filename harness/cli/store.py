@@ -1,0 +1,186 @@
+"""`harness store`: what the store holds, whether it is whole, and making room."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from harness.cli.console import duration, err, out
+from harness.engine.accounting.gc import (
+    Entry,
+    Finding,
+    Kind,
+    collect_garbage,
+    find,
+    holdings,
+    manifest_of,
+    verify,
+)
+from harness.store.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True, help="What the store of a workspace holds, whether it is whole, and making room."
+)
+
+Where = Annotated[
+    str,
+    typer.Option("--workspace", "-w", help="The store: a folder, or s3://BUCKET/PREFIX.", metavar="FOLDER"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: one object, every stage.")]
+
+
+@app.command()
+def ls(
+    kind: Annotated[
+        Kind | None, typer.Argument(help="List the stages of this kind; without it, their sums.")
+    ] = None,
+    workspace: Where = "workspace",
+    as_json: AsJson = False,
+) -> None:
+    """List stages with their size, their age, and the sweeps of this workspace that need them."""
+    found = holdings(Workspace(workspace))
+    entries = [entry for entry in found.entries if kind in (None, entry.kind)]
+    if as_json:
+        stages = [_described(entry) for entry in entries]
+        _print_json({"stages": stages, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
+        return
+    nobody = "not known" if found.unreadable else "no sweep"
+    if kind is None:
+        _print_sums(entries, nobody)
+    else:
+        _print_entries(entries, nobody)
+    for reason in found.unreadable.values():
+        err.print(f"[yellow]note:[/] {escape(reason)}; what it needs is not known", highlight=False)
+
+
+@app.command()
+def show(
+    stage: Annotated[str, typer.Argument(help="A stage's name, as ls prints it, or the beginning of an id.")],
+    workspace: Where = "workspace",
+    as_json: AsJson = False,
+) -> None:
+    """Show one stage: its files, what it was made from, when, where and with which versions."""
+    entry = find(holdings(Workspace(workspace)), stage)
+    manifest = manifest_of(entry)
+    if as_json:
+        _print_json({**_described(entry), "manifest": manifest})
+        return
+    out.print(f"[bold]{entry.name}[/]  {entry.kind}, needed by {_sweeps(entry, 'no sweep')}", highlight=False)
+    if manifest is None:
+        out.print("no manifest: nobody's result; the next run, or gc, takes it away")
+        return
+    table = Table("file", "size", "sha256", box=None, pad_edge=False)
+    for name, facts in manifest["files"].items():
+        table.add_row(escape(name), decimal(facts["bytes"]), facts["sha256"][:16])
+    out.print(table)
+    for name in ("finished_at", "host", "seconds", "versions", "facts"):
+        out.print(f"{name}  {escape(json.dumps(manifest.get(name), indent=1))}", highlight=False)
+
+
+@app.command("verify")
+def verify_files(
+    workspace: Where = "workspace",
+    delete: Annotated[
+        bool, typer.Option("--delete-damaged", help="Remove what is damaged; the next run makes it again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every file with its hash. Leaves with 1 where something is damaged and was not removed."""
+    place = Workspace(workspace)
+    entries = holdings(place).entries
+    findings = verify(place, entries, delete=delete)
+    if as_json:
+        _print_json({"verified": len(entries), "damaged": [_found(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            for fault in finding.faults:
+                out.print(f"[red]{finding.state}[/]  {escape(fault)}", highlight=False, soft_wrap=True)
+        out.print(f"{len(entries)} stages verified, {len(findings)} damaged", highlight=False)
+        if findings and not delete:
+            out.print("--delete-damaged removes them; then the sweep's next run makes them again")
+    if any(finding.state != "removed" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    workspace: Where = "workspace",
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without this it is only said.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no sweep needs. To let go of a sweep, delete WORKSPACE/sweeps/NAME first."""
+    findings = collect_garbage(Workspace(workspace), delete=delete)
+    if as_json:
+        _print_json({"deleted": delete, "unneeded": [_found(finding) for finding in findings]})
+        return
+    if not findings:
+        out.print("Some sweep needs every stage there is: nothing to remove.")
+        return
+    _print_sums([finding.entry for finding in findings], "no sweep")
+    busy = sum(finding.state == "in use" for finding in findings)
+    size = decimal(sum(finding.entry.size for finding in findings if finding.state != "in use"))
+    out.print(f"removed: {size}" if delete else f"not needed: {size}; --delete removes it", highlight=False)
+    if busy:
+        out.print(f"{busy} of them are being worked on right now, and stay", highlight=False)
+
+
+def _print_sums(entries: Sequence[Entry], nobody: str) -> None:
+    """One row per kind and set of sweeps. `nobody` stands where no sweep is known to need a stage."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.kind, _sweeps(entry, nobody)].append(entry)
+    table = _table("kind", "stages", "size", "age", "needed by")
+    for (kind, sweeps), members in groups.items():
+        ages = sorted(_age(entry) for entry in members)
+        age = " – ".join(dict.fromkeys([duration(ages[0]), duration(ages[-1])]))
+        size = decimal(sum(entry.size for entry in members))
+        table.add_row(kind, str(len(members)), size, age, sweeps)
+    out.print(table)
+
+
+def _print_entries(entries: Sequence[Entry], nobody: str) -> None:
+    table = _table("stage", "size", "age", "needed by")
+    for entry in entries:
+        table.add_row(escape(entry.name), decimal(entry.size), duration(_age(entry)), _sweeps(entry, nobody))
+    out.print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        number = heading in ("stages", "size")
+        table.add_column(heading, overflow="fold", justify="right" if number else "left")
+    return table
+
+
+def _sweeps(entry: Entry, nobody: str) -> str:
+    return ", ".join(entry.needed_by) or nobody
+
+
+def _age(entry: Entry) -> float:
+    return max(0.0, (datetime.now(UTC) - entry.finished_at).total_seconds())
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "bytes": entry.size,
+        "finished_at": entry.finished_at.isoformat(),
+        "needed_by": entry.needed_by,
+    }
+
+
+def _found(finding: Finding) -> dict[str, Any]:
+    faults = {"faults": finding.faults} if finding.faults else {}
+    return {**_described(finding.entry), "state": finding.state, **faults}
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    out.print_json(json.dumps(content))

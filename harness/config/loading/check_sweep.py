@@ -1,0 +1,165 @@
+"""What shows only once trials, arms and files are known: a part that would do nothing is an error."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from pydantic import ValidationError
+
+from harness.config.loading.messages import faults
+from harness.config.plan.axes import sample_trials
+from harness.config.plan.plan import adapter_trial
+from harness.config.schema.adapter import TextualInversion
+from harness.config.schema.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
+from harness.config.schema.model import EmojiModel, SdxlModel
+from harness.config.schema.recipe import Drawn, FolderRecipe
+from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, ProbeObjective
+from harness.config.schema.sweep import Objective, SweepSpec, TrialSpec
+from harness.config.schema.training import CAPTION
+from harness.errors import SpecError
+
+
+def check_combinations(sweep: SweepSpec) -> None:
+    """Raise SpecError, one line per fault, where something could not be done or would do nothing."""
+    found = [*_sampler(sweep), *_compute(sweep), *_search(sweep), *_scheduler(sweep)]
+    for spec in sample_trials(sweep):
+        found += _captions(spec, "training.prompt")
+        found += _model(sweep, spec)
+        for arm in sweep.arms:
+            found += _arm(sweep, arm, spec)
+    if found:
+        raise SpecError("\n".join(dict.fromkeys(found)))
+
+
+def _sampler(sweep: SweepSpec) -> Iterator[str]:
+    if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
+        yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
+    if sweep.sampler.scheduler in NO_HAND_OVER and sweep.sampler.refiner_start is not None:
+        yield (
+            f"sampler.scheduler: {sweep.sampler.scheduler} cannot hand over to a refiner; set refiner_start: "
+            f"null, or one of {', '.join(sorted(set(get_args(Scheduler)) - NO_HAND_OVER))}"
+        )
+
+
+def _compute(sweep: SweepSpec) -> Iterator[str]:
+    workers = sweep.compute.training_workers
+    trials = [spec.training for spec in sample_trials(sweep)]
+    sections = [*trials, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
+    rows = min(section.batch_size * section.gradient_accumulation for section in sections)
+    if rows < workers:
+        yield (
+            f"compute: {workers} processes train one trial, and a step has {rows} rows for them "
+            "(training.batch_size × gradient_accumulation); give it more, or lower workers_per_trial"
+        )
+
+
+def _search(sweep: SweepSpec) -> Iterator[str]:
+    if not isinstance(sweep.search, OptunaSearch):
+        return
+    for place, objective in enumerate(sweep.search.objectives):
+        yield from _objective(sweep, objective, f"search.objectives[{place}]")
+        if objective in sweep.search.objectives[:place]:
+            yield f"search.objectives[{place}]: is given twice"
+
+
+def _scheduler(sweep: SweepSpec) -> Iterator[str]:
+    scheduler = sweep.scheduler
+    if isinstance(scheduler, FifoScheduler):
+        return
+    if not any(scheduler.looks(spec.training.steps) for spec in sample_trials(sweep)):
+        yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
+    if sweep.compute.training_workers > 1:
+        yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
+    yield from _objective(sweep, scheduler.objective, "scheduler.objective")
+    if not isinstance(scheduler.objective, ProbeObjective):
+        return
+    dev = [prompt for prompt in sweep.prompts if prompt.split == "dev"]
+    for name, asked, there in (
+        ("prompts", scheduler.objective.prompts, len(dev)),
+        ("seeds", scheduler.objective.seeds, len(sweep.seeds)),
+    ):
+        if asked > there:
+            yield f"scheduler.objective.{name}: {asked} of {there}; allowed: at most {there}"
+    meant = sweep.meant(scheduler.objective)
+    for arm in sweep.arms:
+        apart = [adapter for adapter in arm.adapters if adapter.recipe is not None]
+        if apart and arm.name in (getattr(meant, "arm", None), getattr(meant, "control", None)):
+            yield (
+                f"scheduler.objective: {arm.name} is drawn with an adapter that is trained apart, and each "
+                "look would wait for it; choose arms with the trial's own adapter, a file's, or none"
+            )
+
+
+def _objective(sweep: SweepSpec, objective: Objective, where: str) -> Iterator[str]:
+    """What a trial is judged by exists and has a better direction."""
+    meant = sweep.meant(objective)
+    if isinstance(meant, LossObjective):
+        if any(spec.training.holdout == 0 for spec in sample_trials(sweep)):
+            yield f"{where}: validation_loss needs training.holdout in every trial: pictures kept from it"
+        return
+    allowed: dict[str, list[str]] = {
+        "metric": [metric.kind for metric in sweep.metrics if metric.higher_is_better is not None],
+        "arm": [arm.name for arm in sweep.arms if not arm.is_control],
+        "control": [arm.name for arm in sweep.arms if arm.is_control],
+    }
+    for name, names in allowed.items():
+        if getattr(meant, name) not in names:
+            yield f"{where}.{name}: {getattr(meant, name)} cannot be compared; allowed: {', '.join(names)}"
+
+
+def _captions(spec: TrialSpec, where: str) -> Iterator[str]:
+    recipe = spec.recipe
+    if CAPTION in spec.training.prompt and isinstance(recipe, FolderRecipe) and not recipe.captioned:
+        yield (
+            f"{where}: {CAPTION} needs a caption for every picture of {recipe.path} "
+            "(fox.txt beside fox.png, or a metadata.jsonl with file_name and text)"
+        )
+
+
+def _model(sweep: SweepSpec, spec: TrialSpec) -> Iterator[str]:
+    if (
+        isinstance(spec.model, SdxlModel)
+        and spec.model.refiner is None
+        and sweep.sampler.refiner_start is not None
+    ):
+        yield "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner"
+    if isinstance(spec.model, EmojiModel):
+        yield from _steps_of_the_refiner("sampler", sweep.sampler)
+        if isinstance(spec.recipe, Drawn):
+            yield from _steps_of_the_refiner("recipe", spec.recipe)
+
+
+def _steps_of_the_refiner(where: str, drawn: SamplerSpec | Drawn) -> Iterator[str]:
+    """The embedded model walks equal steps from the noisiest on; other models' spacing is theirs to say."""
+    if drawn.refiner_start is not None and drawn.steps * (1 - drawn.refiner_start) < 1 - 1e-9:
+        yield (
+            f"{where}.steps: {drawn.steps} with refiner_start: {drawn.refiner_start:g} leaves no step to the "
+            "refiner; take more steps, or set refiner_start: null"
+        )
+
+
+def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:
+    for place, adapter in enumerate(arm.adapters):
+        where = f"arms.{arm.name}.adapters[{place}]"
+        if adapter.branch == "negative" and _guidance(sweep, arm) <= 1:
+            yield f"{where}: a guidance of at most 1 draws no negative rows, so branch: negative cannot act"
+        if adapter.scale == 0:
+            yield f"{where}.scale: 0 does nothing; leave the adapter out"
+        if adapter.file is not None:
+            continue
+        try:
+            trained = adapter_trial(spec, adapter)
+        except ValidationError as error:
+            yield from (f"{where}: {fault.line(fault.name)}" for fault in faults(error, TrialSpec))
+            continue
+        if not adapter.is_own:
+            yield from _captions(trained, f"{where}.training.prompt")
+        if adapter.weights == "ema" and trained.training.ema is None:
+            yield f"{where}.weights: ema needs training.ema, a decay such as 0.99"
+        if isinstance(trained.adapter, TextualInversion) and adapter.branch == "negative":
+            word = trained.adapter.word
+            if word not in arm.negative.lower():
+                yield f"{where}: arms.{arm.name}.negative must hold the word {word!r} that the adapter learns"
+
+
+def _guidance(sweep: SweepSpec, arm: ArmSpec) -> float:
+    return sweep.sampler.guidance if arm.guidance is None else arm.guidance

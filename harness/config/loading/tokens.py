@@ -1,0 +1,157 @@
+"""What can be known of a model's prompts and weights from its files alone. Imports no torch."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config.schema.model import EmojiModel, ModelSpec, SdxlModel
+from harness.errors import SpecError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+EMOJI_FOLDER = Path(__file__).parents[2] / "diffusion" / "models" / "emoji"
+DIGESTED = {".json", ".txt", ".model", ".safetensors", ".bin"}
+CLIP_TOKENS = 77
+
+# compel's weights: `(two words)++`, `(two words)1.3`, `word++`, `word-`
+_WEIGHTED_GROUP = re.compile(r"(?<!\\)\(([^()]*)(?<!\\)\)(?:[+-]+|\d+(?:\.\d+)?)")
+_WEIGHTED_WORD = re.compile(r"(?<=\w)(?:\++|-+)(?=[\s,.;:]|$)")
+
+
+def plain_text(prompt: str) -> str:
+    """The prompt without compel's weights: `"(blurry)++, fox+"` is `"blurry, fox"`."""
+    while (unwrapped := _WEIGHTED_GROUP.sub(r"\1", prompt)) != prompt:
+        prompt = unwrapped
+    return _WEIGHTED_WORD.sub("", prompt)
+
+
+def check_prompt_lengths(spec: ModelSpec, prompts: Iterable[str]) -> None:
+    """Raise SpecError for the first prompt that the text encoders would cut.
+
+    Weights are not counted. Where the tokenizers' files are not on this machine (a hub id that was never
+    downloaded), nothing is checked.
+    """
+    folders = [folder for folder in _tokenizer_folders(spec) if folder is not None]
+    for prompt in prompts:
+        for folder in folders:
+            tokens, limit = _token_count(folder, plain_text(prompt))
+            if tokens > limit:
+                raise SpecError(
+                    f"prompt {prompt!r} has {tokens} tokens, and the model's {folder.name} takes {limit} "
+                    "(two of them mark start and end); shorten it"
+                )
+
+
+def model_digest(spec: ModelSpec) -> str | None:
+    """The sha256 of weights and configuration in the model's local folders; null where there is none."""
+    folders = [folder for folder in _local_folders(spec) if folder is not None]
+    if not folders:
+        return None
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in DIGESTED):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def local_folder(source: str | None) -> Path | None:
+    """The folder that a source names, or null where it is a hub id.
+
+    Raises SpecError where it has the form of a path and there is no such folder.
+    """
+    if source is None:
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise SpecError(
+            f"model folder {source} does not exist; give a folder in diffusers' layout or a hub id"
+        )
+    return None
+
+
+def _local_folders(spec: ModelSpec) -> list[Path | None]:
+    match spec:
+        case EmojiModel():
+            return [EMOJI_FOLDER]
+        case SdxlModel():
+            return [local_folder(spec.source), local_folder(spec.refiner), local_folder(spec.vae)]
+
+
+def _tokenizer_folders(spec: ModelSpec) -> list[Path | None]:
+    names = ("tokenizer", "tokenizer_2")
+    match spec:
+        case EmojiModel():
+            folders = [EMOJI_FOLDER / "base" / name for name in names]
+            return [folder for folder in folders if folder.is_dir()]  # else loading says what is missing
+        case SdxlModel():
+            folder = local_folder(spec.source)
+            if folder is not None:
+                return [folder / name for name in names]
+            return [_cached(spec.source, spec.revision, name) for name in names]
+
+
+def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("tokenizer.json", "merges.txt"):
+        found = try_to_load_from_cache(hub_id, f"{name}/{file}", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _token_count(folder: Path, text: str) -> tuple[int, int]:
+    tokenizer, limit = _tokenizer(folder)
+    return len(tokenizer.encode(text).ids), limit
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(folder: Path) -> tuple["Tokenizer", int]:
+    """A CLIP tokenizer and its limit, from `tokenizer.json` or from the older `vocab.json` + `merges.txt`."""
+    from tokenizers import Tokenizer
+
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = _from_vocabulary(folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+    except Exception as error:  # tokenizers raises bare Exception for whatever it cannot read
+        raise SpecError(
+            f"tokenizer {folder} cannot be read ({error}); the model folder is not complete"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, min(int(config.get("model_max_length", CLIP_TOKENS)), CLIP_TOKENS)
+
+
+def _from_vocabulary(folder: Path) -> "Tokenizer":
+    """CLIP's tokenizer (Radford et al. 2021): lower case, byte-level BPE, `</w>` at the end of a word."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    model = models.BPE.from_file(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token=end, end_of_word_suffix="</w>"
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.post_processor = processors.BertProcessing((end, vocabulary[end]), (start, vocabulary[start]))
+    return tokenizer

@@ -1,0 +1,1 @@
+"""From a sweep to the plan of what must be made."""

@@ -1,0 +1,225 @@
+"""The points of a sweep's axes that become trials: all of them, or as many as a search is to try.
+
+A point holds the axes that are applied. An axis whose `when` does not hold is not among them.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
+from random import Random
+from typing import Any
+
+from harness.config.schema.search import (
+    Axis,
+    GridSearch,
+    OptunaSearch,
+    RandomSearch,
+    ValueRange,
+    conditions,
+    values_of,
+)
+from harness.config.schema.sweep import SweepSpec, TrialSpec
+from harness.errors import SpecError
+
+TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
+MISSES = 100  # times the points found so far; after so many old ones in a row there are hardly new ones
+
+Point = dict[str, Any]
+
+
+def trial_points(sweep: SweepSpec) -> Iterator[tuple[Point, TrialSpec]]:
+    """Each point and the trial it makes. In a grid the last axis is the fastest.
+
+    Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
+    of a finished model. Raises pydantic.ValidationError where a value is not allowed.
+    """
+    base = base_trial(sweep)
+    for point in points(sweep, base):
+        yield point, TrialSpec.model_validate(apply_axes(base, point))
+
+
+def sample_trials(sweep: SweepSpec) -> Iterator[TrialSpec]:
+    """Trials to look for faults in: all there are, and where more are to come, the corners of those."""
+    for _, spec in trial_points(sweep):
+        yield spec
+    if isinstance(sweep.search, OptunaSearch):
+        base, order = base_trial(sweep), order_of(sweep.axes)
+        for indices in corners(sweep):
+            chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
+            yield TrialSpec.model_validate(apply_axes(base, applied(sweep.axes, order, base, chosen)))
+
+
+def points(sweep: SweepSpec, base: Mapping[str, Any]) -> Iterator[Point]:
+    """The points of a sweep's search, no two alike."""
+    order = order_of(sweep.axes)
+    match sweep.search:
+        case GridSearch():
+            seen = set()
+            for values in itertools.product(*map(values_of, sweep.axes.values())):
+                chosen = dict(zip(sweep.axes, values, strict=True))
+                point = applied(sweep.axes, order, base, chosen)
+                if key_of(point) not in seen:
+                    seen.add(key_of(point))
+                    yield point
+        case RandomSearch(trials=trials, seed=seed):
+            yield from itertools.islice(random_points(sweep.axes, base, seed=seed), trials)
+        case OptunaSearch(points=asked_for):
+            yield from asked_for
+
+
+def require_enough_points(sweep: SweepSpec) -> None:
+    """Raise SpecError where a search is to try more points than there are."""
+    if isinstance(sweep.search, GridSearch):
+        return
+    asked, base = sweep.search.trials, base_trial(sweep)
+    there = sum(1 for _ in itertools.islice(random_points(sweep.axes, base, seed=sweep.search.seed), asked))
+    if there < asked:
+        raise SpecError(
+            f"search.trials: {asked} are asked for, and the axes have {there} points; "
+            f"allowed: at most {there}, or more values"
+        )
+
+
+def random_points(axes: Mapping[str, Axis], base: Mapping[str, Any], *, seed: int) -> Iterator[Point]:
+    """Different points as the seed has them, until there seem to be no more."""
+    order = order_of(axes)
+    seen: set[str] = set()
+    misses = 0
+    for number in itertools.count():
+        # A generator for each value: another axis, or one value more of it, moves no other axis' values.
+        chosen = {name: _drawn(axis, Random(f"{seed} {number} {name}")) for name, axis in axes.items()}
+        point = applied(axes, order, base, chosen)
+        if key_of(point) not in seen:
+            misses = 0
+            seen.add(key_of(point))
+            yield point
+        elif (misses := misses + 1) > MISSES * (1 + len(seen)):
+            return
+
+
+def _drawn(axis: Axis, generator: Random) -> Any:
+    share = generator.random()
+    if not isinstance(axis, ValueRange):
+        values = values_of(axis)
+        return values[int(share * len(values))]
+    low, high = axis.low, axis.high
+    if axis.step is not None:
+        places = math.floor((high - low) / axis.step + 1e-9) + 1
+        return fitted(axis, low + int(share * places) * axis.step)
+    if axis.whole and not axis.log:
+        return low + int(share * (high - low + 1))
+    value = math.exp(math.log(low) + share * math.log(high / low)) if axis.log else low + share * (high - low)
+    return fitted(axis, value)
+
+
+def fitted(axis: ValueRange, value: float) -> int | float:
+    """A number of the range as a trial has it: whole, or of four significant digits if it has no step."""
+    if axis.whole:
+        return min(max(round(value), int(axis.low)), int(axis.high))
+    return min(max(float(f"{value:.{4 if axis.step is None else 12}g}"), axis.low), axis.high)
+
+
+def key_of(point: Point) -> str:
+    """The same for equal points."""
+    return json.dumps(point, sort_keys=True)
+
+
+def order_of(axes: Mapping[str, Axis]) -> list[str]:
+    """The order in which axes are applied: whole sections first, and what a `when` looks at before it.
+
+    Raises graphlib.CycleError where conditions wait for each other.
+    """
+    return list(TopologicalSorter({name: decided_by(name, axes) for name in axes}).static_order())
+
+
+def decided_by(name: str, axes: Mapping[str, Axis]) -> list[str]:
+    """The axes to be applied before this one: they set what it changes, or what its `when` looks at."""
+    looked_at = [name, *conditions(axes[name])]
+    return [
+        other
+        for other in axes
+        if (other != name and any(field.startswith(f"{other}.") for field in looked_at))
+        or other in conditions(axes[name])
+    ]
+
+
+def applied(
+    axes: Mapping[str, Axis], order: list[str], base: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> Point:
+    """Of the values chosen, those whose axis is applied: its `when` holds in the trial made so far."""
+    raw, point = dict(base), {}
+    for name in order:
+        if holds(axes[name], raw):
+            point[name] = chosen[name]
+            raw = apply_axis(raw, name, chosen[name])
+    return {name: point[name] for name in axes if name in point}
+
+
+def holds(axis: Axis, raw: Mapping[str, Any]) -> bool:
+    """True where everything that the axis' `when` names has one of its values."""
+    return all(look_up(raw, name) in allowed for name, allowed in conditions(axis).items())
+
+
+def corners(sweep: SweepSpec) -> Iterator[dict[str, int]]:
+    """The numbers of the values that are checked together: all of a grid; else each pair of two axes' values.
+
+    With a pair goes what the two axes' conditions ask for, so that they are applied.
+    """
+    places = {name: range(len(values_of(axis))) for name, axis in sweep.axes.items()}
+    if isinstance(sweep.search, GridSearch):
+        for indices in itertools.product(*places.values()):
+            yield dict(zip(places, indices, strict=True))
+        return
+    for one, other in itertools.combinations_with_replacement(places, 2):
+        for i, j in itertools.product(places[one], places[other]):
+            chosen = {
+                **dict.fromkeys(places, 0),
+                **_enabling(sweep.axes, one),
+                **_enabling(sweep.axes, other),
+            }
+            yield {**chosen, one: i, other: j}
+
+
+def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
+    """For each axis that decides whether this one is applied, the first value under which it is."""
+    chosen: dict[str, int] = {}
+    for field, allowed in conditions(axes[name]).items():
+        for other in decided_by(name, axes):
+            inner = field.removeprefix(other).removeprefix(".")
+            if field != other and not field.startswith(f"{other}."):
+                continue
+            for index, value in enumerate(values_of(axes[other])):
+                if (look_up(value, inner) if inner else value) in allowed:
+                    chosen |= {**_enabling(axes, other), other: index}
+                    break
+    return chosen
+
+
+def look_up(raw: Mapping[str, Any], dotted: str) -> Any:
+    """The field of that name; null where there is none, as with another kind."""
+    found: Any = raw
+    for step in dotted.split("."):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found
+
+
+def apply_axis(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A copy of the raw trial mapping with one dotted name replaced. The name was checked on reading."""
+    head, _, rest = dotted.partition(".")
+    if not rest:
+        return {**raw, head: value}
+    return {**raw, head: apply_axis(raw[head] or {}, rest, value)}  # null: a section that is not used so far
+
+
+def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """The raw trial mapping with every axis applied: sections replaced whole, then names inside them."""
+    for dotted in sorted(params, key=lambda dotted: dotted.count(".")):
+        raw = apply_axis(raw, dotted, params[dotted])
+    return raw
+
+
+def base_trial(sweep: SweepSpec) -> dict[str, Any]:
+    """The raw trial mapping that axes are applied to."""
+    return {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}

@@ -1,0 +1,88 @@
+"""What is trained: a low-rank adapter on the model's layers, or words in its text encoders."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from harness.config.schema.base import Frozen
+
+Target = Literal["attention", "feed_forward", "convolutions"]
+Block = Annotated[
+    str,
+    StringConstraints(pattern=r"^((down_blocks|up_blocks)\.\d+|mid_block)(\.(attentions|resnets)\.\d+)?$"),
+]
+
+
+def _each_once_in_order(values: tuple[str, ...]) -> tuple[str, ...]:
+    """A set, written as a list: its order and its repetitions mean nothing."""
+    return tuple(sorted(set(values)))
+
+
+class LowRankAdapter(Frozen):
+    """LoRA (Hu et al. 2021): W + scale · B A, of low rank.
+
+    kind `lora`: scale = alpha / rank. `rslora` (Kalajdzievski 2023): alpha / √rank. `dora` (Liu et al. 2024):
+    alpha / rank, and a trained magnitude for every output of W.
+
+    `alpha: rank` keeps LoRA's scale at 1, so a rank axis also changes the effective learning rate; a number
+    is taken as it is, `1` among them (kohya's default).
+    """
+
+    kind: Literal["lora", "rslora", "dora"] = "lora"
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"] = "rank"
+    dropout: Annotated[float, Field(ge=0, lt=1, description="of the adapter's input, in training")] = 0.0
+    targets: Annotated[
+        tuple[Target, ...],
+        Field(min_length=1, description="which of the UNet's layers"),
+        AfterValidator(_each_once_in_order),
+    ] = ("attention",)
+    blocks: Annotated[
+        tuple[Block, ...] | None,
+        Field(min_length=1, description="where in the UNet, as up_blocks.0 or mid_block; null: everywhere"),
+        AfterValidator(lambda blocks: None if blocks is None else _each_once_in_order(blocks)),
+    ] = None
+    text_encoders: Annotated[bool, Field(description="train both text encoders' attention too")] = False
+
+    @property
+    def alpha_value(self) -> float:
+        """The number that the mode stands for: PEFT's `lora_alpha`."""
+        match self.alpha:
+            case "rank":
+                return float(self.rank)
+            case "sqrt_rank":
+                return math.sqrt(self.rank)
+            case number:
+                return float(number)
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha_value / (math.sqrt(self.rank) if self.kind == "rslora" else self.rank)
+
+
+class TextualInversion(Frozen):
+    """Textual inversion (Gal et al. 2022): vectors that stand for a word, learnt in both text encoders.
+
+    Wherever the adapter acts, each `word` of the prompt is replaced by the vectors. At scale s they are
+    start + s · (learnt − start), where start is the embedding of `initial` as it was.
+    """
+
+    kind: Literal["textual_inversion"] = "textual_inversion"
+    word: Annotated[str, StringConstraints(pattern=r"^\w+$", to_lower=True)] = "wrong"
+    vectors: Annotated[int, Field(ge=1, le=32, description="tokens that stand for the word")] = 4
+    initial: Annotated[
+        str | None,
+        StringConstraints(pattern=r"^\w+$", to_lower=True),
+        Field(description="word whose embedding the vectors start from; null: `word` itself"),
+    ] = None
+
+
+def _lora_unless_said(raw: Any) -> Any:
+    return {"kind": "lora", **raw} if isinstance(raw, dict) else raw
+
+
+AdapterSpec = Annotated[
+    LowRankAdapter | TextualInversion, Field(discriminator="kind"), BeforeValidator(_lora_unless_said)
+]

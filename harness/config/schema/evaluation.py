@@ -1,0 +1,189 @@
+"""How pictures are drawn and compared: arms, prompts, sampler, analysis."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.config.schema.adapter import AdapterSpec
+from harness.config.schema.base import HOW, Frozen, Name, Text
+from harness.config.schema.recipe import RecipeSpec
+from harness.config.schema.training import TrainingSpec
+
+Branch = Literal["negative", "positive", "both"]
+Split = Literal["dev", "test"]
+
+
+class ArmAdapter(Frozen):
+    """An adapter that acts in an arm, and on which rows of the guidance batch.
+
+    The trial's own, where `recipe` and `file` are null; else another one: trained on `recipe`, with the
+    trial's settings except for what `adapter` and `training` replace, or read from a `file`.
+    """
+
+    scale: Annotated[float, Field(description="multiplies the adapter's own scale")] = 1.0
+    branch: Branch = "negative"
+    weights: Annotated[
+        Literal["last", "ema"], Field(description="ema: the averaged export; needs training.ema")
+    ] = "last"
+    recipe: Annotated[
+        RecipeSpec | None,
+        Field(description="null: the trial's own adapter; else one trained on this"),
+    ] = None
+    adapter: Annotated[
+        AdapterSpec | None, Field(description="with recipe: in place of the trial's own; null: alike")
+    ] = None
+    training: Annotated[
+        TrainingSpec | None, Field(description="with recipe: in place of the trial's own; null: alike")
+    ] = None
+    file: Annotated[
+        Path | None, Field(description="a LoRA or an embedding, in diffusers' or kohya's layout"), HOW
+    ] = None
+    digest: Annotated[str | None, Field(description="hash of the file; filled in when read")] = None
+
+    @property
+    def is_own(self) -> bool:
+        """True where it is the trial's own adapter."""
+        return self.recipe is None and self.file is None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ArmAdapter":
+        if self.file is not None and self.recipe is not None:
+            raise ValueError("give recipe (an adapter to train) or file (one that is there), not both")
+        if self.recipe is None and (self.adapter is not None or self.training is not None):
+            raise ValueError("adapter and training are settings of another adapter; give its recipe too")
+        if self.file is not None and self.weights != "last":
+            raise ValueError("weights: ema is of a training run; give the averaged file itself as file")
+        return self
+
+
+class MergeSpec(Frozen):
+    """All adapters of an arm merged into one, each weighted by its scale, by PEFT's methods.
+
+    `linear` adds them; `ties` (Yadav et al. 2023) and `dare` (Yu et al. 2024) keep `density` of their
+    numbers.
+    """
+
+    method: Literal["linear", "ties", "dare"]
+    density: Annotated[float | None, Field(gt=0, le=1, description="ties and dare alone")] = None
+    seed: Annotated[int | None, Field(ge=0, description="dare alone, which drops numbers at random")] = None
+
+    @model_validator(mode="after")
+    def _of_this_method(self) -> "MergeSpec":
+        if (self.density is None) != (self.method == "linear"):
+            raise ValueError("density is needed by ties and dare, and not used by linear")
+        if (self.seed is None) != (self.method != "dare"):
+            raise ValueError("seed is needed by dare, and not used by linear and ties")
+        return self
+
+
+class ArmSpec(Frozen):
+    """How an arm's pictures are drawn. An arm without the trial's own adapter is a control.
+
+    In a sweep's file an arm may have `axes` of its own, as `adapters.0.scale: [0.5, 1, 2]`: it stands for one
+    arm per point, named after its values. `family` and `params` are then the name and values it came from.
+    """
+
+    name: Name
+    family: Annotated[Name | None, HOW] = None
+    params: Annotated[dict[str, Any], HOW] = Field(default_factory=dict)
+    negative: Annotated[str, Field(description="negative prompt; empty for none")] = ""
+    guidance: Annotated[float | None, Field(ge=0, description="in place of the sampler's guidance")] = None
+    adapters: tuple[ArmAdapter, ...] = ()
+    merge: MergeSpec | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """True where no adapter of the trial itself acts."""
+        return not any(adapter.is_own for adapter in self.adapters)
+
+    @property
+    def needs_training(self) -> bool:
+        """False where its pictures can be drawn before anything is trained."""
+        return any(adapter.file is None for adapter in self.adapters)
+
+    @model_validator(mode="after")
+    def _merges_something(self) -> "ArmSpec":
+        if self.merge is not None:
+            if len(self.adapters) < 2:
+                raise ValueError("merge needs two adapters or more")
+            if len({adapter.branch for adapter in self.adapters}) > 1:
+                raise ValueError("adapters that are merged act on one branch; give all the same")
+        return self
+
+
+# Those whose pipelines take them, and which draw one picture alike alone and in a batch.
+Scheduler = Literal[
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+]
+
+
+# The refiner's pipeline starts in the middle of a schedule, with a scheduler that has no past. These do not
+# bear it: those of second order are cut between the two halves of a step, and PNDM and LMS count on steps
+# that were not taken. Each would start the refiner on another noise level than that of the latents.
+NO_HAND_OVER: frozenset[Scheduler] = frozenset(
+    {
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+    }
+)
+
+
+class SamplerSpec(Frozen):
+    """How one picture is drawn."""
+
+    steps: Annotated[int, Field(ge=1)] = 20
+    guidance: Annotated[float, Field(ge=0)] = 5.0
+    guidance_rescale: Annotated[float, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4")] = (
+        0.0
+    )
+    scheduler: Annotated[
+        Scheduler | None, Field(description="diffusers' name; null: the model's own, Euler for SDXL")
+    ] = None
+    size: Annotated[
+        tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None,
+        Field(description="width and height in pixels, multiples of 8; null: the model's own"),
+    ] = None
+    refiner_start: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
+    ] = 0.8
+
+    @model_validator(mode="after")
+    def _whole_latents(self) -> "SamplerSpec":
+        if self.size is not None and any(side % 8 for side in self.size):
+            raise ValueError("size must be multiples of 8, the VAE's factor")
+        return self
+
+
+class Prompt(Frozen):
+    """A prompt of the evaluation. Dev prompts select the best trial; test prompts confirm it."""
+
+    text: Text
+    tags: tuple[str, ...] = ()
+    split: Split
+
+
+class AnalysisSpec(Frozen):
+    """What is compared, and with which certainty."""
+
+    primary: Annotated[Name, Field(description="metric that selects the best trial")] = "aesthetic"
+    control: Annotated[Name, Field(description="control arm that the selection is made against")] = "placebo"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100, description="bootstrap and permutation draws")] = 10_000
+    seed: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,45 @@
+"""Which metrics score the pictures. `encoder` names the CLIP that embeds pictures (and words)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.config.schema.base import Frozen, Text
+
+Encoder = Annotated[
+    Text,
+    Field(
+        description="`emoji` (embedded), an open_clip `architecture/pretrained` such as "
+        "`ViT-L-14-quickgelu/openai`, or `local-dir:PATH`"
+    ),
+]
+
+
+class ClipScoreMetric(Frozen):
+    """Cosine of picture and plain prompt times 100 (Hessel et al. 2021, without their clamp and 2.5)."""
+
+    kind: Literal["clip_score"] = "clip_score"
+    encoder: Encoder
+    higher_is_better: ClassVar[bool | None] = True
+    version: ClassVar[str] = "1"  # bump when the definition changes: old scores are then made again
+
+
+class AestheticMetric(Frozen):
+    """A linear head on the unit picture embedding: LAION's predictor or the embedded stand-in; about 1–10."""
+
+    kind: Literal["aesthetic"] = "aesthetic"
+    encoder: Encoder
+    head: Annotated[Text, Field(description="`emoji` (embedded) or the path of the LAION v2 `.pth`")]
+    higher_is_better: ClassVar[bool | None] = True
+    version: ClassVar[str] = "1"
+
+
+class GuardMetric(Frozen):
+    """A number read off the pixels, without weights: shows when a gain is only saturation or contrast."""
+
+    kind: Literal["saturation", "clipped_pixels", "contrast", "sharpness"]
+    higher_is_better: ClassVar[bool | None] = None
+    version: ClassVar[str] = "1"
+
+
+MetricSpec = Annotated[ClipScoreMetric | AestheticMetric | GuardMetric, Field(discriminator="kind")]

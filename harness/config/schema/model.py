@@ -1,0 +1,68 @@
+"""Which text-to-image model a sweep uses."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from harness.config.schema.base import HOW, Frozen, Text
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class EmojiModel(Frozen):
+    """The embedded model: 64 px, drawn on a CPU in a fraction of a second, weights inside the package."""
+
+    kind: Literal["emoji"] = "emoji"
+    digest: Annotated[str | None, Field(description="hash of the weights; filled in when read")] = None
+
+    @property
+    def precision(self) -> Precision:
+        """Always fp32: bf16 convolutions are an order of magnitude slower on most CPUs."""
+        return "fp32"
+
+
+class SdxlModel(Frozen):
+    """SDXL 1.0 or a model of the same classes, from the hub or from a local folder.
+
+    `source: random` is the published architecture with random weights, for measuring speed and memory where
+    there are no weights; its `refiner` is then `random` or null, and its `vae` null.
+    """
+
+    kind: Literal["sdxl"] = "sdxl"
+    source: Annotated[Text, Field(description="hub id, a folder in diffusers' layout, or random")] = (
+        "stabilityai/stable-diffusion-xl-base-1.0"
+    )
+    revision: str | None = None
+    refiner: Annotated[
+        str | None, Field(description="hub id or folder of the refiner; null for base alone")
+    ] = "stabilityai/stable-diffusion-xl-refiner-1.0"
+    refiner_revision: str | None = None
+    vae: Annotated[str | None, Field(description="a VAE in place of the model's own")] = (
+        "madebyollin/sdxl-vae-fp16-fix"
+    )
+    vae_revision: str | None = None
+    variant: Annotated[Literal["fp16"] | None, Field(description="which weight files to read"), HOW] = "fp16"
+    precision: Precision = "fp16"
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        Field(description="what the UNet predicts; null: what the model's scheduler says"),
+    ] = None
+    digest: Annotated[str | None, Field(description="hash of local folders; filled in when read")] = None
+
+    @model_validator(mode="after")
+    def _random_throughout(self) -> "SdxlModel":
+        if self.source == "random" and (self.refiner not in ("random", None) or self.vae is not None):
+            raise ValueError("source: random takes refiner: random or null, and vae: null")
+        if self.source != "random" and "random" in (self.refiner, self.vae):
+            raise ValueError("refiner and vae can be random only where source is")
+        return self
+
+    def how(self) -> set[str]:
+        """A local folder's path says where; once the digest is known, that says what."""
+        sources = {"source": self.source, "refiner": self.refiner, "vae": self.vae}
+        local = {name for name, source in sources.items() if source and Path(source).is_absolute()}
+        return super().how() | (local if self.digest else set())
+
+
+ModelSpec = Annotated[EmojiModel | SdxlModel, Field(discriminator="kind")]

@@ -1,0 +1,119 @@
+"""How an adapter's training images are made: bad, or for a sham adapter good."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from harness.config.schema.base import HOW, Frozen, Label, Text
+
+DegradationName = Literal[
+    "blur", "noise", "jpeg", "pixelate", "distort", "wash_out", "crop", "duplicate", "darken", "overexpose"
+]
+Guidances = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+Severity = Annotated[float, Field(gt=0, le=1)]
+
+
+class Drawn(Frozen):
+    """What every recipe has that draws its pictures with the model itself."""
+
+    name: Label = None
+    steps: Annotated[int, Field(ge=1, description="denoising steps of each training picture")] = 20
+    refiner_start: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
+    ] = 0.8
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class KeywordsRecipe(Drawn):
+    """Woolf's recipe: all keywords joined by ", ", each in turn weighted up, at several guidance scales.
+
+    Gives `len(keywords) * len(guidance)` pictures. Weighting is compel's: `(blurry)++++` is 1.1 ** 4.
+    """
+
+    kind: Literal["keywords"] = "keywords"
+    keywords: Annotated[tuple[Text, ...], Field(min_length=1)]
+    emphasis: Annotated[int, Field(ge=0, le=10, description="number of + signs on the weighted keyword")] = 4
+    guidance: Guidances = (8, 9, 10, 11, 12, 13)
+
+    @property
+    def count(self) -> int:
+        """Number of pictures."""
+        return len(self.keywords) * len(self.guidance)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take; weighting signs are no tokens."""
+        return (", ".join(self.keywords),)
+
+
+class PlainRecipe(Drawn):
+    """The model's own pictures of plain prompts, untouched: training data for a sham adapter."""
+
+    kind: Literal["plain"] = "plain"
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    count: Annotated[int, Field(ge=1)] = 24
+    guidance: Annotated[float, Field(ge=0)] = 5.0
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take."""
+        return self.prompts
+
+
+class DegradeRecipe(Drawn):
+    """The model's own pictures of plain prompts, damaged afterwards at a severity drawn per picture."""
+
+    kind: Literal["degrade"] = "degrade"
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    count: Annotated[int, Field(ge=1)] = 24
+    guidance: Annotated[float, Field(ge=0)] = 5.0
+    degradations: Annotated[tuple[DegradationName, ...], Field(min_length=1)]
+    severity: Annotated[tuple[Severity, Severity], Field(description="lowest, highest")] = (0.5, 1)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model's tokenizers must take."""
+        return self.prompts
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DegradeRecipe":
+        if self.severity[0] > self.severity[1]:
+            raise ValueError("severity must be [lowest, highest]")
+        return self
+
+
+class FolderRecipe(Frozen):
+    """Pictures somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
+
+    A picture's caption is the text file of its name beside it (`fox.png`, `fox.txt`), or its `text` in the
+    folder's `metadata.jsonl`.
+    """
+
+    kind: Literal["folder"] = "folder"
+    name: Label = None
+    path: Annotated[Path, HOW]
+    repeats: Annotated[
+        dict[str, Annotated[int, Field(ge=1)]],
+        Field(description="how often pictures are seen in each pass, by a pattern of names: {'hands/*': 3}"),
+    ] = Field(default_factory=dict)
+    digest: Annotated[
+        str | None, Field(description="hash of the pictures and captions; filled in when read")
+    ] = None
+    count: Annotated[
+        int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW
+    ] = None
+    captioned: Annotated[
+        bool, Field(description="whether every picture has a caption; filled in when read"), HOW
+    ] = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Nothing: the pictures are not drawn."""
+        return ()
+
+
+RecipeSpec = Annotated[
+    KeywordsRecipe | PlainRecipe | DegradeRecipe | FolderRecipe, Field(discriminator="kind")
+]

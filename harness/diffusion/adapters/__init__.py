@@ -1,0 +1,1 @@
+"""Adapters: their types, initialization, row-wise application, merging and files."""

@@ -1,0 +1,95 @@
+"""Types of adapters: low-rank layers, embeddings, and the parameters that are trained."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from harness.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRankLayer:
+    """What an adapter does to one layer: A is `down`, B is `up`, `scale` is alpha / rank or the like.
+
+    Linear: [R, I] and [O, R]. Convolution: [R, I, k, k] and [O, R, 1, 1].
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+    magnitude_O: torch.Tensor | None = None
+
+
+LowRank = Mapping[str, LowRankLayer]  # by the name of the module; empty for an adapter without a part here
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedding:
+    """The vectors [N, D] that stand for `word`, one tensor per text encoder.
+
+    `start` is where training began; null where the file does not say, and then only scale 1 is known.
+    """
+
+    word: str
+    learnt_ND: tuple[torch.Tensor, torch.Tensor]
+    start_ND: tuple[torch.Tensor, torch.Tensor] | None
+
+    @property
+    def vectors(self) -> int:
+        """How many tokens stand for the word."""
+        return self.learnt_ND[0].shape[0]
+
+    def at(self, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors start + scale · (learnt − start). Raises ModelError where the start is not known."""
+        if scale == 1:
+            return self.learnt_ND
+        if self.start_ND is None:
+            raise ModelError(
+                f"the embedding of {self.word!r} does not say where its vectors started, so it can act at "
+                f"scale 1 alone, not {scale:g}"
+            )
+        first, second = (
+            start + scale * (learnt - start)
+            for start, learnt in zip(self.start_ND, self.learnt_ND, strict=True)
+        )
+        return first, second
+
+
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+_identities = itertools.count()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapter:
+    """An adapter in memory: its low-rank parts by module, or an embedding.
+
+    `identity` is its own in this process. The text encoders' modules are named from within the encoder's
+    body (`encoder.layers.0.…`).
+    """
+
+    unet: LowRank = field(default_factory=dict)
+    text_encoder: LowRank = field(default_factory=dict)
+    text_encoder_2: LowRank = field(default_factory=dict)
+    embedding: Embedding | None = None
+    identity: int = field(default_factory=_identities.__next__)
+
+    @property
+    def acts_on_text(self) -> bool:
+        """True where prompts are encoded differently under it."""
+        return bool(self.text_encoder or self.text_encoder_2 or self.embedding is not None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ParameterGroup:
+    """Parameters that are trained at one rate. `side` is LoRA's matrix: `up` (B) has its own in LoRA+."""
+
+    part: Literal["unet", "text_encoders"]
+    side: Literal["down", "up"]
+    parameters: "list[torch.nn.Parameter]"
+
+
+EMA = "ema"  # in a snapshot, the folder of the averaged export

@@ -1,0 +1,139 @@
+"""Fresh low-rank adapters as PEFT makes them: LoRA, rsLoRA and DoRA, their configuration and start.
+
+PEFT wraps each layer in one of its own, from which what is trained is taken; how rows of several adapters go
+through the frozen layers together is `grouped.py`. PEFT starts A Kaiming-uniform with a = √5 and B at zero,
+as LoRA's reference code does: unlike the gaussian of deviation 1 / rank, this does not make the start depend
+on the rank. DoRA's magnitudes start at the norms of the weights.
+
+Which layers of the model a low-rank adapter acts on.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from harness.config.schema.adapter import LowRankAdapter, Target
+from harness.errors import ModelError
+
+NAME, LAYER = "default", "layer"  # of the adapter and of its one layer, as PEFT is told
+
+
+def configuration(adapter: LowRankAdapter, modules: list[str]) -> LoraConfig:
+    """PEFT's configuration of the adapter on these modules."""
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha_value,
+        lora_dropout=adapter.dropout,
+        use_rslora=adapter.kind == "rslora",
+        use_dora=adapter.kind == "dora",
+        target_modules=modules,
+    )
+
+
+def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) -> dict[str, Tensor]:
+    """The adapter on these linear layers and convolutions, in their order: its tensors by `….lora_A.weight`.
+
+    In fp32 on the CPU, whatever the layers' device and precision, and from `seed` alone. The layers stay as
+    they are, and so does the global random state.
+    """
+    config = configuration(adapter, [LAYER])
+    with torch.random.fork_rng(devices=[]):
+        layers = {name: _wrapped(module, config) for name, module in modules.items()}
+        torch.default_generator.manual_seed(seed)
+        for layer in layers.values():
+            layer.reset_lora_parameters(NAME, True)
+    state = {}
+    for name, layer in layers.items():
+        state[f"{name}.lora_A.weight"] = layer.lora_A[NAME].weight.detach()
+        state[f"{name}.lora_B.weight"] = layer.lora_B[NAME].weight.detach()
+        if config.use_dora:
+            state[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector[NAME].weight.detach()
+    return state
+
+
+def _wrapped(module: Any, config: LoraConfig) -> Any:
+    """PEFT's layer for the module, with its own tensors on the CPU. It does not keep the module's weight."""
+    base, weight = _like(module), module.weight.detach()
+    if config.use_dora:
+        base.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+    holder = torch.nn.ModuleDict({LAYER: base})
+    inject_adapter_in_model(config, holder, adapter_name=NAME)
+    base.weight = _without_memory(weight.shape)
+    return holder[LAYER].to("cpu")
+
+
+def _like(module: Any) -> Any:
+    """A layer of the module's kind and shape."""
+    base: Any
+    if module.weight.ndim == 2:
+        base = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    else:
+        base = torch.nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            bias=False,
+            device="meta",
+        )
+    base.weight = _without_memory(module.weight.shape)
+    return base
+
+
+def _without_memory(shape: torch.Size) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
+
+
+TARGETS: dict[Target, tuple[str, ...]] = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "feed_forward": ("ff.net.0.proj", "ff.net.2"),
+    # Of the residual blocks and of what changes the size, not the UNet's first and last layer.
+    "convolutions": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+}
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def unet_targets(unet: torch.nn.Module, adapter: LowRankAdapter) -> list[str]:
+    """The modules that a low-rank adapter acts on, by name. Raises ModelError for blocks that have none."""
+    suffixes = tuple(f".{suffix}" for target in adapter.targets for suffix in TARGETS[target])
+    names = sorted(name for name, _ in unet.named_modules() if name.endswith(suffixes))
+    if adapter.blocks is None:
+        return names
+    for block in adapter.blocks:
+        if not any(name.startswith(f"{block}.") for name in names):
+            raise ModelError(
+                f"adapter.blocks has {block}, where the UNet has nothing of {', '.join(adapter.targets)}; "
+                f"there is {', '.join(_blocks(names))}"
+            )
+    return [name for name in names if name.startswith(tuple(f"{block}." for block in adapter.blocks))]
+
+
+def text_targets(body: torch.nn.Module, *, whole: bool) -> list[str]:
+    """The attention's projections: in every layer (`whole`), or in all but the last.
+
+    SDXL takes the states before the last layer, which bears on the second encoder's pooled output alone.
+    """
+    names = sorted(name for name, _ in body.named_modules() if name.endswith(TEXT_TARGETS))
+    last = max(int(name.split(".")[2]) for name in names)
+    return [name for name in names if whole or not name.startswith(f"encoder.layers.{last}.")]
+
+
+def _blocks(names: Sequence[str]) -> list[str]:
+    """The blocks that hold these modules, and the attentions and residual blocks in them."""
+    found = set()
+    for name in names:
+        pieces = name.split(".")
+        depth = 1 if pieces[0] == "mid_block" else 2
+        found.add(".".join(pieces[:depth]))
+        if pieces[depth] in ("attentions", "resnets"):
+            found.add(".".join(pieces[: depth + 2]))
+    return sorted(found)
+
+
+def text_body(encoder: Any) -> torch.nn.Module:
+    """The part of a text encoder that adapters name their modules in."""
+    return encoder.text_model if hasattr(encoder, "text_model") else encoder

@@ -1,0 +1,123 @@
+"""The dataset on disk: pictures and captions in Hugging Face's `imagefolder` layout.
+
+What the recipes share that draw their pictures with the model itself.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from harness.config.schema.recipe import Drawn
+from harness.diffusion.models.model import DrawSettings, Row
+
+if TYPE_CHECKING:
+    from harness.diffusion.models.model import Model
+
+
+METADATA = "metadata.jsonl"  # of a dataset: a row for each picture
+SIDE_MULTIPLE = 8  # the VAE's factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training picture and how it came to be. Null where it does not apply (a folder's pictures)."""
+
+    image: Image.Image
+    caption: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    degradation: str | None = None
+    severity: float | None = None
+    original_size: tuple[int, int] | None = None  # width, height before it was resized; null: as it is
+    repeats: int = 1
+
+
+def write_dataset(
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    resolution: int,
+    report: Callable[[int], None],
+    first: int = 0,
+) -> None:
+    """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each picture file's bytes.
+
+    `first` is the number of the first picture, in a part of a dataset.
+
+    Each picture's shorter side is the resolution and both sides are multiples of 8; training cuts squares.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, sample in enumerate(samples, start=first):
+        assert sample.image.mode == "RGB", sample.image.mode
+        assert min(sample.image.size) == resolution, sample.image.size
+        assert all(side % SIDE_MULTIPLE == 0 for side in sample.image.size), sample.image.size
+        data = png_bytes(sample.image)
+        name = f"images/{index:06d}.png"
+        (folder / name).write_bytes(data)
+        original_width, original_height = sample.original_size or sample.image.size
+        row = {
+            "file_name": name,
+            "caption": sample.caption,
+            "original_width": original_width,
+            "original_height": original_height,
+            "repeats": sample.repeats,
+            "prompt": sample.prompt,
+            "seed": sample.seed,
+            "guidance": sample.guidance,
+            "degradation": sample.degradation,
+            "severity": sample.severity,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        report(1)
+    (folder / METADATA).write_text("".join(lines), encoding="utf-8")
+
+
+def join_datasets(parts: Iterable[Path], folder: Path) -> None:
+    """Write the pictures and captions of all parts, in order, as one dataset."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for part in parts:
+        for picture in sorted((part / "images").iterdir()):
+            shutil.copyfile(picture, folder / "images" / picture.name)
+        lines.append((part / METADATA).read_text(encoding="utf-8"))
+    (folder / METADATA).write_text("".join(lines), encoding="utf-8")
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as PNG, without a source file's metadata (text chunks, EXIF, colour profile)."""
+    pixels = Image.frombytes("RGB", image.size, image.tobytes())
+    buffer = io.BytesIO()
+    pixels.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def picture_seed(recipe_seed: int, index: int) -> int:
+    """Seed of the recipe's picture number `index`: the first 32 bits of NumPy's SeedSequence([seed, index]).
+
+    A hash, not a sum: neighbouring recipe seeds share no pictures, and training pictures do not start
+    from the latents of the evaluation's small seeds.
+    """
+    return int(np.random.SeedSequence([recipe_seed, index]).generate_state(1)[0])
+
+
+def draw_images(
+    rows: Sequence[Row], recipe: Drawn, model: "Model", *, batch_size: int
+) -> Iterator["Image.Image"]:
+    """The rows' pictures in their order, RGB, drawn `batch_size` at a time."""
+    settings = DrawSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
+    remaining = iter(rows)
+    while batch := list(islice(remaining, batch_size)):
+        for picture in model.draw(batch, settings):
+            yield picture.image.convert("RGB")

@@ -1,0 +1,22 @@
+"""Models: a protocol of a few methods (`model.py`), and one class that fulfils it with stock pipelines."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.config.schema.model import ModelSpec
+    from harness.diffusion.models.model import Model
+
+
+def load_model(spec: "ModelSpec", *, device: str | None = None) -> "Model":
+    """Load a model onto `device` (default: cuda where there is one, else cpu).
+
+    Raises ModelError where it cannot be found, downloaded or read. Nothing is cached here.
+    """
+    from harness.diffusion.models.loading import load_emoji, load_sdxl
+    from harness.diffusion.models.sdxl import Sdxl
+
+    match spec.kind:
+        case "emoji":
+            return Sdxl(spec, load_emoji(spec), device=device)
+        case "sdxl":
+            return Sdxl(spec, load_sdxl(spec), device=device)

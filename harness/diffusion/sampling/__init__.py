@@ -1,0 +1,1 @@
+"""Image generation: cells to images, PNG metadata, redraw."""

@@ -1,0 +1,198 @@
+"""What a picture's file says of how it was made: for A1111's and ComfyUI's readers, and to draw it again.
+
+`parameters` is the text of AUTOMATIC1111's web UI, which ComfyUI imports and galleries show. `harness` is
+JSON and complete: a model's and an adapter's weights are named by their hashes, everything else is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from harness import __version__
+from harness.config.plan.plan import Cell, Draw, DrawAdapter
+from harness.config.schema.evaluation import Scheduler
+from harness.config.schema.model import EmojiModel, ModelSpec
+from harness.diffusion.adapters.files import adapter_path
+
+PARAMETERS, HARNESS = "parameters", "harness"
+LIBRARIES = ("torch", "diffusers", "transformers", "compel")
+
+SAMPLERS: dict[Scheduler, str] = {  # as A1111 calls them; DDPM, DEIS and DPM++ 2S it has not
+    "DDIMScheduler": "DDIM",
+    "DDPMScheduler": "DDPM",
+    "DEISMultistepScheduler": "DEIS",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "DPMSolverSinglestepScheduler": "DPM++ 2S",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "LMSDiscreteScheduler": "LMS",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+def described(
+    draw: Draw,
+    cell: Cell,
+    image: Image.Image,
+    *,
+    latent_hash: str,
+    sampler: Scheduler,
+    adapters: Sequence[dict[str, Any]],
+) -> dict[str, str]:
+    """The text chunks of a cell's picture. `adapters` are as `about_adapter` gives them."""
+    about = {
+        "cell": {
+            "image_id": cell.image_id,
+            "prompt_id": cell.prompt_id,
+            "prompt": cell.prompt,
+            "seed": cell.seed,
+        },
+        "draw": {
+            "draw_id": draw.draw_id,
+            "model": draw.model.model_dump(mode="json"),
+            "negative": draw.negative,
+            "guidance": draw.guidance,
+            "guidance_rescale": draw.guidance_rescale,
+            "steps": draw.steps,
+            "scheduler": draw.scheduler,
+            "size": draw.size,
+            "refiner_start": draw.refiner_start,
+            "adapters": list(adapters),
+            "merge": None if draw.merge is None else draw.merge.model_dump(mode="json"),
+        },
+        "latent_hash": latent_hash,
+        "pixels_sha256": pixels_hash(image),
+        "versions": versions(),
+    }
+    return {
+        PARAMETERS: a1111_parameters(draw, cell, image.size, sampler=sampler, adapters=adapters),
+        HARNESS: as_json(about),
+    }
+
+
+def as_json(about: dict[str, Any]) -> str:
+    """The `harness` chunk: the same text for the same facts."""
+    return json.dumps(about, sort_keys=True, ensure_ascii=False)
+
+
+def save(image: Image.Image, file: Path, chunks: dict[str, str]) -> None:
+    """Write a PNG with these text chunks. Nothing in it depends on the time."""
+    text = PngInfo()
+    for key, value in chunks.items():
+        if value.isascii():
+            text.add_text(key, value)
+        else:
+            text.add_itxt(key, value)
+    image.save(file, format="PNG", pnginfo=text)
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """The versions on which a picture's last bits hang."""
+    return {"harness": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """The sha256 of a picture's RGB values, whatever its file looks like."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def about_adapter(adapter: DrawAdapter, path: Path) -> dict[str, Any]:
+    """An adapter that acts: where it came from, a name for people, and the hash that A1111 shows of it."""
+    if adapter.file is None:
+        name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
+    else:
+        name = adapter.file.stem
+    header, sha256 = weights_hash(path)
+    return {
+        "run_id": adapter.run_id,
+        "steps": adapter.steps,
+        "weights": adapter.weights,
+        "file": None if adapter.file is None else adapter.file.as_posix(),
+        "digest": adapter.digest,
+        "scale": adapter.scale,
+        "branch": adapter.branch,
+        "name": name,
+        "kind": "embedding" if "clip_l" in header else "lora",
+        "sha256": sha256,
+    }
+
+
+def weights_hash(path: Path) -> tuple[dict[str, Any], str]:
+    """A safetensors file's header, and the sha256 of the rest: kohya's model hash, which A1111 shows.
+
+    `path` may be the folder that an adapter was saved in. Raises ModelError where there is none in it.
+    """
+    with adapter_path(path).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return header, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def a1111_parameters(
+    draw: Draw,
+    cell: Cell,
+    size: tuple[int, int],
+    *,
+    sampler: Scheduler,
+    adapters: Sequence[dict[str, Any]],
+) -> str:
+    """The `parameters` chunk of A1111's web UI. `sampler` is what drew, where the draw names none.
+
+    The line of the negative prompt is there even where it is empty: ComfyUI imports nothing without it.
+    """
+    fields: dict[str, object] = {
+        "Steps": draw.steps,
+        "Sampler": SAMPLERS[draw.scheduler or sampler],
+        "CFG scale": _number(draw.guidance),
+        "Seed": cell.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": _model_name(draw.model),
+    }
+    if draw.guidance_rescale:
+        fields["CFG Rescale"] = _number(draw.guidance_rescale)
+    if draw.refiner_start is not None:
+        fields["Refiner"] = _refiner_name(draw.model)
+        fields["Refiner switch at"] = _number(draw.refiner_start)
+    for kind, title in (("lora", "Lora"), ("embedding", "TI")):
+        some = [a for a in adapters if a["kind"] == kind]
+        if some:
+            fields[f"{title} hashes"] = ", ".join(f"{a['name']}: {a['sha256'][:12]}" for a in some)
+            fields[f"{title} scales"] = ", ".join(
+                f"{a['name']}: {_number(a['scale'])} {a['branch']}" for a in some
+            )
+    if draw.merge is not None:
+        fields["Lora merge"] = draw.merge.method
+    # A1111 knows LoRAs in the prompt, where they act on both branches, so only such are put there.
+    alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and draw.merge is None]
+    tags = "".join(f" <lora:{a['name']}:{_number(a['scale'])}>" for a in alike)
+    settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
+    return f"{cell.prompt}{tags}\nNegative prompt: {draw.negative}\n{settings}"
+
+
+def _model_name(spec: ModelSpec) -> str:
+    return "emoji" if isinstance(spec, EmojiModel) else spec.source
+
+
+def _refiner_name(spec: ModelSpec) -> str:
+    return "emoji-refiner" if isinstance(spec, EmojiModel) else str(spec.refiner)
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
+
+
+def _quoted(value: object) -> str:
+    """A value with a comma, colon or line end is written as a JSON string, as the web UI does."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

@@ -1,0 +1,1 @@
+"""What a plan needs, has, costs and leaves behind."""

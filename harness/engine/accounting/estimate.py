@@ -1,0 +1,324 @@
+"""How long what is missing will take, from the store's past timings: for `harness check --estimate`.
+
+Timings of the same model alone are used: of work just like it (as many denoising steps, the same batch and
+adapter) where there are any, else of the like, scaled by passes (`inventory.py`). Where there are none,
+nothing is said. Loading models, encoding and scoring are not in it.
+
+How long past work of the store took, by sorts of work: what `estimate.py` reckons with.
+"""
+
+import heapq
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.plan.cost import picture_passes, step_passes
+from harness.config.plan.plan import Dataset, Draw, TrainingRun
+from harness.config.plan.rungs import probe_cells, probes_of_run
+from harness.config.schema.base import Frozen
+from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.search import OptunaSearch
+from harness.config.schema.sweep import SweepSpec
+from harness.engine.accounting import inventory
+from harness.engine.stages.context import Bench, Count
+from harness.engine.stages.sampling import draw_facts, missing_pictures
+from harness.engine.tasks import Task, confirm_tasks, trial_stages
+from harness.errors import StageError
+from harness.store.artifact import is_manifest
+from harness.store.workspace import Place, PlaceKind, Workspace
+
+TIMED: frozenset[PlaceKind] = frozenset({"dataset", "snapshot", "pictures"})
+
+
+@dataclass(frozen=True)
+class Sort:
+    """A sort of work. Equal ones take as long per unit; those of one `family` as long per pass."""
+
+    family: str
+    settings: str
+    unit_passes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long a finished stage took to make."""
+
+    sort: Sort
+    units: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Seconds per unit, and what it is from; `scaled` where that is of other settings."""
+
+    seconds: float
+    timings: tuple[Timing, ...]
+    scaled: bool
+
+
+def past_timings(workspace: Workspace) -> list[Timing]:
+    """How long finished stages took to make. Those that do not say it are left out.
+
+    A training's snapshots count from the start of the same call, so the last of them stands for all.
+    """
+    found: dict[str, tuple[int, Timing]] = {}
+    places = [place for place in workspace.places() if place.kind in TIMED and place.stage.done]
+    workspace.fetch((place.stage for place in places), is_manifest)
+    for place in places:
+        try:
+            manifest = place.stage.manifest()
+            timing, call = _timing(place, manifest), _call(place, manifest)
+        except (StageError, KeyError, TypeError):  # damaged, or of another version: nothing is known
+            continue
+        if timing.units and (call not in found or found[call][0] < timing.units):
+            found[call] = timing.units, timing
+    return [timing for _, timing in found.values()]
+
+
+def _call(place: Place, manifest: Mapping[str, Any]) -> str:
+    """What was made in one go."""
+    path = place.stage.path
+    return f"{path.parent.name} {manifest['facts']['from_step'] if place.kind == 'snapshot' else path.name}"
+
+
+def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
+    facts = manifest["facts"]
+    pictures = sum(name.endswith(".png") for name in manifest["files"])
+    match place.kind:
+        case "snapshot":
+            sort = training_sort(facts["run"]["model"], facts["run"]["adapter"], facts["run"]["training"])
+            return Timing(sort=sort, units=facts["step"] - facts["from_step"], seconds=facts["train_seconds"])
+        case "dataset":
+            sort = dataset_sort(facts["model"], facts["recipe"])
+            return Timing(sort=sort, units=pictures, seconds=facts["draw_seconds"])
+        case _:
+            sort = drawing_sort(facts["model"], facts["draw"])
+            return Timing(sort=sort, units=pictures, seconds=facts["made"]["draw_seconds"])
+
+
+def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort:
+    """Of training steps, from the specifications as JSON."""
+    prior = training["prior"] is not None
+    passes = step_passes(training["batch_size"], training["gradient_accumulation"], prior=prior)
+    return Sort(
+        _text("training", model),
+        _text(adapter, training["optimizer"]["kind"], training["ema"] is not None),
+        passes,
+    )
+
+
+def drawing_sort(model: Any, draw: Mapping[str, Any]) -> Sort:
+    """Of pictures. `draw` is as `picture_stages.draw_facts` gives it."""
+    family = _text("drawing", model, draw["scheduler"], draw["size"])
+    settings = _text(draw["steps"], draw["refiner_start"], draw["adapters"])
+    return Sort(family, settings, picture_passes(draw["steps"]))
+
+
+def dataset_sort(model: Any, recipe: Mapping[str, Any]) -> Sort:
+    """Of training pictures, from the specifications as JSON."""
+    if recipe["kind"] == "folder":
+        return Sort(_text("reading"), "", 0)
+    plain = {"scheduler": None, "size": None, "adapters": 0}
+    return drawing_sort(model, {**plain, "steps": recipe["steps"], "refiner_start": recipe["refiner_start"]})
+
+
+def _text(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
+
+
+class Rates:
+    """Seconds per unit of each sort of work: all seconds over all units, since a sum is what is asked for."""
+
+    def __init__(self, timings: Iterable[Timing]) -> None:
+        self.by_sort: dict[Sort, list[Timing]] = defaultdict(list)
+        self.by_family: dict[str, list[Timing]] = defaultdict(list)
+        for timing in timings:
+            self.by_sort[timing.sort].append(timing)
+            self.by_family[timing.sort.family].append(timing)
+
+    def of(self, sort: Sort) -> Rate | None:
+        """Of work just like it, else of the like; null where there is none."""
+        if alike := self.by_sort.get(sort):
+            seconds = sum(timing.seconds for timing in alike) / sum(timing.units for timing in alike)
+            return Rate(seconds=seconds, timings=tuple(alike), scaled=False)
+        if family := self.by_family.get(sort.family):
+            passes = sum(timing.units * timing.sort.unit_passes for timing in family)
+            per_pass = sum(timing.seconds for timing in family) / passes
+            return Rate(seconds=per_pass * sort.unit_passes, timings=tuple(family), scaled=True)
+        return None
+
+
+CONFIRMATION = "confirmation pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is missing of one dataset, training run or draw. `processes` work on it together."""
+
+    row: str  # of the inventory
+    sort: Sort
+    missing: int
+    processes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One row of the estimate. `seconds` of one worker; null where something is missing and nothing known."""
+
+    seconds: float | None
+    timings: int
+    scaled: bool
+    untimed: int  # how many missing units have no timings
+
+
+def workers(compute: ComputeSpec) -> int:
+    """How many processes work at once: as many as told, or as this machine has CPUs and GPUs for."""
+    if compute.max_concurrent:
+        return compute.max_concurrent
+    room = (os.cpu_count() or 1) / compute.cpus_per_trial
+    if compute.gpus_per_trial:
+        room = min(room, gpus() * compute.training_workers / compute.gpus_per_trial)
+    return max(1, int(room))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The whole: `seconds` from start to end with so many tasks at once; a lower bound if not `complete`."""
+
+    shares: dict[str, Share]
+    seconds: float | None
+    complete: bool
+    workers: int
+    workers_are_told: bool  # by compute.max_concurrent; else as many as this machine has room for
+    cpu_hours: float
+    gpu_hours: float
+
+
+def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
+    """The time that remains of a sweep under its `compute`. `counts` are its inventory's."""
+    rates, compute = Rates(past_timings(bench.workspace)), bench.plan.sweep.compute
+    reckoning = Reckoning(bench, finished=not any(count.missing for count in counts.values()))
+    seconds, everything = 0.0, list[Work]()
+    for tasks in reckoning.stages():
+        works = [reckoning.works(task) for task in tasks]
+        processes = max((work.processes for task_works in works for work in task_works), default=1)
+        at_once = max(1, workers(compute) // processes)
+        seconds += _makespan((_seconds(task_works, rates) for task_works in works), at_once)
+        everything += [work for task_works in works for work in task_works]
+    by_row = {row: [work for work in everything if work.row == row] for row in (*counts, CONFIRMATION)}
+    shares = {row: _share(works, rates) for row, works in by_row.items()}
+    known = any(share.timings for share in shares.values()) or not any(work.missing for work in everything)
+    process_seconds = sum(_seconds([work], rates) * work.processes for work in everything)
+    return Estimate(
+        shares=shares,
+        seconds=seconds if known else None,
+        complete=all_asked_for(bench.plan.sweep) and not any(share.untimed for share in shares.values()),
+        workers=workers(compute),
+        workers_are_told=compute.max_concurrent is not None,
+        cpu_hours=process_seconds * compute.cpus_per_trial / 3600,
+        gpu_hours=process_seconds * compute.gpus_per_trial / compute.training_workers / 3600,
+    )
+
+
+def all_asked_for(sweep: SweepSpec) -> bool:
+    """False where a search will ask for trials that nobody knows yet."""
+    return not isinstance(sweep.search, OptunaSearch) or len(sweep.search.points) == sweep.search.trials
+
+
+def gpus() -> int:
+    """How many GPUs this machine has, at least one: who asks for them means to have them somewhere."""
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
+def _seconds(works: Iterable[Work], rates: Rates) -> float:
+    """Of what is known."""
+    known = ((work, rates.of(work.sort)) for work in works)
+    return sum(work.missing * rate.seconds for work, rate in known if rate is not None)
+
+
+def _share(works: list[Work], rates: Rates) -> Share:
+    missing = [work for work in works if work.missing]
+    found = {work.sort: rates.of(work.sort) for work in missing}
+    known = [rate for rate in found.values() if rate is not None]
+    return Share(
+        seconds=_seconds(missing, rates) if known or not missing else None,
+        timings=len({id(timing) for rate in known for timing in rate.timings}),
+        scaled=any(rate.scaled for rate in known),
+        untimed=sum(work.missing for work in missing if found[work.sort] is None),
+    )
+
+
+def _makespan(seconds: Iterable[float], at_once: int) -> float:
+    """From start to end, each task given to the worker that is free first."""
+    free = [0.0] * at_once
+    for task in seconds:
+        heapq.heapreplace(free, free[0] + task)
+    return max(free)
+
+
+class Reckoning:
+    """The missing work of a sweep's tasks."""
+
+    def __init__(self, bench: Bench, *, finished: bool) -> None:
+        self.bench, self.plan, self.finished = bench, bench.plan, finished
+        self.controls = {draw.draw_id for draw in self.plan.control_draws}
+
+    def stages(self) -> Iterator[list[Task]]:
+        """Tasks that are carried out together, stage after stage, the confirmation the last."""
+        packed_for = workers(self.plan.sweep.compute)
+        for _, tasks in trial_stages(self.plan, workers=packed_for):
+            yield tasks
+        yield self._confirmation()
+
+    def _confirmation(self) -> list[Task]:
+        """Of the trial that lacks least, where nothing else is missing: it was selected. Else of any."""
+        each = (confirm_tasks(self.plan, trial.trial_id) for trial in self.plan.trials)
+        if not self.finished:
+            return next(each, [])
+        return min(
+            each,
+            default=[],
+            key=lambda tasks: sum(work.missing for task in tasks for work in self.works(task)),
+        )
+
+    def works(self, task: Task) -> list[Work]:
+        """What a task has to make."""
+        return [
+            *(self._dataset(self.plan.datasets[dataset_id]) for dataset_id in task.datasets),
+            *(self._run(self.plan.runs[run_id]) for run_id in task.runs),
+            *(self._draw(self.plan.draws[draw_id], split) for draw_id, split in task.draws),
+            *(self._look(draw) for run_id in task.runs for draw in probes_of_run(self.plan, run_id)),
+        ]
+
+    def _dataset(self, dataset: Dataset) -> Work:
+        missing = inventory.dataset_pictures(self.bench, dataset).missing
+        sort = dataset_sort(_json(dataset.model), _json(dataset.recipe))
+        return Work(row="training pictures", sort=sort, missing=missing)
+
+    def _run(self, run: TrainingRun) -> Work:
+        missing = inventory.training_steps(self.bench, run).missing
+        sort = training_sort(_json(run.dataset.model), _json(run.adapter), _json(run.training))
+        processes = self.plan.sweep.compute.training_workers
+        return Work(row="training steps", sort=sort, missing=missing, processes=processes)
+
+    def _draw(self, draw: Draw, split: str) -> Work:
+        control = draw.draw_id in self.controls
+        row = "control pictures" if control else "adapter pictures" if split == "dev" else CONFIRMATION
+        missing = inventory.pictures(self.bench, draw, split).missing
+        return Work(row=row, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing)
+
+    def _look(self, draw: Draw) -> Work:
+        cells = probe_cells(self.plan, draw)
+        missing = len(missing_pictures(self.bench, draw, cells))
+        return Work(
+            row=inventory.LOOKS, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing
+        )
+
+
+def _json(spec: Frozen) -> dict[str, Any]:
+    return spec.model_dump(mode="json")

@@ -1,0 +1,303 @@
+"""What the store holds, which sweeps need it, whether it is whole, and what can go: for `harness store`.
+
+Nothing is removed that a sweep would look for when it is run again (finished, interrupted or running: its
+plan is written before its work begins), that its tables name, or that somebody is making right now.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from harness.config.plan.plan import Plan, TrainingRun, expand
+from harness.config.plan.rungs import probes_of_run
+from harness.config.schema.metric import MetricSpec
+from harness.config.schema.sweep import SweepSpec
+from harness.engine.stages.encodings import texts_id, texts_in, texts_of
+from harness.engine.stages.scoring import metric_name
+from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
+from harness.results.tables import FACTS
+from harness.store.artifact import Stage, is_manifest
+from harness.store.workspace import PLAN, Place, Workspace
+
+# A left-over is a folder without a manifest: of a killed builder, or half removed.
+Kind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
+OF_ONE_CLAIM = ("latents", "texts", "snapshot", "pictures")  # with all beside them
+State = Literal["kept", "removed", "in use"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One folder of the store. `name` is its path below the workspace, `needed_by` the sweeps' names."""
+
+    kind: Kind
+    name: str
+    place: Place
+    size: int  # bytes
+    finished_at: datetime
+    needed_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was found, and done: a damaged stage with what is wrong, or one that no sweep needs."""
+
+    entry: Entry
+    state: State
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """Everything in the store, and the sweeps whose needs could not be read, with the reason."""
+
+    entries: tuple[Entry, ...]
+    sweeps: tuple[str, ...]
+    unreadable: dict[str, str]
+
+
+def holdings(workspace: Workspace) -> Holdings:
+    """All that the store holds, in a stable order. Raises WorkspaceError where there is no workspace."""
+    if not workspace.exists():
+        raise WorkspaceError(f"--workspace {workspace.address}: there is no such folder")
+    with workspace.survey():
+        places = list(workspace.places())
+        workspace.fetch([place.stage for place in places if place.stage.done], is_manifest)
+        needs, unreadable = _needs(workspace)
+        entries = tuple(_entry(workspace, place, needs) for place in places)
+        return Holdings(entries=entries, sweeps=tuple(workspace.sweep_names()), unreadable=unreadable)
+
+
+def find(found: Holdings, text: str) -> Entry:
+    """The entry with this name, or of which an id begins so. Raises WorkspaceError for none or several."""
+    wanted = text.strip("/")
+    named = [entry for entry in found.entries if entry.name == wanted]
+    begun = [
+        entry for entry in found.entries if any(part.startswith(wanted) for part in entry.name.split("/")[1:])
+    ]
+    match named or begun:
+        case [entry]:
+            return entry
+        case []:
+            raise WorkspaceError(f"no stage {text!r}; give a name that `harness store ls --json` prints")
+        case several:
+            some = ", ".join(entry.name for entry in several[:4])
+            raise WorkspaceError(f"{len(several)} stages begin with {text!r}: {some}, …; give one's name")
+
+
+def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> list[Finding]:
+    """The finished stages that do not match their hashes. With `delete` they go, and are made again."""
+    findings = []
+    for entry in entries:
+        stage = entry.place.stage
+        faults = _faults(stage)
+        if not faults or not stage.done:  # not done: taken away while it was read
+            continue
+        state = _remove(workspace, entry) if delete else "kept"
+        findings.append(Finding(entry=entry, state=state, faults=tuple(faults)))
+    return findings
+
+
+def collect_garbage(workspace: Workspace, *, delete: bool) -> list[Finding]:
+    """What no sweep of the workspace needs; with `delete` it is removed, unless somebody is at work on it.
+
+    A sweep that begins meanwhile waits until this is over, and makes again what it needs and is gone.
+    Raises WorkspaceError where a sweep's needs cannot be read: then nothing is removed.
+    """
+    if not delete:
+        return [
+            Finding(entry=entry, state="in use" if workspace.claimed(*entry.place.claim) else "kept")
+            for entry in _unneeded(workspace)
+        ]
+    with workspace.claim_plans():
+        found = [Finding(entry=entry, state=_remove(workspace, entry)) for entry in _unneeded(workspace)]
+        workspace.clear_claims()
+        return found
+
+
+def _unneeded(workspace: Workspace) -> list[Entry]:
+    found = holdings(workspace)
+    for reason in found.unreadable.values():
+        raise WorkspaceError(f"{reason}; run that sweep again or delete its folder. Nothing was removed")
+    return [entry for entry in found.entries if not entry.needed_by]
+
+
+def _remove(workspace: Workspace, entry: Entry) -> State:
+    stage = entry.place.stage
+    with workspace.claim_if_free(*entry.place.claim) as free:
+        if not free:
+            return "in use"
+        try:
+            stage.remove()
+            folder = stage.path.parent
+            if entry.kind in OF_ONE_CLAIM and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # the claim is of this folder, so nobody is about to use it
+        except OSError as error:
+            raise WorkspaceError(f"{stage.place} cannot be removed: {error.strerror}") from None
+    return "removed"
+
+
+def _faults(stage: Stage) -> list[str]:
+    if not stage.done:
+        return []
+    try:
+        return list(stage.damage())
+    except StageError as error:
+        return [str(error)]
+
+
+def _entry(workspace: Workspace, place: Place, needs: Sequence["_Needs"]) -> Entry:
+    stage = place.stage
+    whole = stage.done and not stage.path.name.startswith(".")
+    kind: Kind = place.kind if whole else "left-over"
+    return Entry(
+        kind=kind,
+        name=workspace.relative(stage.path),
+        place=place,
+        size=sum(stage.contents().values()),
+        finished_at=_finished_at(stage),
+        needed_by=tuple(sorted({need.sweep for need in needs if whole and need.of(place)})),
+    )
+
+
+def _finished_at(stage: Stage) -> datetime:
+    """As its manifest says; where that is missing or damaged, when the folder was last changed."""
+    try:
+        return datetime.fromisoformat(stage.manifest()["finished_at"])
+    except (StageError, KeyError, TypeError, ValueError):
+        pass
+    return stage.changed_at()
+
+
+def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
+    """What each sweep needs, and the sweeps of which that cannot be known, with the reason."""
+    found: list[_Needs] = []
+    unreadable: dict[str, str] = {}
+    for name in workspace.sweep_names():
+        folder, where = workspace.fetch_sweep(name), workspace.shown(workspace.sweep(name))
+        files = [folder / file for file in (PLAN, "sweep.json") if (folder / file).is_file()]
+        if not files:
+            unreadable[name] = f"{where} does not say what its sweep needs: it has no {PLAN}"
+        try:
+            sweeps: list[SweepSpec] = []  # one, where the sweep is finished and nobody has begun another
+            for file in files:
+                sweeps += [sweep for sweep in [_sweep(file)] if sweep not in sweeps]
+            named = _named(folder)
+            found += [_Needs(workspace, name, expand(sweep), named) for sweep in sweeps]
+        except (OSError, ValueError, KeyError, HarnessError):
+            unreadable[name] = f"{where} does not hold a sweep that this version reads"
+    return found, unreadable
+
+
+def _sweep(file: Path) -> SweepSpec:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a mapping")
+    return SweepSpec.model_validate({name: value for name, value in content.items() if name not in FACTS})
+
+
+def _named(folder: Path) -> frozenset[str]:
+    """The stages that a finished sweep's tables name; an export or a report made later reads them there.
+
+    They are the plan's, unless another version of this program gives the same things other ids.
+    """
+    if not (folder / "sweep.json").is_file():
+        return frozenset()
+    trials = pd.read_parquet(folder / "trials.parquet", columns=["dataset_id", "adapter_path"])
+    images = pd.read_parquet(folder / "images.parquet", columns=["path"])
+    return frozenset(
+        [f"datasets/{name}" for name in trials["dataset_id"].unique()]
+        + trials["adapter_path"].dropna().tolist()
+        + images["path"].str.rpartition("/")[0].unique().tolist()
+    )
+
+
+class _Needs:
+    """What one plan of a sweep needs."""
+
+    def __init__(self, workspace: Workspace, sweep: str, plan: Plan, named: frozenset[str]) -> None:
+        self.workspace, self.sweep, self.plan, self.named = workspace, sweep, plan, named
+        self.steps = {run_id: _needed_steps(workspace, run) for run_id, run in plan.runs.items()}
+        self.metrics = tuple(_metric_folder(metric) for metric in plan.sweep.metrics)
+        self.images: dict[str, frozenset[str]] = {}  # by draw
+        models = {draw.model for draw in plan.draws.values()}
+        self.texts = {texts_id(model): texts_of(plan, model) for model in models}
+        probes = (draw for run_id in plan.runs for draw in probes_of_run(plan, run_id))
+        self.draws = {**plan.draws, **{draw.draw_id: draw for draw in probes}}
+
+    def of(self, place: Place) -> bool:
+        """True where the sweep needs what is at this place."""
+        path = place.stage.path
+        if self.workspace.relative(path) in self.named:
+            return True
+        match place.kind:
+            case "dataset":
+                return path.name in self.plan.datasets
+            case "part":  # until the dataset is whole
+                whole = self.workspace.dataset(path.parent.name).done
+                return path.parent.name in self.plan.datasets and not whole
+            case "latents":
+                return path.parent.name in self.plan.datasets
+            case "texts":
+                return not self.texts.get(path.parent.name, set()).isdisjoint(texts_in(place.stage))
+            case "snapshot":
+                return path.name in self.steps.get(path.parent.name, ())
+            case "pictures":
+                return self._of_pictures(place.stage)
+            case "scores":
+                draw_id, _, chunk_id = path.name.partition("-")
+                pictures = self.workspace.images(draw_id, chunk_id)
+                # Pictures that are gone come back the same, and so do their scores.
+                there = bool(pictures.contents())
+                needed = self._of_pictures(pictures) if there else draw_id in self.draws
+                return needed and path.parent.name.startswith(self.metrics)
+
+    def _of_pictures(self, chunk: Stage) -> bool:
+        draw = self.draws.get(chunk.path.parent.name)
+        if draw is None:
+            return False
+        if draw.draw_id not in self.images:
+            cells = [cell for split in ("dev", "test") for cell in self.plan.cells(draw, split)]
+            self.images[draw.draw_id] = frozenset(cell.image_id for cell in cells)
+        return any(name.removesuffix(".png") in self.images[draw.draw_id] for name in chunk.contents())
+
+
+def _needed_steps(workspace: Workspace, run: TrainingRun) -> frozenset[str]:
+    """Folders of the snapshots that are asked for and, while one is missing, of what training goes on from.
+
+    Also those that the needed ones were themselves trained on from: their manifests add up to its seconds.
+    """
+    finished = workspace.snapshots(run.run_id)
+    whole = all(steps in finished for steps in run.snapshots)
+    needed = {steps for steps in finished if steps in run.snapshots or not whole}
+    open_ends = list(needed)
+    while open_ends:
+        before = _from_step(finished[open_ends.pop()])
+        if before in finished and before not in needed:
+            needed.add(before)
+            open_ends.append(before)
+    return frozenset(finished[steps].path.name for steps in needed)
+
+
+def _from_step(snapshot: Stage) -> int:
+    try:
+        return int(snapshot.manifest()["facts"]["from_step"])
+    except (StageError, KeyError, TypeError, ValueError):  # damaged: `verify` says so
+        return 0
+
+
+def _metric_folder(metric: MetricSpec) -> str:
+    """How its folder's name begins; where its weights are not on this machine, that of all of its kind."""
+    try:
+        return metric_name(metric)
+    except ModelError:
+        return f"{metric.kind}-"
+
+
+def manifest_of(entry: Entry) -> dict[str, Any] | None:
+    """A stage's manifest; null for a left-over. Raises StageError where it cannot be read."""
+    return entry.place.stage.manifest() if entry.place.stage.done else None

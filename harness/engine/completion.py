@@ -1,0 +1,94 @@
+"""What a finished sweep was made of, so that running it again finds nothing to do without reading all of it.
+
+The mark in a sweep's folder is one hash: of the sweep as it was read, of the code, of the tables and the
+page, and of the size and time of change of each file of the store that the tables are read from. Where one of
+them is another or gone, everything is looked at as if there were no mark. Only damage that leaves a file's
+size and time as they were is not seen by it: `harness store verify` reads every byte.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+from harness import results
+from harness.config.plan.plan import Plan
+from harness.diffusion.training.record import RECORD
+from harness.engine.early_stopping import DECISIONS
+from harness.engine.stages.sampling import IMAGES
+from harness.engine.stages.scoring import SCORES, metric_name
+from harness.errors import HarnessError
+from harness.results import Results
+from harness.results.tables import FILES
+from harness.store.artifact import Stage, sha256, versions, write_json
+from harness.store.workspace import Workspace
+
+MARK = "finished.json"
+SHOWN = (*FILES, "report.html", DECISIONS)
+
+
+def mark(plan: Plan, workspace: Workspace) -> None:
+    """Note that the sweep is finished as the store and its tables are now."""
+    folder = workspace.sweep(plan.sweep.name)
+    write_json(folder / MARK, {"made_of": _made_of(plan, workspace, folder)})
+    workspace.upload_sweep(plan.sweep.name, [MARK])
+
+
+def marked(plan: Plan, workspace: Workspace) -> Results | None:
+    """The results of a sweep that is finished and of which nothing has changed since; else null."""
+    try:
+        folder = workspace.fetch_sweep(plan.sweep.name)
+        noted = json.loads((folder / MARK).read_text())["made_of"]
+        if noted == _made_of(plan, workspace, folder):
+            return results.load(folder)
+    except (OSError, ValueError, KeyError, TypeError, HarnessError):  # no mark, or one that says nothing
+        pass
+    return None
+
+
+def confirmed(plan: Plan, found: Results) -> int:
+    """How many test pictures a finished sweep has of the selected trial, in the arms that needed training."""
+    own = [arm.name for arm in plan.sweep.arms if arm.needs_training]
+    return int(((found.images["split"] == "test") & found.images["arm"].isin(own)).sum())
+
+
+def _made_of(plan: Plan, workspace: Workspace, folder: Path) -> str:
+    """Hex sha256 of all that decides what the tables and the page in the folder say, and of themselves."""
+    digest = hashlib.sha256(plan.sweep.model_dump_json().encode())
+    digest.update(json.dumps(versions(), sort_keys=True).encode())
+    with workspace.survey():
+        for line in (*_code(), *_tables(folder), *_stages(plan, workspace)):
+            digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _code() -> Iterator[str]:
+    """Of this package as it is installed: who changes how tables are made wants to see other ones."""
+    package = Path(harness.__file__).parent
+    for file in sorted(file for file in package.rglob("*.*") if file.suffix in (".py", ".j2", ".css")):
+        yield f"{file.relative_to(package)} {sha256(file)}"
+
+
+def _tables(folder: Path) -> Iterator[str]:
+    for file in (folder / name for name in SHOWN):
+        yield f"{file.name} {sha256(file) if file.is_file() else 'none'}"
+
+
+def _stages(plan: Plan, workspace: Workspace) -> Iterator[str]:
+    """What of the store the tables are read from."""
+    metrics = [metric_name(metric) for metric in plan.sweep.metrics]
+    for dataset_id in plan.datasets:
+        yield _stamped(workspace, workspace.dataset(dataset_id))
+    for run_id in plan.runs:
+        for snapshot in workspace.snapshots(run_id).values():
+            yield _stamped(workspace, snapshot, RECORD)
+    for draw_id in plan.draws:
+        for chunk in workspace.image_chunks(draw_id):
+            yield _stamped(workspace, chunk, IMAGES)
+            for metric in metrics:
+                yield _stamped(workspace, workspace.scores(metric, chunk), SCORES)
+
+
+def _stamped(workspace: Workspace, stage: Stage, *names: str) -> str:
+    return f"{workspace.relative(stage.path)} {stage.stamp(*names)}"

@@ -1,0 +1,204 @@
+"""What a scheduler has decided in a sweep, remembered in its folder: which runs were stopped, where and why.
+
+A decision stands: the same command again neither trains on what was stopped nor asks about it again, and the
+scheduler learns of all earlier looks before new ones. Under other rules (another scheduler, other prompts to
+look at) nothing of it counts, and a stopped run goes on from its last snapshot.
+
+Looking at a training run on its way: some of its pictures against the control's, or its held-out loss.
+
+What is drawn are ordinary pictures of the store: a trial that ends at that step, or another look, finds them.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.config.plan.plan import Cell, Draw, Plan
+from harness.config.plan.rungs import Look, probe_cells, probe_draws, probe_objective
+from harness.config.schema.base import fingerprint
+from harness.config.schema.search import FifoScheduler, ProbeObjective, SchedulerSpec
+from harness.config.schema.sweep import SweepSpec
+from harness.diffusion.training.record import RECORD, TrainingRecord
+from harness.engine.stages.context import Bench
+from harness.engine.stages.sampling import IMAGES, ensure_all_pictures, ensure_pictures, read_parquet
+from harness.engine.stages.scoring import SCORES, ensure_scores, metric_name
+from harness.results.summary import mean_difference
+from harness.store.artifact import write_json
+from harness.store.workspace import Workspace
+
+DECISIONS = "decisions.json"  # in a sweep's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A look, and whether the run was stopped there."""
+
+    look: Look
+    stopped: bool
+
+
+class Decisions:
+    """All decisions of a sweep under its present scheduler, in the order in which they were made."""
+
+    def __init__(self, sweep: SweepSpec, workspace: Workspace) -> None:
+        """Read what was decided so far. Where it cannot be read, runs are looked at again."""
+        self.scheduler, self.name, self.workspace = sweep.scheduler, sweep.name, workspace
+        self.rules = _rules(sweep)
+        self.made: dict[tuple[str, int], Decision] = {}
+        if not isinstance(self.scheduler, FifoScheduler):
+            self.made = _read(workspace.fetch_sweep(self.name) / DECISIONS, self.rules)
+
+    def of(self, run_id: str, step: int) -> Decision | None:
+        """The decision at a look, null where none was made."""
+        return self.made.get((run_id, step))
+
+    def add(self, *decisions: Decision) -> None:
+        """Remember more, on the disk before anything follows from them."""
+        self.made |= {(decision.look.run_id, decision.look.step): decision for decision in decisions}
+        rows = [{**asdict(made.look), "stopped": made.stopped} for made in self.made.values()]
+        write_json(self.workspace.sweep(self.name) / DECISIONS, {"rules": self.rules, "decisions": rows})
+        self.workspace.upload_sweep(self.name, [DECISIONS])
+
+    @property
+    def stops(self) -> dict[str, Look]:
+        """The look at which each stopped run was stopped, by its id."""
+        return {run_id: made.look for (run_id, _), made in self.made.items() if made.stopped}
+
+
+def why_stopped(scheduler: SchedulerSpec, look: Look) -> str:
+    """The reason, in one line."""
+    assert not isinstance(scheduler, FifoScheduler)
+    objective = scheduler.objective
+    named = "contrast" if isinstance(objective, ProbeObjective) else "validation loss"
+    return f"stopped by {scheduler.kind} at step {look.step}: {named} {look.value:.4g}"
+
+
+def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()) -> Plan:
+    """What is left of a plan: trials that were not stopped, and what they need.
+
+    A stopped run is kept up to where it was stopped; those that `failed` are left out.
+    """
+    stops = decisions.stops
+    if not stops and not failed:
+        return plan
+    ends = {**{run_id: look.step for run_id, look in stops.items()}, **dict.fromkeys(failed, 0)}
+    trials = tuple(t for t in plan.trials if t.run_id not in ends or t.spec.training.steps <= ends[t.run_id])
+    needed = {draw_id for trial in trials for draw_id in trial.draws.values()}
+    needed |= {draw.draw_id for draw in plan.control_draws}
+    draws = {draw_id: draw for draw_id, draw in plan.draws.items() if draw_id in needed}
+    steps: dict[str, set[int]] = {run_id: {look.step} for run_id, look in stops.items()}
+    for trial in trials:
+        steps.setdefault(trial.run_id, set()).add(trial.spec.training.steps)
+    for adapter in (adapter for draw in draws.values() for adapter in draw.adapters):
+        if adapter.run_id is not None and adapter.steps is not None:
+            steps.setdefault(adapter.run_id, set()).add(adapter.steps)
+    runs = {
+        run_id: replace(run, snapshots=tuple(sorted(steps[run_id])))
+        for run_id, run in plan.runs.items()
+        if run_id in steps
+    }
+    return replace(plan, trials=trials, draws=draws, runs=runs)
+
+
+def _rules(sweep: SweepSpec) -> str:
+    """The fingerprint of what the values that are looked at, and the answers to them, hang on."""
+    scheduler = sweep.scheduler
+    parts: dict[str, Any] = {"scheduler": scheduler}
+    if not isinstance(scheduler, FifoScheduler) and isinstance(scheduler.objective, ProbeObjective):
+        probe = sweep.meant(scheduler.objective)
+        parts |= {
+            "arms": [arm for arm in sweep.arms if arm.name in (probe.arm, probe.control)],
+            "metric": next(metric for metric in sweep.metrics if metric.kind == probe.metric),
+            "prompts": [prompt.text for prompt in sweep.prompts if prompt.split == "dev"][: probe.prompts],
+            "seeds": sweep.seeds[: probe.seeds],
+            "sampler": sweep.sampler,
+        }
+    return fingerprint("rules", **parts)
+
+
+def _read(file: Path, rules: str) -> dict[tuple[str, int], Decision]:
+    try:
+        content = json.loads(file.read_text())
+        if content["rules"] != rules:
+            return {}
+        made = [Decision(stopped=row.pop("stopped"), look=Look(**row)) for row in content["decisions"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {(decision.look.run_id, decision.look.step): decision for decision in made}
+
+
+def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
+    """What the runs have come to at this step, of which there must be a snapshot each; in their order.
+
+    The pictures of all of them are drawn together.
+    """
+    objective = probe_objective(bench.plan)
+    if not isinstance(objective, ProbeObjective):
+        return [_loss(bench, run_id, step) for run_id in run_ids]
+    probed = [probe_draws(bench.plan, run_id, step) for run_id in run_ids]
+    draws = list({draw.draw_id: draw for arm, control in probed for draw in (control, arm)}.values())
+    ensure_all_pictures(bench, [(draw, probe_cells(bench.plan, draw)) for draw in draws])
+    for draw in draws:
+        while not ensure_scores(bench, draw):
+            ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+    looks = []
+    for run_id, (arm, control) in zip(run_ids, probed, strict=True):
+        wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
+        value = _difference(bench, arm, control, wanted, metric=str(objective.metric))
+        reason = "no pair of pictures has both scores" if value is None else None
+        looks.append(Look(run_id=run_id, step=step, value=value, reason=reason))
+    return looks
+
+
+def _difference(
+    bench: Bench, arm: Draw, control: Draw, wanted: Sequence[Cell], *, metric: str
+) -> float | None:
+    """Arm − control over these pictures of theirs, as far as they are drawn and scored; null without a pair.
+
+    Raises StageError where something that is read is damaged.
+    """
+    images = pd.concat([_drawn(bench, draw) for draw in (arm, control)])
+    images = images[images["image_id"].isin([cell.image_id for cell in wanted])].assign(split="dev")
+    scores = pd.concat([_scores(bench, draw, metric) for draw in (arm, control)])
+    return mean_difference(
+        images.reset_index(drop=True),
+        scores[scores["image_id"].isin(images["image_id"])].reset_index(drop=True),
+        arm=arm.draw_id,
+        control=control.draw_id,
+        metric=metric,
+    )
+
+
+def up_to(bench: Bench, run_ids: Collection[str], step: int) -> Bench:
+    """The same work with runs that end at this step."""
+    runs = dict(bench.plan.runs)
+    for run_id in run_ids:
+        snapshots = tuple(sorted({step, *(before for before in runs[run_id].snapshots if before < step)}))
+        runs[run_id] = replace(runs[run_id], snapshots=snapshots)
+    return replace(bench, plan=replace(bench.plan, runs=runs))
+
+
+def _drawn(bench: Bench, draw: Draw) -> pd.DataFrame:
+    chunks = bench.workspace.image_chunks(draw.draw_id)
+    return pd.concat([read_parquet(chunk, IMAGES) for chunk in chunks])
+
+
+def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
+    spec = next(spec for spec in bench.plan.sweep.metrics if spec.kind == metric)
+    chunks = bench.workspace.image_chunks(draw.draw_id)
+    stages = [bench.workspace.scores(metric_name(spec), chunk) for chunk in chunks]
+    return pd.concat([read_parquet(stage, SCORES) for stage in stages])
+
+
+def _loss(bench: Bench, run_id: str, step: int) -> Look:
+    """The held-out loss at a snapshot."""
+    snapshot = bench.workspace.snapshot(run_id, step)
+    value = TrainingRecord.parse(snapshot.read(RECORD)).held_out_loss(step)
+    reason = (
+        None if value is not None else "its held-out loss was not taken there"
+    )  # a mere checkpoint before
+    return Look(run_id=run_id, step=step, value=value, reason=reason)

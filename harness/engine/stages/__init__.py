@@ -1,0 +1,1 @@
+"""Makes one kind of artifact each, unless the store has it."""

@@ -1,0 +1,113 @@
+"""What a worker is handed: the plan, the store, whom to report to; and the models that it keeps.
+
+Ctrl-C: the first asks all who work to stop where nothing is lost, the second stops at once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from harness.config.plan.plan import Plan
+from harness.config.schema.metric import MetricSpec
+from harness.config.schema.model import ModelSpec
+from harness.diffusion.models.model import DrawSettings
+from harness.errors import HarnessError, Interrupted
+from harness.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from harness.diffusion.models.model import Model
+    from harness.metrics.score import Scorer
+
+
+Stop = Callable[[], bool]  # true once all are to stop
+
+
+def never() -> bool:
+    """The `Stop` of whoever nobody interrupts."""
+    return False
+
+
+Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
+Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
+Step = Callable[[str], None]  # what is done from here on, for a person
+Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
+
+PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when work is divided
+
+
+def no_step(label: str) -> None:
+    """The `Step` of a task that is not watched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last snapshot."""
+
+    run_id: str
+    start: int
+    snapshots: tuple[int, ...]
+
+
+class Trainer(Protocol):
+    """Trains segments and leaves their snapshots in the store: in this process, or in several at once."""
+
+    def __call__(self, bench: "Bench", segments: Sequence[Segment]) -> dict[str, HarnessError]:
+        """Train; the datasets are there, and nobody else trains these runs. Gives what failed, by run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What a worker needs to make things: the plan, the store, and how fast to go about it."""
+
+    plan: Plan
+    workspace: Workspace
+    report: Report
+    trainer: Trainer | None = None  # null: in this process
+    stop: Stop = never
+    step: Step = no_step
+
+    def model(self, spec: ModelSpec) -> "Model":
+        """The model, loaded once per process and kept for the next task."""
+        return _resident_model(spec)
+
+    def go_on(self) -> None:
+        """Raise Interrupted where all are to stop; called where nothing would be lost."""
+        if self.stop():
+            raise Interrupted("stopped by Ctrl-C; what is finished is kept, and the same command goes on")
+
+    def pictures_at_once(self, model: "Model", settings: DrawSettings) -> int:
+        """How many pictures are drawn in one batch: as told, or as many as the model has memory for."""
+        return self.plan.sweep.compute.batch_size or model.pictures_at_once(settings)
+
+
+@lru_cache(maxsize=1)
+def _resident_model(spec: ModelSpec) -> "Model":
+    from harness.diffusion.models import load_model
+
+    return load_model(spec)
+
+
+@lru_cache(maxsize=4)
+def resident_scorer(metrics: tuple[MetricSpec, ...]) -> "Scorer":
+    """The scorer, loaded once per process; it keeps each encoder for all metrics that share it."""
+    from harness.metrics import build_metrics
+
+    return build_metrics(metrics, device=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How many of a thing are asked for, how many of them are missing, and what the missing ones cost."""
+
+    asked: int
+    missing: int
+    passes: float = 0.0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(
+            asked=self.asked + other.asked,
+            missing=self.missing + other.missing,
+            passes=self.passes + other.passes,
+        )

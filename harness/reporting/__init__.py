@@ -1,0 +1,1 @@
+"""What others see: the report, exported adapters, W&B."""

@@ -1,0 +1,170 @@
+"""An adapter's files for other tools: diffusers' layout, kohya's for A1111 and ComfyUI, and their headers.
+
+A header tells what readers of these tools look for: kohya's `ss_…` (https://github.com/kohya-ss/sd-scripts,
+docs/train_network.md), Stability AI's `modelspec.…` 1.0.1, and the harness's own, its whole configuration.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.model import EmojiModel
+from harness.diffusion.adapters.adapter import EMA
+from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE, with_sorted_metadata
+from harness.diffusion.adapters.kohya import to_kohya
+from harness.reporting.export.subject import Subject, portable
+
+Layout = Literal["diffusers", "kohya", "both"]
+SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL
+SAI = "https://github.com/Stability-AI/generative-models"
+OWN = "harness."  # before the names of our own entries
+DIFFUSERS = ("lora_adapter_metadata", "format", "word", "vectors")  # entries that readers know by these names
+
+
+def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:
+    """The trial's adapter, and its average where it has one, in each layout. Returns what was written."""
+    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    name = LORA_FILE if low_rank else EMBEDDING_FILE
+    written = []
+    for variant in ("", EMA):
+        source = subject.snapshot / variant / name
+        if variant and not source.is_file():
+            continue
+        label = f"{subject.name}_{variant}" if variant else subject.name
+        if layout in ("diffusers", "both"):
+            written.append(_copy(source, folder / variant / name, subject, label))
+        if layout in ("kohya", "both"):
+            target = folder / f"{label}.safetensors"
+            written.append((_kohya if low_rank else _embedding)(source, target, subject, label))
+    return written
+
+
+def _copy(source: Path, target: Path, subject: Subject, label: str) -> Path:
+    """The harness's file, its header made fit for others."""
+    with safe_open(source, framework="pt") as file:
+        header: dict[str, str] = file.metadata() or {}
+    own = {key: value for key, value in header.items() if key in DIFFUSERS}
+    return _write(target, load_file(source), {**describe(subject, label), **own})
+
+
+def _kohya(source: Path, target: Path, subject: Subject, label: str) -> Path:
+    adapter = subject.spec.adapter
+    assert isinstance(adapter, LowRankAdapter)
+    state = to_kohya(load_file(source), alpha=adapter.scale * adapter.rank, blocks=subject.blocks)
+    return _write(target, state, {**describe(subject, label), "format": "pt"})
+
+
+def _embedding(source: Path, target: Path, subject: Subject, label: str) -> Path:
+    """Only what A1111 and ComfyUI know: the learnt vectors of both encoders."""
+    state = {key: tensor for key, tensor in load_file(source).items() if key in ("clip_l", "clip_g")}
+    return _write(target, state, {**describe(subject, label), "format": "pt"})
+
+
+def _write(target: Path, state: dict[str, Any], header: dict[str, str]) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    numbers = _numbers(save(state))
+    digest = hashlib.sha256(numbers).hexdigest()
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    target.write_bytes(with_sorted_metadata(save(state, {**header, **hashes})))
+    return target
+
+
+def _numbers(data: bytes) -> bytes:
+    """A safetensors file without its header, which kohya's hash is of."""
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def describe(subject: Subject, label: str) -> dict[str, str]:
+    """The header's entries: kohya's, modelspec's and the harness's own. Nothing in them is a path."""
+    own = {
+        "trial": portable(subject.spec.model_dump(mode="json")),
+        "sweep": subject.results.sweep["name"],
+        "trial_id": subject.trial_id,
+        "versions": subject.results.sweep["versions"],
+    }
+    return {
+        **{key: _entry(value) for key, value in _kohya_entries(subject, label).items() if value is not None},
+        **{
+            f"modelspec.{key}": _entry(value)
+            for key, value in _modelspec(subject, label).items()
+            if value is not None
+        },
+        **{f"{OWN}{key}": _entry(value) for key, value in own.items()},
+    }
+
+
+def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
+    training, adapter, model = subject.spec.training, subject.spec.adapter, subject.spec.model
+    entries: dict[str, Any] = {
+        "ss_output_name": label,
+        "ss_base_model_version": "emoji" if isinstance(model, EmojiModel) else SDXL,
+        "ss_sd_model_name": subject.base_text,
+        "ss_v2": "False",
+        "ss_mixed_precision": model.precision,
+        "ss_resolution": _resolution(subject),
+        "ss_learning_rate": training.learning_rate,
+        "ss_unet_lr": training.learning_rate,
+        "ss_optimizer": training.optimizer.kind,
+        "ss_lr_scheduler": training.schedule.kind,
+        "ss_lr_warmup_steps": training.schedule.warmup_steps,
+        "ss_max_train_steps": training.steps,
+        "ss_steps": training.steps,
+        "ss_batch_size_per_device": training.batch_size,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation,
+        "ss_max_grad_norm": training.max_grad_norm,
+        "ss_min_snr_gamma": training.min_snr_gamma,
+        "ss_noise_offset": training.noise_offset or None,
+        "ss_caption_dropout_rate": training.caption_dropout,
+        "ss_num_train_images": subject.spec.recipe.count,
+        # A1111 and ComfyUI's tools show the words of this table as what calls the adapter.
+        "ss_tag_frequency": {subject.recipe_text: {subject.word: subject.spec.recipe.count or 1}},
+        "ss_seed": training.seed,
+    }
+    if isinstance(adapter, LowRankAdapter):
+        entries["ss_network_module"] = "networks.lora"
+        entries["ss_network_dim"] = adapter.rank
+        entries["ss_network_alpha"] = adapter.scale * adapter.rank  # kohya divides it by the rank
+        entries["ss_network_dropout"] = adapter.dropout or None
+        entries["ss_network_args"] = {"algo": adapter.kind, "targets": ",".join(adapter.targets)}
+        if adapter.text_encoders:
+            entries["ss_text_encoder_lr"] = training.text_encoder_learning_rate or training.learning_rate
+    return entries
+
+
+def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
+    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    model, times = subject.spec.model, subject.spec.training.timesteps
+    is_emoji = isinstance(model, EmojiModel)
+    prediction = None if isinstance(model, EmojiModel) else model.prediction_type
+    return {
+        "sai_model_spec": "1.0.1",
+        "architecture": ("emoji" if is_emoji else "stable-diffusion-xl-v1-base")
+        + ("/lora" if low_rank else "/textual-inversion"),
+        "implementation": SAI if subject.blocks == "sgm" else "diffusers",
+        "title": label,
+        "resolution": _resolution(subject),
+        "date": subject.results.sweep["finished_at"],
+        "description": f"{subject.results.sweep['question']} Trial {subject.index} of the sweep.",
+        "trigger_phrase": subject.word,
+        "usage_hint": f"negative prompt: {subject.word}",
+        "prediction_type": {"epsilon": "epsilon", "v_prediction": "v", None: None}[prediction],
+        "timestep_range": f"{times.lowest},{times.highest + 1}",
+        "is_negative_embedding": None if low_rank else "true",
+    }
+
+
+def _resolution(subject: Subject) -> str | None:
+    """The model's own size, which it was trained at; null where its pictures were drawn at another."""
+    images = subject.results.images
+    if subject.results.sweep["sampler"]["size"] is not None or images.empty:
+        return None
+    return f"{images['width'].iloc[0]}x{images['height'].iloc[0]}"
+
+
+def _entry(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)

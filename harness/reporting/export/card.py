@@ -1,0 +1,386 @@
+"""The model card: what the adapter is, what the sweep measured with it, and how to use it.
+
+How an exported adapter is used in diffusers, A1111 and ComfyUI, and what differs from the sweep there.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.model import EmojiModel
+from harness.diffusion.adapters.adapter import EMA
+from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE
+from harness.reporting.export.evidence import Contrast, Evidence, is_own
+from harness.reporting.export.subject import Subject, portable
+
+DORA = (
+    "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
+    "`wd_on_output` has it. Readers differ: diffusers leaves them out, ComfyUI takes the norm of the base's "
+    "weights alone, and older A1111 normalises over inputs. Only diffusers' file is what was measured."
+)
+PROMPT = "a red fox"
+
+
+def text(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> str:
+    """The section's paragraphs."""
+    return "\n\n".join(_paragraphs(subject, evidence, files))
+
+
+def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> Iterator[str]:
+    adapter = subject.spec.adapter
+    arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
+    own = next(a for a in arm["adapters"] if is_own(a))
+    negative = arm["negative"] or subject.word
+    prompt = evidence.pairs[0].prompt if evidence.pairs else PROMPT
+    averaged = own["weights"] == EMA
+    name = f"{subject.name}_{EMA}" if averaged else subject.name
+    if LORA_FILE in files or EMBEDDING_FILE in files:
+        yield _diffusers(subject, prompt=prompt, negative=negative, scale=own["scale"], averaged=averaged)
+    if f"{name}.safetensors" in files and not isinstance(subject.spec.model, EmojiModel):
+        yield _web_uis(adapter, name=name, negative=negative, scale=own["scale"])
+    if isinstance(adapter, LowRankAdapter):
+        if own["branch"] != "both":
+            yield (
+                f"**One difference.** The pictures above were drawn with the adapter on the {own['branch']} "
+                "guidance branch alone. Stock pipelines and web UIs let a LoRA act on both, so theirs are "
+                "others; lora-sweep-harness draws the measured ones (`harness run`)."
+            )
+        if adapter.kind == "dora" and f"{name}.safetensors" in files:
+            yield DORA
+
+
+def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, averaged: bool) -> str:
+    adapter = subject.spec.adapter
+    if isinstance(adapter, TextualInversion):
+        # diffusers takes no token that its vocabulary has, so the word goes by another name there.
+        negative = negative.replace(adapter.word, f"<{adapter.word}>")
+        imports, load = (
+            ["from safetensors.torch import load_file"],
+            _load_embedding(adapter, averaged=averaged),
+        )
+    else:
+        where = f'subfolder="{EMA}", ' if averaged else ""
+        imports, load = [], [f'pipe.load_lora_weights(".", {where}weight_name="{LORA_FILE}")']
+        load += [f"pipe.set_adapters(pipe.get_active_adapters(), {scale:g})"] if scale != 1 else []
+    if isinstance(subject.spec.model, EmojiModel):
+        imports = ["from importlib.resources import files", *imports]
+        pipe = (
+            'StableDiffusionXLPipeline.from_pretrained(files("harness.diffusion.models") / "emoji" / "base")'
+        )
+    else:
+        imports = ["import torch", *imports]
+        base = json.dumps(subject.base or "path/to/the/base")
+        pipe = f'StableDiffusionXLPipeline.from_pretrained({base}, torch_dtype=torch.float16).to("cuda")'
+    lines = [
+        *imports,
+        "from diffusers import StableDiffusionXLPipeline",
+        "",
+        f"pipe = {pipe}",
+        *load,
+        f"picture = pipe({json.dumps(prompt)}, negative_prompt={json.dumps(negative)}).images[0]",
+    ]
+    return "diffusers, from this folder:\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _load_embedding(adapter: TextualInversion, *, averaged: bool) -> list[str]:
+    file = f"{EMA}/{EMBEDDING_FILE}" if averaged else EMBEDDING_FILE
+    return [
+        f'learnt = load_file("{file}")',
+        *(
+            f'pipe.load_textual_inversion(learnt["{key}"], token="<{adapter.word}>", '
+            f"tokenizer=pipe.tokenizer{number}, text_encoder=pipe.text_encoder{number})"
+            for key, number in (("clip_l", ""), ("clip_g", "_2"))
+        ),
+    ]
+
+
+def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative: str, scale: float) -> str:
+    if isinstance(adapter, TextualInversion):
+        return (
+            f"A1111: put `{name}.safetensors` into `embeddings/` and write `{name}` in the negative prompt. "
+            f"ComfyUI: `models/embeddings/`, and `embedding:{name}`."
+        )
+    return (
+        f"A1111: put `{name}.safetensors` into `models/Lora/`, write `<lora:{name}:{scale:g}>` in the prompt "
+        f"and `{negative}` in the negative prompt. ComfyUI: `models/loras/`, a *Load LoRA* node with "
+        f"strength {scale:g}, and `{negative}` as the negative prompt."
+    )
+
+
+SHEET, PICTURES = "contact_sheet.png", "pictures"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+MISSING = "—"
+RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is for measuring alone."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture that the hub shows beside the card."""
+
+    prompt: str
+    file: str
+
+
+def card(
+    subject: Subject, evidence: Evidence, *, files: Mapping[str, str], examples: Sequence[Example]
+) -> str:
+    """The card as Markdown. `files` maps the adapter's files to their sha256."""
+    parts = [
+        _front_matter(subject, evidence, examples),
+        f"# {subject.name}",
+        _summary(subject),
+        "## What was measured",
+        _findings(subject, evidence),
+        _table(evidence),
+        _pictures(evidence),
+        "## How to use it",
+        text(subject, evidence, files),
+        "## How it was trained",
+        _settings(subject),
+        "## Files",
+        "\n".join(["| file | sha256 |", "|---|---|", *(f"| `{name}` | `{files[name]}` |" for name in files)]),
+        "`trial.json` holds the whole configuration, the versions and these hashes. The header of each "
+        "file says "
+        "the same, and what A1111 and kohya's tools show of a LoRA.",
+        "## Licence",
+        _licence(subject),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Example]) -> str:
+    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    negative = _arm(subject, evidence)["negative"]
+    front: dict[str, Any] = {
+        "base_model": subject.base,
+        "base_model_relation": "adapter" if subject.base else None,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": _license_tag(subject),
+        "instance_prompt": subject.word,
+        "tags": [
+            *("text-to-image", "diffusers"),
+            *([] if isinstance(subject.spec.model, EmojiModel) else ["stable-diffusion-xl"]),
+            *(["lora", "template:sd-lora"] if low_rank else ["textual_inversion"]),
+            *("negative-prompt", "lora-sweep-harness"),
+        ],
+        "widget": [
+            {
+                "text": example.prompt,
+                "parameters": {"negative_prompt": negative},
+                "output": {"url": example.file},
+            }
+            for example in examples
+        ],
+    }
+    # JSON is YAML, and quotes whatever a prompt may hold.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
+    arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
+    return arm
+
+
+def _summary(subject: Subject) -> str:
+    spec, adapter = subject.spec, subject.spec.adapter
+    if isinstance(adapter, LowRankAdapter):
+        names = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA"}
+        what = f"{names[adapter.kind]} of rank {adapter.rank}"
+    else:
+        what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
+    trained_on = spec.recipe.count - spec.training.holdout if spec.recipe.count else None
+    count = _count(trained_on, "picture") if trained_on else "pictures"
+    varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
+    return (
+        f"{what} for {subject.base_text}, trained for {_count(spec.training.steps, 'step')} on {count} of "
+        f"the recipe `{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
+        f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
+        f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
+    )
+
+
+def _findings(subject: Subject, evidence: Evidence) -> str:
+    headline = evidence.headline
+    prompt = "held-out test prompt" if evidence.split == "test" else "dev prompt"
+    if headline is None or headline.difference is None:
+        reason = "it was not compared" if headline is None else headline.reason
+        verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
+    else:
+        verdict = _verdict(headline, prompt)
+    caution = (
+        ""
+        if evidence.split == "test"
+        else " Trials are selected on these prompts, and the best of many looks better than it is."
+    )
+    return (
+        f"{verdict}{caution}\n\nThe arm `{evidence.arm}`: {_arm_text(subject, evidence)}. Each picture is "
+        "compared "
+        "with the control's of the same prompt and seed, which started from the same latents; intervals "
+        "are over "
+        "prompts, and a control with a difference of its own shows what the adapter alone does not explain."
+    )
+
+
+def _verdict(headline: Contrast, prompt: str) -> str:
+    assert headline.difference is not None
+    interval = "no interval" if headline.low is None else _interval(headline)
+    numbers = (
+        f"{headline.metric} differs by {_signed(headline.difference)} "
+        f"({interval}, p {_p(headline, equals='= ')}) on {_count(headline.n_prompts, prompt)}"
+    )
+    if not headline.decided:
+        return f"**No difference is shown** against `{headline.control}`: {numbers}."
+    better = (headline.difference > 0) == (headline.higher_is_better is not False)
+    return f"**{'Better' if better else 'Worse'}** than `{headline.control}`: {numbers}."
+
+
+def _arm_text(subject: Subject, evidence: Evidence) -> str:
+    arm, sampler = _arm(subject, evidence), subject.results.sweep["sampler"]
+    guidance = sampler["guidance"] if arm["guidance"] is None else arm["guidance"]
+    merged = f", merged by {arm['merge']['method']}" if arm["merge"] else ""
+    return (
+        f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt `{arm['negative']}`, "
+        f"guidance {guidance:g}, {', '.join(_sampled(sampler))}"
+    )
+
+
+def _sampled(sampler: Mapping[str, Any]) -> Iterator[str]:
+    yield _count(sampler["steps"], "step")
+    if sampler["scheduler"] is not None:
+        yield f"`{sampler['scheduler']}`"
+    if sampler["guidance_rescale"]:
+        yield f"guidance rescale {sampler['guidance_rescale']:g}"
+    if sampler["size"] is not None:
+        yield "{} × {} pixels".format(*sampler["size"])
+    if sampler["refiner_start"] is not None:
+        yield f"the refiner after {100 * sampler['refiner_start']:g} % of the noise schedule"
+
+
+def _acting(adapter: Mapping[str, Any]) -> str:
+    what = "this adapter" if is_own(adapter) else "another adapter"
+    average = " (its average)" if adapter["weights"] == "ema" else ""
+    where = "both guidance branches" if adapter["branch"] == "both" else f"the {adapter['branch']} branch"
+    return f"{what}{average} at scale {adapter['scale']:g} on {where}"
+
+
+def _table(evidence: Evidence) -> str:
+    if not evidence.contrasts:
+        return ""
+    confidence = f"{100 * evidence.contrasts[0].confidence:g} % interval"
+    head = ["metric", "against", f"`{evidence.arm}`", "control", "difference", confidence, "p"]
+    head += ["prompts", "pairs"]
+    lines = [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(_row(contrast) for contrast in evidence.contrasts),
+    ]
+    return "\n".join(lines) + (
+        "\n\nDifference: arm − control. ↑ higher is better, ↓ lower is better; without an arrow the "
+        "metric has no "
+        "better direction. On dev, p is Holm's over the trials."
+    )
+
+
+def _row(c: Contrast) -> str:
+    arrow = {True: " ↑", False: " ↓", None: ""}[c.higher_is_better]
+    cells = [f"{c.metric}{arrow}", f"`{c.control}`", _plain(c.mean_arm), _plain(c.mean_control)]
+    cells += [_signed(c.difference), _interval(c), _p(c), str(c.n_prompts), str(c.n_pairs)]
+    if c.difference is None and c.reason:
+        cells[4] = f"{MISSING} ({c.reason})"
+    return f"| {' | '.join(cells)} |"
+
+
+def _pictures(evidence: Evidence) -> str:
+    if not evidence.pairs:
+        return ""
+    shown = (
+        "every pair"
+        if len(evidence.pairs) == evidence.n_pairs
+        else f"{len(evidence.pairs)} of {evidence.n_pairs} "
+        "pairs, evenly spread from the best difference to the worst"
+    )
+    return (
+        f"![Pictures of the same prompt and seed in each arm]({SHEET})\n\n{shown[0].upper()}{shown[1:]}, "
+        "best first; "
+        "the pictures of a row started from the same latents. In brackets the difference from "
+        f"`{evidence.control}`."
+    )
+
+
+def _settings(subject: Subject) -> str:
+    dumped = portable(subject.spec.model_dump(mode="json", exclude_none=True))
+    rows = [f"| `{name}` | {_cell(value)} |" for name, value in _flat(dumped, "")]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in subject.results.sweep["versions"].items()
+        if version != "not installed"
+    )
+    return "\n".join(["| setting | value |", "|---|---|", *rows]) + f"\n\nWith {versions}."
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cell(value: Any) -> str:
+    """A value inside a table, where a bar would end the cell."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else _value(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _license_tag(subject: Subject) -> str | None:
+    if isinstance(subject.spec.model, EmojiModel):
+        return "mit"
+    return "openrail++" if subject.base == SDXL else None
+
+
+def _licence(subject: Subject) -> str:
+    model = subject.spec.model
+    if isinstance(model, EmojiModel):
+        return "MIT, as the embedded model and the pictures it was trained on."
+    if model.source == "random":
+        return RANDOM_LICENCE
+    terms = " (CreativeML Open RAIL++-M)" if subject.base == SDXL else ""
+    return (
+        f"An adapter is a derivative of its base: the licence of {subject.base_text}{terms} applies to "
+        "its use. "
+        "Whoever publishes it also answers for the rights in the training pictures, where they were not "
+        "drawn by "
+        "the base itself."
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _plain(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _interval(c: Contrast) -> str:
+    return MISSING if c.low is None or c.high is None else f"[{_signed(c.low)}, {_signed(c.high)}]"
+
+
+def _p(c: Contrast, *, equals: str = "") -> str:
+    if c.p is None:
+        return MISSING
+    return "< 0.001" if c.p < 0.001 else f"{equals}{c.p:.3f}"

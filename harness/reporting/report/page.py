@@ -1,0 +1,320 @@
+"""The page: sections gathered from a study, rendered by a template, written whole or not at all.
+
+Arms and their adapters in words: what acts where, how strongly, and where it comes from.
+"""
+
+import base64
+import json
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.errors import WorkspaceError
+from harness.reporting.report.curves import family_curves, loss_curves
+from harness.reporting.report.figures import dose_response, forest, forest_hidden, heatmap
+from harness.reporting.report.format import (
+    count,
+    duration,
+    events,
+    interval,
+    listed,
+    metric_name,
+    p_text,
+    percent,
+    plain,
+    signed,
+)
+from harness.reporting.report.layout import layout, param_name, shown_arms
+from harness.reporting.report.pictures import Thumbnails, family_row, picture_grid, picture_rows
+from harness.reporting.report.study import Study, is_own, number, text
+from harness.reporting.report.verdict import verdict
+from harness.results.tables import FACTS
+
+if TYPE_CHECKING:
+    from harness.results import Results
+    from harness.store.workspace import Workspace
+
+
+def arm_rows(study: Study) -> list[dict[str, str]]:
+    """What each arm is, in words."""
+    rows = []
+    for arm in study.sweep["arms"]:
+        guidance = study.sweep["sampler"]["guidance"] if arm["guidance"] is None else arm["guidance"]
+        adapters = "; ".join(f"{_who(a)}, {_how(a)}" for a in arm["adapters"])
+        rows.append(
+            {
+                "name": arm["name"],
+                "role": "control" if arm["name"] in study.controls else "adapter",
+                "negative": arm["negative"],
+                "guidance": f"{guidance:g}",
+                "adapters": adapters + (f"; {_merged(arm['merge'])}" if arm["merge"] else ""),
+            }
+        )
+    return rows
+
+
+def other_adapters(study: Study) -> list[str]:
+    """Every adapter beside the trials' own, with what it was made from, and every merge; each once."""
+    found: dict[str, None] = {}
+    for arm in study.sweep["arms"]:
+        for adapter in arm["adapters"]:
+            if not is_own(adapter):
+                found[_origin(adapter)] = None
+        if arm["merge"]:
+            found[f"{arm['name']}: {_merged(arm['merge'])}"] = None
+    return list(found)
+
+
+def _who(adapter: dict[str, Any]) -> str:
+    if is_own(adapter):
+        return "the trial’s own"
+    if adapter["file"] is not None:
+        return f"the file {Path(adapter['file']).name}"
+    return f"one trained on {_recipe_name(adapter['recipe'])}"
+
+
+def _how(adapter: dict[str, Any]) -> str:
+    branch = "both branches" if adapter["branch"] == "both" else f"{adapter['branch']} branch"
+    averaged = ", averaged weights" if adapter["weights"] == "ema" else ""
+    return f"scale {adapter['scale']:g}, {branch}{averaged}"
+
+
+def _recipe_name(recipe: dict[str, Any]) -> str:
+    name = recipe["name"] or recipe["kind"]
+    return f"{name} ({recipe['kind']})" if name != recipe["kind"] else str(name)
+
+
+def _merged(merge: dict[str, Any]) -> str:
+    details = [f"{key} {merge[key]:g}" for key in ("density", "seed") if merge[key] is not None]
+    return f"merged into one ({', '.join([merge['method'], *details])})"
+
+
+def _origin(adapter: dict[str, Any]) -> str:
+    """Where an adapter that is not the trial's own comes from."""
+    if adapter["file"] is not None:
+        return f"{Path(adapter['file']).name}, a file, sha256 {(adapter['digest'] or 'unknown')[:12]}"
+    recipe = adapter["recipe"]
+    pictures = "" if recipe["kind"] != "folder" else f", pictures {(recipe['digest'] or 'unknown')[:12]}"
+    return f"{_recipe_name(recipe)}{pictures}: {_settings(adapter)}"
+
+
+def _settings(adapter: dict[str, Any]) -> str:
+    spec, training = adapter["adapter"], adapter["training"]
+    if spec is None:
+        what = "an adapter like the trial’s"
+    elif spec["kind"] == "textual_inversion":
+        what = f"textual inversion of {count(spec['vectors'], 'vector')} for “{spec['word']}”"
+    else:
+        what = f"{spec['kind']} of rank {spec['rank']}"
+    if training is None:
+        return f"{what}, trained like the trial’s"
+    return f"{what}, {count(training['steps'], 'step')} on “{training['prompt']}”, seed {training['seed']}"
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write(results: "Results", workspace: "Workspace", target: Path) -> None:
+    """Write the page. Raises WorkspaceError where it cannot be written."""
+    page = render(results, workspace)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(page)
+            os.chmod(name, 0o644)  # mkstemp gives 0600; the page is there to be shared
+            os.replace(name, target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def render(results: "Results", workspace: "Workspace") -> str:
+    """The page as text."""
+    study = Study(results)
+    thumbnails = Thumbnails(workspace)
+    grid = layout(study)
+    groups, every = picture_rows(study, thumbnails)
+    environment = _environment()
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        sweep=study.sweep,
+        verdict=verdict(study),
+        groups=groups,
+        every=every,
+        forest=forest(study),
+        heatmap=heatmap(study),
+        grid=picture_grid(study, grid, thumbnails),
+        dose=dose_response(study),
+        trials=_trials(study),
+        failures=_failures(study),
+        events=events(study.sweep.get("events", [])),
+        arms=arm_rows(study),
+        curves=_curves(study, thumbnails),
+        losses=loss_curves(study),
+        hidden=forest_hidden(study),
+        unseen=_unseen(study),
+        latents=_latents(study),
+        method=_method(study),
+        provenance=_provenance(study, workspace),
+        spec_uri=_spec_uri(study),
+        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # our own file, not the user's
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        signed=signed,
+        plain=plain,
+        p_text=p_text,
+        percent=percent,
+        metric_name=metric_name,
+        listed=listed,
+    )
+    environment.globals.update(interval=interval, count=count)
+    return environment
+
+
+def _trials(study: Study) -> list[dict[str, Any]]:
+    """Rows of the table of all trials, in the sweep's order."""
+    return [
+        {
+            "index": row["index"],
+            "trial_id": row["trial_id"],
+            "label": study.labels[row["trial_id"]],
+            "status": row["status"],
+            "selected": row["trial_id"] == study.selected,
+            "loss": number(row["final_loss"]),
+            "seconds": number(row["train_seconds"]),
+            "dev": study.contrast(row["trial_id"], control=study.control, split="dev"),
+        }
+        for row in study.results.trials.to_dict("records")
+    ]
+
+
+def _curves(study: Study, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """Each family of arms: its figure, and one pair of pictures along it."""
+    return [
+        {
+            "name": curve.family.name,
+            "axis": param_name(curve.family.axis),
+            "several": len(curve.family.lines) > 1,
+            "figure": curve.figure,
+            "row": family_row(study, curve.family, thumbnails),
+        }
+        for curve in family_curves(study)
+    ]
+
+
+def _unseen(study: Study) -> int:
+    """How many arms the rows of pictures leave out."""
+    return len(study.sweep["arms"]) - len(shown_arms(study))
+
+
+def _failures(study: Study) -> list[tuple[str, str, str]]:
+    """What did not come about: (what, status, reason). Trials first, then controls that have no numbers."""
+    found = [
+        (study.labels[row["trial_id"]], row["status"], text(row["reason"]) or "no reason was recorded")
+        for row in study.results.trials.to_dict("records")
+        if row["status"] != "completed"
+    ]
+    for c in study.against(split=study.split):
+        if c.difference is None:
+            found.append((f"{c.arm} against {c.control}", "no number", c.reason or "no reason was recorded"))
+    return found
+
+
+def _latents(study: Study) -> tuple[bool, int] | None:
+    """Whether the selected trial's arms started from the same latents, and on how many (prompt, seed)."""
+    if study.selected is None:
+        return None
+    draws = study.results.draws.query("trial_id == @study.selected")["draw_id"]
+    images = study.results.images
+    kinds = (
+        images[images["draw_id"].isin(draws)]
+        .groupby(["prompt_id", "seed"])["latent_hash"]
+        .nunique(dropna=False)
+    )
+    return bool((kinds == 1).all()), len(kinds)
+
+
+def _method(study: Study) -> dict[str, Any]:
+    sweep = study.sweep
+    splits = [prompt["split"] for prompt in sweep["prompts"]]
+    return {
+        "n_dev": splits.count("dev"),
+        "n_test": splits.count("test"),
+        "seeds": [str(seed) for seed in sweep["seeds"]],
+        "confidence": f"{100 * sweep['analysis']['confidence']:g}\u202f%",
+        "alpha": f"{1 - sweep['analysis']['confidence']:.2g}",
+        "n_images": len(study.results.images),
+    }
+
+
+def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
+    sweep = study.sweep
+    model = sweep["model"]
+    source = model["source"] if "source" in model else f"{model['kind']} (embedded)"
+    hashes = (
+        study.results.scores[["metric", "metric_version", "weights_hash"]]
+        .drop_duplicates()
+        .to_dict("records")
+    )
+    where = workspace.address
+    if Path(where).is_relative_to(Path.cwd()):  # as its user would type it
+        where = str(Path(where).relative_to(Path.cwd()))
+    folder = f"{where}/sweeps/{sweep['name']}"
+    return {
+        "model": source,
+        "digest": model["digest"],
+        "precision": model.get("precision", "fp32"),
+        "training_seed": sweep["training"]["seed"],
+        "analysis_seed": sweep["analysis"]["seed"],
+        "host": sweep["host"],
+        "finished_at": sweep["finished_at"],
+        "duration": duration(sweep["seconds"]),
+        "versions": sorted(sweep["versions"].items()),
+        "adapters": other_adapters(study),
+        "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
+        "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",
+        "load": f"from harness import results\nr = results.load({json.dumps(folder)})\n"
+        f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
+        "spec": _spec(study),
+    }
+
+
+def _spec(study: Study) -> str:
+    spec = {key: value for key, value in study.sweep.items() if key not in FACTS}
+    return json.dumps(_from_here(spec), indent=2, ensure_ascii=False)
+
+
+def _from_here(value: Any) -> Any:
+    """The same with folders below this one as one would type them, not as they lie on one machine."""
+    match value:
+        case dict():
+            return {key: _from_here(inner) for key, inner in value.items()}
+        case list():
+            return [_from_here(inner) for inner in value]
+        case str() if Path(value).is_absolute() and Path(value).is_relative_to(Path.cwd()):
+            return str(Path(value).relative_to(Path.cwd()))
+        case _:
+            return value
+
+
+def _spec_uri(study: Study) -> str:
+    return "data:application/json;base64," + base64.b64encode(_spec(study).encode()).decode()

@@ -1,0 +1,299 @@
+"""What the page reads from the tables: which trial, which arm, which split, and every contrast as a value."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from harness.config.schema.search import OptunaSearch
+from harness.reporting.report.format import axis_value, decimals_for
+from harness.results.objectives import front, gains
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+
+Finding = Literal["better", "worse", "higher", "lower", "none", "missing"]
+ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One row of the summary: arm − control on a metric. Numbers are null together, with a reason."""
+
+    trial_id: str
+    arm: str
+    control: str
+    metric: str
+    split: str
+    n_prompts: int
+    n_pairs: int
+    n_missing: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    p: float | None  # Holm over the grid of trials on dev; on test there is one trial
+    p_raw: float | None
+    win_rate: float | None
+    mean_arm: float | None
+    mean_control: float | None
+    higher_is_better: bool | None
+    reason: str | None
+
+    @property
+    def finding(self) -> Finding:
+        """What the numbers show. Interval and test must agree; else no difference is shown."""
+        if self.difference is None:
+            return "missing"
+        if not self.decided:
+            return "none"
+        up = self.difference > 0
+        if self.higher_is_better is None:
+            return "higher" if up else "lower"
+        return "better" if up == self.higher_is_better else "worse"
+
+    @property
+    def decided(self) -> bool:
+        """True where the interval excludes zero and p is below 1 − confidence."""
+        if self.low is None or self.high is None or self.p is None:
+            return False
+        return (self.low > 0 or self.high < 0) and self.p < 1 - self.confidence
+
+    @property
+    def gain(self) -> float | None:
+        """The difference, signed so that more is better; as it is where a metric has no direction."""
+        if self.difference is None:
+            return None
+        return -self.difference if self.higher_is_better is False else self.difference
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished sweep, seen from its question."""
+
+    results: "Results"
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The sweep as it was read, with versions, host and times."""
+        return self.results.sweep
+
+    @property
+    def primary(self) -> str:
+        """The metric that selects."""
+        return str(self.sweep["analysis"]["primary"])
+
+    @property
+    def control(self) -> str:
+        """The control that the selection is made against."""
+        return str(self.sweep["analysis"]["control"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics in the sweep's order."""
+        return [metric["kind"] for metric in self.sweep["metrics"]]
+
+    @cached_property
+    def controls(self) -> list[str]:
+        """Control arms in the sweep's order."""
+        named = set(self.results.draws.loc[self.results.draws["is_control"].astype(bool), "arm"])
+        return [arm["name"] for arm in self.sweep["arms"] if arm["name"] in named]
+
+    @cached_property
+    def adapter_arms(self) -> list[str]:
+        """Arms in which the trial's own adapter acts, in the sweep's order."""
+        return [arm["name"] for arm in self.sweep["arms"] if arm["name"] not in self.controls]
+
+    def arm_spec(self, name: str) -> dict[str, Any]:
+        """An arm as the sweep describes it."""
+        found: dict[str, Any] = next(arm for arm in self.sweep["arms"] if arm["name"] == name)
+        return found
+
+    def control_kind(self, name: str) -> ControlKind:
+        """What a control holds fixed beside the headline's arm.
+
+        Its other adapters without the trial's own (`others`), the trial's own without these (`alone`), an
+        adapter trained on other pictures (`sham`), another guidance, the negative words, or nothing.
+        """
+        arm = self.arm_spec(name)
+        if arm["adapters"]:
+            sources = [_source(adapter) for adapter in arm["adapters"]]
+            others = [_source(a) for a in self.arm_spec(self.arm)["adapters"] if not is_own(a)]
+            if all(source in others for source in sources):
+                return "others"
+            return "alone" if sources == [(self._own_recipe, None, None, None)] else "sham"
+        if arm["guidance"] not in (None, self.sweep["sampler"]["guidance"]):
+            return "guidance"
+        return "word" if arm["negative"] else "plain"
+
+    @cached_property
+    def _own_recipe(self) -> Any:
+        """What the selected trial's adapter was trained on; null when there is none."""
+        trials = self.results.trials
+        configs = trials.loc[trials["trial_id"] == self.selected, "config"]
+        return json.loads(configs.iloc[0])["recipe"] if len(configs) else None
+
+    @property
+    def search(self) -> str:
+        """How the trials were chosen: grid, random or optuna."""
+        return str(self.sweep.get("search", {}).get("kind", "grid"))
+
+    @cached_property
+    def pareto_front(self) -> list[str]:
+        """The trials that none beats in all of a search's objectives; empty where it has but one."""
+        if self.search != "optuna":
+            return []
+        objectives = OptunaSearch.model_validate(self.sweep["search"]).objectives
+        if len(objectives) < 2:
+            return []
+        return front(gains(self.results.trials, self.results.summary, objectives))
+
+    @property
+    def scheduler(self) -> str:
+        """What may have stopped training runs: fifo (nothing), asha or median."""
+        return str(self.sweep.get("scheduler", {}).get("kind", "fifo"))
+
+    @cached_property
+    def axes(self) -> list[str]:
+        """Dotted names of the axes that really vary, in the sweep's order."""
+        trials = self.results.trials
+        return [
+            axis for axis in self.sweep["axes"] if axis in trials and trials[axis].nunique(dropna=False) > 1
+        ]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Trial id → what people call the trial; unique."""
+        trials = self.results.trials
+        texts = [
+            " · ".join(axis_value(axis, row[axis]) for axis in self.axes if known(row[axis]) is not None)
+            or f"trial {row['index']}"
+            for _, row in trials.iterrows()
+        ]
+        return {
+            trial_id: text if texts.count(text) == 1 else f"{text} (trial {index})"
+            for trial_id, index, text in zip(trials["trial_id"], trials["index"], texts, strict=True)
+        }
+
+    @cached_property
+    def selected(self) -> str | None:
+        """The trial that was best on dev prompts; null when none was usable."""
+        trials = self.results.trials
+        chosen = trials.loc[trials["selected"].fillna(False).astype(bool), "trial_id"]
+        return str(chosen.iloc[0]) if len(chosen) else None
+
+    @cached_property
+    def contrasts(self) -> dict[tuple[str, str, str, str, str], Contrast]:
+        """Every contrast by (trial, arm, control, metric, split)."""
+        found = (_contrast(row) for row in self.results.summary.to_dict("records"))
+        return {(c.trial_id, c.arm, c.control, c.metric, c.split): c for c in found}
+
+    def contrast(
+        self,
+        trial_id: str | None,
+        *,
+        control: str,
+        arm: str | None = None,
+        metric: str | None = None,
+        split: str,
+    ) -> Contrast | None:
+        """One contrast; of the headline arm and the primary metric unless given. Null when not there."""
+        return self.contrasts.get((trial_id or "", arm or self.arm, control, metric or self.primary, split))
+
+    def against(self, *, split: str, metric: str | None = None) -> Iterator[Contrast]:
+        """Contrasts of the selected trial with each control, in the sweep's order."""
+        for control in self.controls:
+            found = self.contrast(self.selected, control=control, metric=metric, split=split)
+            if found is not None:
+                yield found
+
+    @cached_property
+    def arm(self) -> str:
+        """The adapter arm of the headline: of several, the selected trial's best on dev prompts."""
+        gains = {
+            arm: c.gain
+            for arm in self.adapter_arms
+            if (c := self.contrasts.get((self.selected or "", arm, self.control, self.primary, "dev")))
+            and c.gain is not None
+        }
+        return max(gains, key=lambda arm: gains[arm]) if gains else self.adapter_arms[0]
+
+    @cached_property
+    def split(self) -> Literal["dev", "test"]:
+        """The split the verdict rests on: test where the selected trial has numbers there, else dev."""
+        measured = (c for c in self.against(split="test") if c.difference is not None)
+        return "test" if any(measured) else "dev"
+
+    @property
+    def has_test_prompts(self) -> bool:
+        """True where the sweep holds prompts out."""
+        return any(prompt["split"] == "test" for prompt in self.sweep["prompts"])
+
+    @cached_property
+    def decimals(self) -> dict[str, int]:
+        """Decimals that a metric's differences deserve, from the width of its intervals."""
+        summary = self.results.summary
+        widths = (summary["ci_high"] - summary["ci_low"]).groupby(summary["metric"]).median()
+        return {metric: decimals_for(float(widths.get(metric, math.nan))) for metric in self.metrics}
+
+    def n_trials(self, status: str | None = None) -> int:
+        """Number of trials, or of those with a status."""
+        trials = self.results.trials
+        return len(trials) if status is None else int((trials["status"] == status).sum())
+
+
+def is_own(adapter: dict[str, Any]) -> bool:
+    """True for the trial's own among an arm's adapters."""
+    return adapter["recipe"] is None and adapter["file"] is None
+
+
+def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
+    """What an arm's adapter was made from, whatever its scale and branch."""
+    return adapter["recipe"], adapter["adapter"], adapter["training"], adapter["digest"]
+
+
+def known(value: Any) -> Any:
+    """The value, or null for anything missing, as an axis that is not applied."""
+    return None if value is None or pd.isna(value) else value
+
+
+def number(value: Any) -> float | None:
+    """A float, or null for anything missing."""
+    return None if known(value) is None else float(value)
+
+
+def text(value: Any) -> str | None:
+    """A string, or null for anything missing."""
+    return None if known(value) is None else str(value)
+
+
+def _contrast(row: dict[Any, Any]) -> Contrast:
+    p_raw = number(row["p_value"])
+    p_holm = number(row["p_holm"])
+    direction = row["higher_is_better"]
+    return Contrast(
+        trial_id=row["trial_id"],
+        arm=row["arm"],
+        control=row["control"],
+        metric=row["metric"],
+        split=row["split"],
+        n_prompts=int(number(row["n_prompts"]) or 0),
+        n_pairs=int(number(row["n_pairs"]) or 0),
+        n_missing=int(number(row["n_missing"]) or 0),
+        difference=number(row["mean_difference"]),
+        low=number(row["ci_low"]),
+        high=number(row["ci_high"]),
+        confidence=float(row["confidence"]),
+        p=p_raw if p_holm is None else p_holm,
+        p_raw=p_raw,
+        win_rate=number(row["win_rate"]),
+        mean_arm=number(row["mean_arm"]),
+        mean_control=number(row["mean_control"]),
+        higher_is_better=None if direction is None or pd.isna(direction) else bool(direction),
+        reason=text(row["reason"]),
+    )

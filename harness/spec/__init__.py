@@ -1,1 +1,0 @@
-"""What a sweep is: frozen, closed specifications and the plan they expand to. No heavy library."""

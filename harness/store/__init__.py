@@ -1,0 +1,19 @@
+"""Where a workspace lies: in a folder of this machine (or one that it mounts), or behind a URL."""
+
+from pathlib import Path
+
+from harness.store.backend import Storage
+
+__all__ = ["Storage", "open_storage"]
+
+
+def open_storage(address: Path | str) -> Storage:
+    """The storage at an address: a folder, or a URL. Nothing is made, nobody asked, before it is used."""
+    protocol, found, rest = str(address).partition("://")
+    if found and protocol != "file":
+        from harness.store.remote import RemoteStorage
+
+        return RemoteStorage(str(address))
+    from harness.store.local import LocalStorage
+
+    return LocalStorage(Path(rest if found else address))

@@ -1,0 +1,260 @@
+"""One folder of the store, and how it comes to be: temporary folder → manifest last → rename.
+
+A stage is finished exactly when it holds `manifest.json`, so a killed process leaves nothing that could be
+taken for a result. The manifest has the hash of every file, so damage is found. A store that is not on this
+machine has stages of its own sort (`storage/remote_stage.py`): nothing else need know where a stage lies.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StageError, WorkspaceError
+
+MANIFEST = "manifest.json"
+RECORDED = (
+    "lora-sweep-harness",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "open_clip_torch",
+    "ray",
+)
+
+# File too large: a limit on single files, as some shared file systems have.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EROFS)
+
+
+def every(name: str) -> bool:
+    """All files of a stage are concerned."""
+    return True
+
+
+def is_manifest(name: str) -> bool:
+    """The manifest alone."""
+    return name == MANIFEST
+
+
+def is_training_state(name: str) -> bool:
+    """Of a snapshot's files, those that training goes on from."""
+    return name.startswith("training_state.")
+
+
+def is_adapter(name: str) -> bool:
+    """Of a snapshot's files, those that pictures are drawn with."""
+    return not is_training_state(name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One folder of the store. `path` is where it is on this machine, once it is finished and `fetch`ed."""
+
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        """True when the manifest is there."""
+        return (self.path / MANIFEST).is_file()
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.path)
+
+    def fetch(self, concerned: Callable[[str], bool] = every) -> Path:
+        """The folder of a finished stage, its files with names that are `concerned` on this machine."""
+        return self.path
+
+    def contents(self) -> dict[str, int]:
+        """Files of a folder, finished or not, by name, and their bytes; none where there is no folder.
+
+        Those that vanish meanwhile, because somebody is at work, are left out.
+        """
+        found = {}
+        for where, _, names in os.walk(self.path):
+            for name in names:
+                file = Path(where, name)
+                with suppress(FileNotFoundError):
+                    found[file.relative_to(self.path).as_posix()] = file.stat().st_size
+        return found
+
+    def changed_at(self) -> datetime:
+        """When the folder was last changed; now where it is gone."""
+        try:
+            return datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return datetime.now(UTC)
+
+    def manifest(self) -> dict[str, Any]:
+        """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
+        try:
+            loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+            if not isinstance(loaded["facts"], dict):
+                raise ValueError("its facts are no mapping")
+            if not all(isinstance(facts["sha256"], str) for facts in loaded["files"].values()):
+                raise ValueError("its files have no hashes")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StageError(
+                f"{self.place}/{MANIFEST} cannot be read ({error}); delete the folder and run again"
+            ) from None
+        return loaded
+
+    def stamp(self, *names: str) -> str:
+        """Size and time of change of the manifest and of these files; another text once one is another."""
+        return " ".join(_stamp(f"{self.path}/{name}") for name in (MANIFEST, *names))
+
+    def read(self, name: str) -> bytes:
+        """A file as it was when the stage was finished. Raises StageError where it is another."""
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise StageError(f"{self.place}/{name} cannot be read: {error.strerror}") from None
+        facts = self.manifest()["files"].get(name)
+        if facts is None or hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise StageError(f"{self.place}/{name} does not match its manifest")
+        return content
+
+    def verify(self) -> None:
+        """Raise StageError for the first file that is missing or does not match its hash."""
+        for fault in self.faults():
+            raise StageError(f"{fault}; delete {self.place} and run again")
+
+    def whole(self, concerned: Callable[[str], bool] = every) -> bool:
+        """True where the manifest can be read and the files with names that are `concerned` match it."""
+        try:
+            return not any(True for _ in self.faults(concerned))
+        except StageError:
+            return False
+
+    def faults(self, concerned: Callable[[str], bool] = every) -> Iterator[str]:
+        """What is wrong, file by file. Raises StageError where the manifest cannot be read."""
+        for name, facts in self.manifest()["files"].items():
+            file = self.path / name
+            if not concerned(name):
+                continue
+            if not file.is_file():
+                yield f"{self.place}/{name} is missing"
+            elif sha256(file) != facts["sha256"]:
+                yield f"{self.place}/{name} does not match its manifest"
+
+    def damage(self) -> Iterator[str]:
+        """What is wrong where the stage lies, which need not be this machine, file by file."""
+        return self.faults()
+
+    def remove(self) -> None:
+        """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def build(self, **facts: Any) -> Iterator[Path]:
+        """Give a temporary folder to fill; when the block ends well it becomes the stage, else it is gone.
+
+        `facts` (JSON) are kept in the manifest. Raises WorkspaceError where the disk is full or not writable.
+        """
+        started = time.monotonic()
+        temporary = self.path.parent / f".tmp-{self.path.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with explaining_lack_of_room(self.path):
+                temporary.mkdir(parents=True)
+                yield temporary
+                seconds = time.monotonic() - started
+                write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=seconds))
+                self._become(temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _become(self, finished: Path) -> None:
+        """Be what lies in this folder, its manifest included, unless another was as fast."""
+        if not self.done:
+            shutil.rmtree(self.path, ignore_errors=True)  # without manifest it is nobody's result
+            finished.rename(self.path)
+
+
+@contextmanager
+def explaining_lack_of_room(path: Path) -> Iterator[None]:
+    """Say in one line that what the block writes has no room. Other errors pass through."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors tells the system's error in its message alone.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        # A file elsewhere, as of a model, may not be allowed to be read: that has nothing to do with room.
+        here = str(getattr(error, "filename", "")).startswith(str(path.parent))
+        if number not in NO_ROOM and not (number in NOT_WRITABLE and here):
+            raise
+        raise WorkspaceError(
+            f"{path}: {os.strerror(number)}; make room or choose another --workspace"
+        ) from error
+
+
+def _stamp(file: str) -> str:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return "none"
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+def sha256(file: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON to a file that is whole or not there, even after a power cut."""
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w") as handle:
+            json.dump(content, handle, indent=1, sort_keys=True)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of the packages that decide numbers, as installed."""
+    found = {}
+    for name in RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _manifest(folder: Path, facts: dict[str, Any], *, seconds: float) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in files
+        },
+        "facts": facts,
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

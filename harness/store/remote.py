@@ -1,0 +1,446 @@
+"""A workspace behind a URL, and the folder of this machine where its files are worked with.
+
+A stage that lies in a bucket: its files are brought to this machine when they are asked for.
+
+It is uploaded as it is finished: the files first, the manifest last, so that here as there a stage with a
+manifest is whole. What is fetched is compared with the manifest's hashes before it has its name.
+
+One look at the objects of a store: which folders there are, and which of them are finished stages.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StageError
+from harness.store.artifact import MANIFEST, Stage, every, is_manifest, sha256
+from harness.store.backend import Waiting
+from harness.store.locks import Leases
+from harness.store.objects import Bucket, Facts
+
+TOKEN = ".token"  # beside the files on this machine: of which manifest in the bucket they are
+
+
+@dataclass(frozen=True)
+class RemoteStage(Stage):
+    """`path` is where its files come to be; `name` is what it is called in the bucket."""
+
+    storage: "RemoteStorage"
+    name: str
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return f"{self.storage.address}/{self.name}"
+
+    @property
+    def done(self) -> bool:
+        """True when the manifest is there."""
+        return self.storage.token(self.name) is not None
+
+    def fetch(self, concerned: Callable[[str], bool] = every) -> Path:
+        """The folder, its files with names that are `concerned` on this machine, as they were written.
+
+        Raises StageError where one of them is gone or damaged.
+        """
+        self.storage.fetch([self], concerned)
+        for name in self.manifest()["files"]:
+            if concerned(name) and not (self.path / name).is_file():
+                raise StageError(f"{self.place}/{name} is missing or does not match its manifest")
+        return self.path
+
+    def contents(self) -> dict[str, int]:
+        """Files of a folder, finished or not, by name, and their bytes; none where there is no folder."""
+        return {name: facts.size for name, facts in self.storage.files(self.name).items()}
+
+    def changed_at(self) -> datetime:
+        """When the last of its files was written; now where none says it."""
+        times = [facts.changed_at for facts in self.storage.files(self.name).values()]
+        return max((time for time in times if time is not None), default=datetime.now(UTC))
+
+    def stamp(self, *names: str) -> str:
+        """Tokens of the manifest and of these files in the bucket; another text once one is another."""
+        there = self.storage.files(self.name)
+        return " ".join(there[name].token if name in there else "none" for name in (MANIFEST, *names))
+
+    def manifest(self) -> dict[str, Any]:
+        """What was written with the stage; fetched if need be."""
+        if not self._is_here():
+            self.storage.fetch([self], is_manifest)
+        return super().manifest()
+
+    def read(self, name: str) -> bytes:
+        """A file as it was when the stage was finished. Raises StageError where it is another."""
+        if not ((self.path / name).is_file() and self._is_here()):
+            self.storage.fetch([self], lambda wanted: wanted == name)
+        return super().read(name)
+
+    def faults(self, concerned: Callable[[str], bool] = every) -> Iterator[str]:
+        """What is wrong, file by file. Files of this machine that are, are fetched once more."""
+        self.storage.fetch([self], concerned)
+        for name in self.manifest()["files"]:
+            if concerned(name):
+                yield from self._fault(name)
+
+    def damage(self) -> Iterator[str]:
+        """What is wrong in the bucket, whatever this machine has."""
+        for name, facts in self.manifest()["files"].items():
+            file = self.path / f".verified-{uuid.uuid4().hex[:8]}"
+            try:
+                self.storage.bucket.download(f"{self.name}/{name}", file)
+                if sha256(file) != facts["sha256"]:
+                    yield f"{self.place}/{name} does not match its manifest"
+            except FileNotFoundError:
+                yield f"{self.place}/{name} is missing"
+            finally:
+                file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
+        self.storage.take_away(self.name)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _fault(self, name: str) -> Iterator[str]:
+        def alone(wanted: str) -> bool:
+            return wanted == name
+
+        if not any(True for _ in super().faults(alone)):
+            return
+        (self.path / name).unlink(missing_ok=True)
+        self.storage.fetch([self], alone)
+        yield from super().faults(alone)
+
+    def _become(self, finished: Path) -> None:
+        """Be what lies in this folder, its manifest included, unless another was as fast."""
+        if self.done:
+            return
+        files = sorted(path for path in finished.rglob("*") if path.is_file() and path.name != MANIFEST)
+        token = self.storage.put_stage(
+            self.name,
+            {file.relative_to(finished).as_posix(): file for file in files},
+            (finished / MANIFEST).read_bytes(),
+        )
+        (finished / TOKEN).write_text(token)
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # another process of this machine is fetching it already
+            finished.rename(self.path)
+
+    def _is_here(self) -> bool:
+        token = self.storage.token(self.name)
+        return token is not None and self.is_current(token)
+
+    def is_current(self, token: str) -> bool:
+        """True where what is on this machine is of this manifest."""
+        try:
+            return (self.path / TOKEN).read_text() == token and (self.path / MANIFEST).is_file()
+        except OSError:
+            return False
+
+    def begin_anew(self, manifest: bytes, token: str) -> None:
+        """Keep this manifest, and nothing that was here before."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / MANIFEST, manifest)
+        write_whole(self.path / TOKEN, token.encode())
+
+    def forget(self) -> None:
+        """Keep nothing of it on this machine: it is gone where it lies."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def lacks(self, concerned: Callable[[str], bool]) -> Sequence[tuple[str, dict[str, Any]]]:
+        """Files that are concerned and not on this machine, with what the manifest says of them."""
+        files = Stage.manifest(self)["files"].items()
+        return [
+            (name, facts) for name, facts in files if concerned(name) and not (self.path / name).is_file()
+        ]
+
+    def keep(self, name: str, content: bytes, facts: dict[str, Any]) -> None:
+        """Keep a file as it was fetched, if it is what was written."""
+        if hashlib.sha256(content).hexdigest() == facts["sha256"]:
+            write_whole(self.path / name, content)
+
+    def keep_file(self, name: str, file: Path, facts: dict[str, Any]) -> None:
+        """The same of a file that was fetched under another name; it is gone after that."""
+        if sha256(file) == facts["sha256"]:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(self.path / name)
+        file.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """A file of this machine that is whole or not there, whoever else writes it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Survey:
+    """What was there at one moment, and what this process has changed since."""
+
+    def __init__(self, found: Mapping[str, Facts]) -> None:
+        self._taken_at = time.monotonic()
+        self._names: dict[str, dict[str, Facts]] = defaultdict(dict)  # by folder: what is right in it
+        self._below: dict[str, set[str]] = defaultdict(set)  # folders by the folder that they are in
+        for name, facts in found.items():
+            self.add(name, facts)
+
+    @property
+    def age(self) -> float:
+        """Seconds since."""
+        return time.monotonic() - self._taken_at
+
+    def add(self, name: str, facts: Facts) -> None:
+        """An object."""
+        folder, _, file = name.rpartition("/")
+        self._names[folder][file] = facts
+        while folder:
+            parent, _, own = folder.rpartition("/")
+            if own in self._below[parent]:
+                return
+            self._below[parent].add(own)
+            folder = parent
+
+    def discard(self, folder: str) -> None:
+        """A folder with all that is in it."""
+        parent, _, own = folder.rpartition("/")
+        self._below[parent].discard(own)
+        for below in [*self._below.pop(folder, ())]:
+            self.discard(f"{folder}/{below}")
+        self._names.pop(folder, None)
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders in one, sorted."""
+        return sorted(self._below.get(name, ()))
+
+    def files(self, name: str) -> dict[str, Facts]:
+        """All objects below a folder, by their names in it."""
+        found = dict(self._names.get(name, {}))
+        for below in self.folders(name):
+            found |= {f"{below}/{file}": facts for file, facts in self.files(f"{name}/{below}").items()}
+        return found
+
+    def token(self, name: str) -> str | None:
+        """Of a stage's manifest; null where the stage is not finished."""
+        facts = self._names.get(name, {}).get(MANIFEST)
+        return None if facts is None else facts.token
+
+    def finished(self) -> dict[str, str]:
+        """The finished stages, and their tokens."""
+        return {name: files[MANIFEST].token for name, files in self._names.items() if MANIFEST in files}
+
+
+TOPS = ("datasets", "parts", "latents", "texts", "adapters", "images", "scores")
+SMALL = 4 * 2**20  # bytes: such files are read many at once, into memory
+AT_ONCE = 256
+SURVEY_SECONDS = 60.0  # for so long a look serves again, where nothing was dispatched since
+
+
+class RemoteStorage:
+    """The truth lies in the bucket. What is on this machine was made or fetched here, and can be deleted."""
+
+    def __init__(self, url: str) -> None:
+        """Nobody is asked, and nothing made."""
+        self.address = url.rstrip("/")
+        self.root = _cache(self.address)
+        self.bucket = Bucket(self.address)
+        self._leases = Leases(self.bucket)
+        self._seen: dict[str, str] = {}  # finished stages, and their tokens
+        self._survey: Survey | None = None
+        self._surveying = 0
+
+    def exists(self) -> bool:
+        """False where nothing has a name that begins so."""
+        return bool(self.bucket.folders(""))
+
+    @contextmanager
+    def mark(self) -> Iterator[str]:
+        """An object, as long as the block runs. Raises WorkspaceError where it cannot be written."""
+        mark = f".marks/{uuid.uuid4().hex}"
+        self.bucket.write(mark, b"")
+        try:
+            self.bucket.find(".marks")
+            yield mark
+        finally:
+            self.bucket.remove([mark])
+
+    def sees(self, mark: str) -> bool:
+        """True where the object is there."""
+        return self.bucket.facts(mark) is not None
+
+    def stage(self, name: str) -> RemoteStage:
+        """The stage in this folder, finished or not."""
+        return RemoteStage(path=self.root / name, storage=self, name=name)
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders in this one, sorted."""
+        if self._surveying and self._survey is not None and name.partition("/")[0] in TOPS:
+            return self._survey.folders(name)
+        look = Survey(self.bucket.find(name))  # one listing says what is finished, too
+        self._seen.update(look.finished())
+        return look.folders(name)
+
+    @contextmanager
+    def survey(self) -> Iterator[None]:
+        """While the block runs, what is finished is answered from one look at all there is."""
+        if self._survey is None or self._survey.age > SURVEY_SECONDS:
+            found: dict[str, Facts] = {}
+            for top in TOPS:
+                found.update(self.bucket.find(top))
+            self._survey = Survey(found)
+        self._surveying += 1
+        try:
+            yield
+        finally:
+            self._surveying -= 1
+
+    def look_again(self) -> None:
+        """The next survey takes a new look."""
+        self._survey = None
+
+    def token(self, name: str) -> str | None:
+        """Of a stage's manifest; null where the stage is not finished."""
+        if self._surveying and self._survey is not None:
+            return self._survey.token(name)
+        if name not in self._seen and (facts := self.bucket.facts(f"{name}/{MANIFEST}")):
+            self._seen[name] = facts.token
+        return self._seen.get(name)
+
+    def files(self, name: str) -> dict[str, Facts]:
+        """The objects of a stage's folder, by their names in it."""
+        if self._surveying and self._survey is not None:
+            return self._survey.files(name)
+        return Survey(self.bucket.find(name)).files(name)
+
+    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+        """Bring files of finished stages to this machine, manifests first; what is here already stays."""
+        wanted = [stage for stage in stages if isinstance(stage, RemoteStage)]
+        self._fetch_manifests(wanted)
+        small: list[tuple[RemoteStage, str, dict[str, Any]]] = []
+        for stage in wanted:
+            with suppress(StageError):  # its manifest is damaged, or gone: found when it is read
+                for name, facts in stage.lacks(concerned):
+                    if facts["bytes"] < SMALL:
+                        small.append((stage, name, facts))
+                    else:
+                        self._fetch_large(stage, name, facts)
+        for begin in range(0, len(small), AT_ONCE):
+            some = {
+                f"{stage.name}/{name}": (stage, name, facts)
+                for stage, name, facts in small[begin : begin + AT_ONCE]
+            }
+            for full, content in self.bucket.read(list(some)).items():
+                stage, name, facts = some[full]
+                stage.keep(name, content, facts)
+
+    def _fetch_manifests(self, stages: Sequence[RemoteStage]) -> None:
+        tokens = {stage: self.token(stage.name) for stage in stages}
+        for stage, token in tokens.items():
+            if token is None:
+                stage.forget()
+        old = [stage for stage, token in tokens.items() if token is not None and not stage.is_current(token)]
+        for begin in range(0, len(old), AT_ONCE):
+            some = {f"{stage.name}/{MANIFEST}": stage for stage in old[begin : begin + AT_ONCE]}
+            contents = self.bucket.read(list(some))
+            for full, stage in some.items():
+                token = tokens[stage]
+                if full in contents and token is not None:
+                    stage.begin_anew(contents[full], token)
+                else:  # gone since it was seen
+                    self._seen.pop(stage.name, None)
+                    stage.forget()
+
+    def _fetch_large(self, stage: RemoteStage, name: str, facts: dict[str, Any]) -> None:
+        part = stage.path / f".part-{uuid.uuid4().hex[:8]}"
+        try:
+            self.bucket.download(f"{stage.name}/{name}", part)
+            stage.keep_file(name, part, facts)
+        except FileNotFoundError:
+            pass  # found when it is read
+        finally:
+            part.unlink(missing_ok=True)
+
+    def put_stage(self, name: str, files: dict[str, Path], manifest: bytes) -> str:
+        """Upload a finished stage, manifest last. Its token; empty where another was as fast."""
+        left_over = [f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)]
+        self.bucket.remove(left_over)
+        self.bucket.upload({f"{name}/{file}": path for file, path in files.items()})
+        first = self.bucket.create(f"{name}/{MANIFEST}", manifest)
+        facts = self.bucket.facts(f"{name}/{MANIFEST}")
+        if self._survey is not None and facts is not None:
+            self._survey.add(f"{name}/{MANIFEST}", facts)
+        return facts.token if first and facts is not None else ""
+
+    def take_away(self, name: str) -> None:
+        """Remove a stage from the bucket, its manifest first."""
+        self.bucket.remove([f"{name}/{MANIFEST}"])
+        self.bucket.remove([f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)])
+        self._seen.pop(name, None)
+        if self._survey is not None:
+            self._survey.discard(name)
+
+    def fetch_files(self, folder: str) -> Path:
+        """A folder that is no stage, the files right in it as they are now: a copy to read, and to add to."""
+        here = self.root / ".read" / folder
+        names = [name for name in Survey(self.bucket.find(folder)).files(folder) if _is_plain(name)]
+        for old in here.glob("*"):
+            if old.is_file() and old.name not in names:
+                old.unlink(missing_ok=True)
+        for full, content in self.bucket.read([f"{folder}/{name}" for name in names]).items():
+            write_whole(here / full.rpartition("/")[2], content)
+        return here
+
+    def upload(self, folder: str, here: Path, files: Sequence[str], *, alone: bool = False) -> None:
+        """Bring files of the folder `here` into one that is no stage; the last says that all are there."""
+        *others, last = files
+        there = Survey(self.bucket.find(folder)).files(folder) if alone or others else {}
+        gone = [name for name in there if name == last or (alone and name not in files)]
+        self.bucket.remove([f"{folder}/{name}" for name in gone])
+        self.bucket.upload({f"{folder}/{name}": here / name for name in others})
+        self.bucket.upload({f"{folder}/{last}": here / last})
+
+    @contextmanager
+    def hold(self, lock: str, waiting: Waiting) -> Iterator[None]:
+        """Be the only one who holds it; another's end is waited for within `waiting`."""
+        with self._leases.hold(lock, waiting):
+            self._seen.clear()  # what was seen before may have been made anew since
+            yield
+
+    def hold_if_free(self, lock: str, *, at_once: bool = False) -> AbstractContextManager[bool]:
+        """Hold it, and say so; or say False while another does: `at_once`, whether that one lives or not."""
+        return self._leases.hold_if_free(lock, at_once=at_once)
+
+    def held(self, lock: str) -> bool:
+        """True while somebody holds it. Makes nothing."""
+        return self._leases.held(lock)
+
+    def clear_locks(self, folder: str) -> None:
+        """Remove the leases that were let go of."""
+        self._leases.clear(folder)
+
+
+def _cache(url: str) -> Path:
+    """The folder of this machine for one workspace."""
+    given = os.environ.get("HARNESS_CACHE")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    digest = hashlib.sha256(f"{endpoint} {url}".encode()).hexdigest()[:8]
+    folder = Path(given) if given else caches / "lora-sweep-harness"
+    return folder.expanduser().resolve() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', url)}-{digest}"
+
+
+def _is_plain(name: str) -> bool:
+    return "/" not in name and not name.startswith(".")

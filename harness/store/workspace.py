@@ -1,0 +1,358 @@
+"""Where every file lives, and who may make it. Stages are folders named by the fingerprint of their inputs.
+
+Every later sweep of a workspace finds what earlier ones made.
+
+    datasets/<dataset_id>/                  the training pictures of one recipe
+    parts/<dataset_id>/<place>/             some of them, until all are drawn
+    latents/<dataset_id>/<view>/            their VAE posteriors: the middle of each, or that mirrored
+    texts/<model_id>/<chunk_id>/            some prompts as a model's text encoders have them
+    adapters/<run_id>/steps-000100/         one snapshot of one training run
+    images/<draw_id>/<chunk_id>/            some pictures of one draw, and their rows
+    scores/<metric>/<draw_id>-<chunk_id>/   one metric's scores of those pictures
+    sweeps/<name>/                          tables, report, the sweep as it was read (sweep.json, the last to
+                                            be written) and as it is being run (plan.json, the first)
+
+Which folders of a workspace hold stages, and what the builder of each holds while it is at work.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import StageError, WorkspaceError
+from harness.store import Storage, open_storage
+from harness.store.artifact import Stage, every
+from harness.store.backend import Waiting
+
+LEFT_OVERS: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed builder may leave behind
+    "dataset": ("datasets/.tmp-{}-*",),
+    "part": ("parts/*/.tmp-{}-*",),
+    "latents": ("latents/{}/.tmp-*",),
+    "texts": ("texts/{}/.tmp-*",),
+    "run": ("adapters/{}/.tmp-*",),
+    "draw": ("images/{}/.tmp-*",),
+    "scores": ("scores/*/.tmp-{}-*",),
+    "plans": (),
+}
+
+LOCKS = ".locks"
+SHARES = 8  # of each draw: so many workers at most are at the pictures of one
+
+PlaceKind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores"]
+FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
+    "dataset": ("datasets", 1),
+    "part": ("parts", 2),
+    "latents": ("latents", 2),
+    "texts": ("texts", 2),
+    "snapshot": ("adapters", 2),
+    "pictures": ("images", 2),
+    "scores": ("scores", 2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A folder where a stage is, or was begun. `claim` is what its builder holds."""
+
+    kind: PlaceKind
+    stage: Stage
+    claim: tuple[str, str]
+
+
+def claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
+    """What the builder of this folder, or of the temporary one that it is, holds."""
+    name = path.name
+    if name.startswith(".tmp-"):
+        name = name.removeprefix(".tmp-").rpartition("-")[0]
+    match kind:
+        case "dataset" | "part" | "scores":
+            return kind, name
+        case "latents" | "texts":
+            return kind, path.parent.name
+        case "snapshot":
+            return "run", path.parent.name
+        case "pictures":
+            return "draw", path.parent.name
+
+
+def locks_of(kind: str, identity: str) -> list[str]:
+    """What is locked to hold all of it. A draw is held share by share."""
+    if kind == "draw":
+        return [share_lock(identity, share) for share in range(SHARES)]
+    return [f"{LOCKS}/{kind}-{identity}"]
+
+
+def share_lock(draw_id: str, share: int) -> str:
+    """What is locked to hold one share of a draw."""
+    return f"{LOCKS}/draw-{draw_id}-{share}"
+
+
+PLAN = "plan.json"
+
+
+class Workspace:
+    """All paths of a workspace; nobody else joins them.
+
+    `address` is what its user calls it. `root` is a folder on this machine: the workspace itself, or where
+    files of one that lies elsewhere are while they are worked with.
+    """
+
+    def __init__(self, address: Path | str, *, waiting: Waiting = nullcontext) -> None:
+        """Nothing is created before something is built. `waiting` is entered while another holds a claim."""
+        self._storage: Storage = open_storage(address)
+        self.address, self.root = self._storage.address, self._storage.root
+        self.waiting = waiting
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[str]]:
+        """It is opened afresh where it is sent to; who waits there, and for whom, is not known here."""
+        return Workspace, (self.address,)
+
+    def while_waiting(self, waiting: Waiting) -> "Workspace":
+        """The same, with this entered while another holds a claim."""
+        return Workspace(self.address, waiting=waiting)
+
+    @classmethod
+    def of_sweep(cls, folder: Path | str) -> tuple["Workspace", Path]:
+        """The workspace that a sweep's folder lies in, and the folder on this machine, as it is now."""
+        if "://" not in str(folder):
+            return cls(Path(folder).resolve().parent.parent), Path(folder)
+        address, found, name = str(folder).rstrip("/").rpartition("/sweeps/")
+        workspace = cls(address or str(folder))
+        if not found or "/" in name or name not in workspace.sweep_names():
+            raise WorkspaceError(
+                f"no such folder: {folder}; give WORKSPACE/sweeps/NAME, which `harness run` prints"
+            )
+        return workspace, workspace.fetch_sweep(name)
+
+    @classmethod
+    def of_picture(cls, picture: str) -> tuple[str | None, Path]:
+        """The workspace of a picture that has a URL, else null, and its file on this machine."""
+        if "://" not in picture:
+            return None, Path(picture)
+        address, _, name = picture.rpartition("/images/")
+        return address, cls(address).file(f"images/{name}")
+
+    def exists(self) -> bool:
+        """False where there is nothing at all."""
+        return self._storage.exists()
+
+    def survey(self) -> AbstractContextManager[None]:
+        """While the block runs, what is finished may be answered from one look at all there is.
+
+        For whoever asks of thousands of stages: where the store lies elsewhere, each look takes its time.
+        """
+        return self._storage.survey()
+
+    def look_again(self) -> None:
+        """Others have made things: the next survey is to see them."""
+        self._storage.look_again()
+
+    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+        """Bring files of many stages to this machine at once; one that cannot be had is found when read."""
+        self._storage.fetch(stages, concerned)
+
+    def dataset(self, dataset_id: str) -> Stage:
+        """The training pictures of one recipe."""
+        return self.stage(f"datasets/{dataset_id}")
+
+    def part(self, dataset_id: str, first: int) -> Stage:
+        """Some training pictures of a recipe, from this one on."""
+        return self.stage(f"parts/{dataset_id}/{dataset_id}-{first:06d}")
+
+    def latents(self, dataset_id: str, view: str) -> Stage:
+        """The VAE posteriors of a dataset's pictures, all of them seen in the same way."""
+        return self.stage(f"latents/{dataset_id}/{view}")
+
+    def texts(self, model_id: str, chunk_id: str) -> Stage:
+        """The embeddings of some texts by one model."""
+        return self.stage(f"texts/{model_id}/{chunk_id}")
+
+    def text_chunks(self, model_id: str) -> list[Stage]:
+        """Finished embeddings by one model, in a stable order."""
+        return self._finished(f"texts/{model_id}")
+
+    def snapshot(self, run_id: str, steps: int) -> Stage:
+        """A training run after `steps` optimizer steps."""
+        return self.stage(f"adapters/{run_id}/steps-{steps:06d}")
+
+    def snapshots(self, run_id: str) -> dict[int, Stage]:
+        """Finished snapshots of a run by steps, ascending; resumable checkpoints are among them."""
+        folder = f"adapters/{run_id}"
+        found = {
+            int(name.removeprefix("steps-")): self.stage(f"{folder}/{name}")
+            for name in self._storage.folders(folder)
+            if name.startswith("steps-")
+        }
+        return {steps: found[steps] for steps in sorted(found) if found[steps].done}
+
+    def images(self, draw_id: str, chunk_id: str) -> Stage:
+        """Some pictures of one draw."""
+        return self.stage(f"images/{draw_id}/{chunk_id}")
+
+    def image_chunks(self, draw_id: str) -> list[Stage]:
+        """Finished pictures of one draw, in a stable order."""
+        return self._finished(f"images/{draw_id}")
+
+    def _finished(self, folder: str) -> list[Stage]:
+        names = self._storage.folders(folder)
+        stages = (self.stage(f"{folder}/{name}") for name in names if not name.startswith("."))
+        return [stage for stage in stages if stage.done]
+
+    def scores(self, metric: str, chunk: Stage) -> Stage:
+        """One metric's scores of one image chunk. `metric` is kind and fingerprint."""
+        return self.stage(f"scores/{metric}/{chunk.path.parent.name}-{chunk.path.name}")
+
+    def stage(self, name: str) -> Stage:
+        """The stage at a path as the tables hold it."""
+        return self._storage.stage(name)
+
+    def file(self, name: str) -> Path:
+        """A file of a stage by its path in the tables, on this machine; it is not there if it is gone.
+
+        A whole stage's files are better asked of the stage.
+        """
+        folder, _, wanted = name.rpartition("/")
+        try:
+            return self.stage(folder).fetch(lambda file: file == wanted) / wanted
+        except StageError:
+            return self.root / name
+
+    def sweep(self, name: str) -> Path:
+        """The folder on this machine for a sweep's tables and report; `upload_sweep` is to follow."""
+        return self.root / "sweeps" / name
+
+    def fetch_sweep(self, name: str) -> Path:
+        """The same, with the tables and whatever else is in it as they are now."""
+        return self._storage.fetch_files(f"sweeps/{name}")
+
+    def upload_sweep(self, name: str, files: Sequence[str], *, here: Path | None = None) -> None:
+        """Bring files of a sweep's folder to where the store is; the last is there only if all are.
+
+        `here` is where they are on this machine; null: in the folder that `sweep` gives.
+        """
+        self._storage.upload(f"sweeps/{name}", here or self.sweep(name), files)
+
+    def upload_folder(self, name: str, folder: str, *, here: Path) -> None:
+        """The same with all of a folder `here`, as one in a sweep's folder, in place of an older one."""
+        files = sorted(file.relative_to(here).as_posix() for file in here.rglob("*") if file.is_file())
+        self._storage.upload(f"sweeps/{name}/{folder}", here, files, alone=True)
+
+    def sweep_names(self) -> list[str]:
+        """The sweeps that the workspace has a folder of, by name."""
+        return [name for name in self._storage.folders("sweeps") if not name.startswith(".")]
+
+    def places(self) -> Iterator[Place]:
+        """Every folder of the store, left-overs of killed builders among them, in a stable order."""
+        for kind, (top, depth) in FOLDERS.items():
+            parents = [top] if depth == 1 else [f"{top}/{name}" for name in self._storage.folders(top)]
+            for parent in parents:
+                for name in self._storage.folders(parent):
+                    stage = self.stage(f"{parent}/{name}")
+                    yield Place(kind=kind, stage=stage, claim=claim_of(kind, stage.path))
+
+    def relative(self, path: Path) -> str:
+        """A path as the tables hold it: relative to the workspace, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def shown(self, path: Path) -> str:
+        """A path below the root, as the user knows it."""
+        return f"{self.address}/{self.relative(path)}"
+
+    def check_writable(self) -> None:
+        """Raise WorkspaceError, before any work, when nothing can be written here."""
+        with self.mark():
+            pass
+
+    def mark(self) -> AbstractContextManager[str]:
+        """While the block runs, whoever looks into this workspace, not into one like it, `sees` this."""
+        return self._storage.mark()
+
+    def sees(self, mark: str) -> bool:
+        """True where the mark is there."""
+        return self._storage.sees(mark)
+
+    @contextmanager
+    def claim(self, kind: str, identity: str) -> Iterator[None]:
+        """Hold what is being made, so that nobody makes it twice; wait while another process does.
+
+        A dead process's claim is let go of. Left-overs of a killed builder are removed.
+        """
+        with ExitStack() as claims:
+            for lock in locks_of(kind, identity):
+                claims.enter_context(self._storage.hold(lock, self.waiting))
+            self.clear_left_overs(kind, identity)
+            yield
+
+    def clear_left_overs(self, kind: str, identity: str) -> None:
+        """Remove what a killed builder left behind. The caller holds the claim."""
+        for left_over in self._left_overs(kind, identity):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def clear_left_overs_if_free(self, kind: str, identity: str) -> None:
+        """The same for whoever does not hold the claim; somebody at work is left in peace."""
+        if self._left_overs(kind, identity):
+            with self.claim_if_free(kind, identity, at_once=True) as free:
+                if free:
+                    self.clear_left_overs(kind, identity)
+
+    def _left_overs(self, kind: str, identity: str) -> list[Path]:
+        patterns = (pattern.format(identity) for pattern in LEFT_OVERS[kind])
+        return [path for pattern in patterns for path in self.root.glob(pattern)]
+
+    def take_away_damaged(
+        self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = every
+    ) -> bool:
+        """True where the files concerned were damaged: the stage is gone then, and can be made again."""
+        if stage.whole(concerned):
+            return False
+        with self.claim(*claim):
+            if stage.done and not stage.whole(concerned):
+                stage.remove()
+        return True
+
+    @contextmanager
+    def claim_if_free(self, kind: str, identity: str, *, at_once: bool = False) -> Iterator[bool]:
+        """Hold it, and say so; or say False while another process does.
+
+        `at_once`: also where that one may be dead, for whoever will `claim` it later, which finds out.
+        """
+        with ExitStack() as claims:
+            locks = locks_of(kind, identity)
+            free = (claims.enter_context(self._storage.hold_if_free(lock, at_once=at_once)) for lock in locks)
+            yield all(free)
+
+    def claim_share(self, draw_id: str, share: int) -> AbstractContextManager[None]:
+        """Hold one share of a draw's pictures; wait while another process does. See `picture_stages.py`."""
+        return self._storage.hold(share_lock(draw_id, share), self.waiting)
+
+    def claim_share_if_free(self, draw_id: str, share: int) -> AbstractContextManager[bool]:
+        """The same, or say False while another process does, or did and is dead: `claim_share` finds out."""
+        return self._storage.hold_if_free(share_lock(draw_id, share), at_once=True)
+
+    @contextmanager
+    def claim_plans(self) -> Iterator[None]:
+        """Let no sweep begin, and nobody remove what sweeps do not need, while the block runs."""
+        with self.claim("plans", "all"):
+            yield
+
+    def clear_claims(self) -> None:
+        """Remove what claims that were let go of have left behind, where that is safe."""
+        self._storage.clear_locks(LOCKS)
+
+    def claimed(self, kind: str, identity: str) -> bool:
+        """True while somebody holds it. Makes nothing."""
+        return any(self._storage.held(lock) for lock in locks_of(kind, identity))
+
+    @contextmanager
+    def drive(self, name: str) -> Iterator[None]:
+        """Be the one driver of a sweep. Raises WorkspaceError while another process drives it."""
+        with self._storage.hold_if_free(f"sweeps/{name}/.driver.lock") as free:
+            if not free:
+                raise WorkspaceError(
+                    f"sweep {name!r} in {self.address} is being run by another process; "
+                    "wait for it, or use another --workspace"
+                )
+            yield

@@ -1,0 +1,214 @@
+"""The command line as a user meets it: what it prints, how it leaves, what an interruption costs."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import results
+from harness.cli.main import main
+from harness.config.schema.model import SdxlModel
+from tests.sweeps.small import write_sweep
+
+
+def harness(*arguments: object) -> int:
+    """Run the command in this process; its exit code."""
+    sys.argv = ["harness", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
+    return write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip)
+
+
+def test_check_prints_the_plan_and_makes_nothing(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = tmp_path / "w"
+    assert harness("check", sweep, "--workspace", workspace) == 0
+    printed = capsys.readouterr().out
+    assert "2 trials · 2 training runs · 2 datasets" in printed
+    assert "training steps" in printed
+    said = " ".join(printed.split())
+    assert "training runs: 1 of the trials, which share them" in said and "1 of other arms' adapters" in said
+    assert "2 dev and 1 test prompts × 2 seeds" in said
+    assert not workspace.exists()
+
+
+def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("check", sweep, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [trial["training.steps"] for trial in plan["trials"]] == [2, 4]
+    assert plan["training steps"] == {"asked": 8, "missing": 8, "passes": 8 * 2 * 3}
+    assert plan["adapter pictures"]["asked"] == 2 * 2 * 4
+    assert plan["latents"]["missing"] == 4 + 3 and plan["prompt embeddings"]["missing"] == 3 + 2
+    assert plan["training_runs_of_trials"] == 1 and plan["prompts"] == {"dev": 2, "test": 1}
+    assert plan["name"] == "small" and plan["question"]
+    assert {arm["name"]: arm["is_control"] for arm in plan["arms"]} == {
+        "baseline": True,
+        "placebo": True,
+        "sham": True,
+        "wrong_lora": False,
+    }
+    assert plan["runs_of_one_length"] == {} and "estimate" not in plan
+
+
+def test_check_says_which_runs_share_no_steps(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("check", sweep, "--json", "--set", "training.schedule={'kind': 'cosine'}") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert set(plan["runs_of_one_length"].values()) == {"cosine"}
+    assert len(plan["runs_of_one_length"]) == plan["training_runs"] == 4
+    assert harness("check", sweep, "--set", "training.schedule={'kind': 'cosine'}") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "those of trials 0, 1: under a cosine schedule" in said
+
+
+def test_check_estimates_from_past_timings_alone(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", tmp_path / "w")
+    assert harness("check", sweep, *where, "--estimate") == 0
+    printed = capsys.readouterr().out
+    assert "no past timings" in printed and "How long it takes is not known" in printed
+    assert "passes of a row" in " ".join(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
+    assert harness("run", sweep, *where, "--executor", "local") == 0
+    capsys.readouterr()
+    assert harness("check", sweep, *where, "--estimate") == 0
+    assert "Nothing is left to train or draw" in capsys.readouterr().out
+    longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
+    assert harness(*longer) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no past timings" not in printed and "CPU-hours" in printed
+    assert "on 1 worker (compute.max_concurrent)" in printed
+    assert harness(*longer, "--json") == 0
+    estimate = json.loads(capsys.readouterr().out)["estimate"]
+    assert estimate["complete"] and estimate["seconds"] > 0
+    assert estimate["shares"]["training steps"]["timings"] == 2
+
+
+def test_run_then_again_then_extended(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("run", sweep, "--workspace", tmp_path / "w", "--executor", "local")
+    assert harness(*run) == 0
+    printed = capsys.readouterr().out
+    report = tmp_path / "w" / "sweeps" / "small" / "report.html"
+    assert str(report) in printed.replace("\n", "") and report.stat().st_size > 10_000
+    assert harness(*run) == 0
+    assert "Nothing to train, draw or score" in capsys.readouterr().out
+    assert harness(*run, "--set", "axes.training.steps=[2, 4, 5]") == 0
+    extended = results.load(report.parent)
+    assert list(extended.trials["training.steps"]) == [2, 4, 5]
+    assert set(extended.trials["status"]) == {"completed"}
+
+
+def test_one_trial(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("trial", sweep, 1, "--workspace", tmp_path / "w") == 0
+    printed = capsys.readouterr()
+    assert "placebo" in printed.out and "wrong_lora" in printed.out
+    assert "110%" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "SWEEP", "--set", "adapter.rnak=4"), "did you mean adapter.rank?"),
+        (("check", "SWEEP", "--set", "adapter.rank=0"), "adapter.rank"),
+        (("trial", "SWEEP", 9), "allowed: 0 to 1"),
+        (("check", "nowhere.yaml"), "nowhere.yaml"),
+        (("run", "SWEEP", "--workspace", "SWEEP/below"), "cannot be written"),
+        (("run", "SWEEP", "--executor", "slurm"), "slurm"),
+        (("report", "nowhere"), "no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: tuple[object, ...], said: str, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness(*(str(word).replace("SWEEP", str(sweep)) for word in arguments)) == 2
+    printed = capsys.readouterr()
+    assert said in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err + printed.out
+
+
+def test_a_failed_trial_is_told_and_the_exit_code_is_1(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverge = "axes={'training.learning_rate': [0.01, 1.0e30]}"
+    code = harness("run", sweep, "-w", tmp_path / "w", "--executor", "local", "--set", diverge)
+    assert code == 1
+    assert "failed; run again to retry" in " ".join(capsys.readouterr().err.split())
+    assert sorted(results.load(tmp_path / "w/sweeps/small").trials["status"]) == ["completed", "failed"]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(sweep: Path, tmp_path: Path) -> None:
+    settings = ["--set", "training.steps=120", "--set", "axes={}", "--set", "compute.checkpoint_every=20"]
+    interrupted = [*_command(sweep, tmp_path / "interrupted"), *settings]
+    process = subprocess.Popen(interrupted, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for_checkpoints(tmp_path / "interrupted", process)
+    process.kill()
+    process.wait(timeout=60)
+    assert not (tmp_path / "interrupted/sweeps/small/summary.parquet").exists()
+
+    subprocess.run(interrupted, check=True, capture_output=True)
+    undisturbed = [*_command(sweep, tmp_path / "undisturbed"), *settings]
+    subprocess.run(undisturbed, check=True, capture_output=True)
+    again, plain = (results.load(tmp_path / name / "sweeps/small") for name in ("interrupted", "undisturbed"))
+    pd.testing.assert_frame_equal(again.scores, plain.scores)
+    pd.testing.assert_series_equal(again.images["sha256"], plain.images["sha256"])
+    first_steps = {
+        json.loads((path / "manifest.json").read_text())["facts"]["from_step"]
+        for path in (tmp_path / "interrupted/adapters").glob("*/steps-000120")
+    }
+    assert max(first_steps) > 0, "it trained again from the start, or was not interrupted in training"
+
+
+def _command(sweep: Path, workspace: Path) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "harness"),
+        "run",
+        str(sweep),
+        "-w",
+        str(workspace),
+        "--executor",
+        "local",
+    ]
+
+
+def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(workspace.glob("adapters/*/steps-*/manifest.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.005)
+
+
+def test_an_address_is_of_a_cluster(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("run", sweep, "-w", tmp_path, "--executor", "local", "--address", "auto") == 2
+    assert "--address is of a Ray cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_rays_client_is_refused_in_one_line_that_names_ray_job_submit(
+    given: str,
+    sweep: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = "ray://127.0.0.1:1"
+    monkeypatch.setenv("RAY_ADDRESS", address if given == "environment" else "")
+    words = ("--address", address) if given == "option" else ()
+    assert harness("run", sweep, "--workspace", tmp_path / "w", *words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert address in said and "ray job submit" in said and "Traceback" not in said
+    assert not list((tmp_path / "w").glob("*/*"))

@@ -1,0 +1,121 @@
+"""Parts that would do nothing, or cannot go together, are faults before any work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from harness.config.plan.plan import expand
+from harness.errors import SpecError
+from tests.config.example import load
+
+PLACEBO = {"name": "placebo", "negative": "wrong"}
+PLAIN = {"kind": "plain", "prompts": ["a cat"], "count": 2}
+
+
+def lora(**adapter: Any) -> list[dict[str, Any]]:
+    return [PLACEBO, {"name": "lora", "negative": "wrong", "adapters": [adapter]}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"sampler": {"guidance": 1}},
+            "arms.lora.adapters[0]: a guidance of at most 1 draws no negative rows, so branch: negative",
+        ),
+        (
+            {"sampler": {"guidance": 1, "guidance_rescale": 0.7}, "arms": lora(branch="positive")},
+            "sampler.guidance_rescale is not used: no arm has a guidance above 1",
+        ),
+        ({"arms": lora(scale=0)}, "arms.lora.adapters[0].scale: 0 does nothing; leave the adapter out"),
+        (
+            {"arms": lora(weights="ema")},
+            "arms.lora.adapters[0].weights: ema needs training.ema, a decay such as 0.99",
+        ),
+        (
+            {"adapter": {"kind": "textual_inversion"}, "arms": [PLACEBO, {"name": "lora", "adapters": [{}]}]},
+            "arms.lora.adapters[0]: arms.lora.negative must hold the word 'wrong' that the adapter learns",
+        ),
+        (
+            {"compute": {"workers_per_trial": 5}},
+            "compute: 5 processes train one trial, and a step has 4 rows for them",
+        ),
+        (
+            {"training": {"crop": "random"}},
+            "training.crop: random has no room in a keywords recipe's square pictures",
+        ),
+        (
+            {"training": {"text_encoder_learning_rate": 0.1}},
+            "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true",
+        ),
+        (
+            {"adapter": {"kind": "textual_inversion"}, "training": {"lora_plus_ratio": 2}},
+            "training.lora_plus_ratio is not used by textual_inversion",
+        ),
+        (
+            {"adapter": {"kind": "textual_inversion", "word": "bad"}},
+            "training.prompt 'wrong' must hold adapter.word 'bad'",
+        ),
+        ({"training": {"optimizer": {"d_coef": 2}}}, "d_coef is prodigy's, and adamw does not use it"),
+        ({"training": {"timesteps": {"mean": 1}}}, "mean and deviation are logit_normal's"),
+        ({"arms": lora(adapter={"rank": 2})}, "adapter and training are settings of another adapter"),
+        ({"arms": lora(recipe=PLAIN, file="x.safetensors")}, "give recipe (an adapter to train) or file"),
+        (
+            {"arms": [*lora(), {"name": "x", "adapters": [{"file": "no.safetensors"}]}]},
+            "is not a file; give a .safetensors file",
+        ),
+        (
+            {"sampler": {"scheduler": "HeunDiscreteScheduler"}},
+            "sampler.scheduler: HeunDiscreteScheduler cannot hand over to a refiner; set refiner_start: null",
+        ),
+        (
+            {"model": {"kind": "emoji"}, "sampler": {"steps": 4}},
+            "sampler.steps: 4 with refiner_start: 0.8 leaves no step to the refiner",
+        ),
+        (
+            {"model": {"kind": "sdxl", "refiner": None}},
+            "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner",
+        ),
+    ],
+)
+def test_a_part_that_would_do_nothing_is_a_fault(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, **{"arms": lora(), "axes": {"training.steps": [10, 20]}, **changes})
+    assert line in str(caught.value)
+
+
+def test_captions_must_be_there(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    changes: dict[str, Any] = {
+        "recipe": {"kind": "folder", "path": str(tmp_path)},
+        "training": {"prompt": "wrong, {caption}", "crop": "random"},
+        "arms": lora(),
+    }
+    with pytest.raises(SpecError, match="needs a caption for every picture"):
+        load(tmp_path, **changes)
+    (tmp_path / "a.txt").write_text("a black square")
+    sweep = load(tmp_path, **changes)
+    assert sweep.recipe.captioned  # type: ignore[union-attr]
+
+
+def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    subject = {
+        "recipe": PLAIN,
+        "adapter": {"kind": "lora", "rank": 2},
+        "training": {"prompt": "a cat", "steps": 3},
+        "branch": "positive",
+    }
+    both = {"name": "both", "negative": "wrong", "adapters": [subject, {}]}
+    sweep = load(tmp_path, arms=[PLACEBO, {"name": "subject", "adapters": [subject]}, both])
+    assert [(arm.is_control, arm.needs_training) for arm in sweep.arms] == [
+        (True, False),
+        (True, True),
+        (False, True),
+    ]
+    plan = expand(sweep)
+    assert len(plan.runs) == 2 + 1, "two ranks, and the subject once"
+    (alone,) = {trial.draws["subject"] for trial in plan.trials}
+    owners = [run for run in plan.runs if alone in {draw.draw_id for draw in plan.draws_of_run(run)}]
+    assert owners == [plan.draws[alone].adapters[0].run_id]

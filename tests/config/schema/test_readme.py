@@ -1,0 +1,124 @@
+"""The page that explains a sweep's keys says what the specifications say."""
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from harness.config.loading.messages import kinds_of
+from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.base import Frozen
+from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric
+from harness.config.schema.model import EmojiModel, SdxlModel
+from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
+from harness.config.schema.search import (
+    AshaScheduler,
+    ConditionalValues,
+    ContrastObjective,
+    MedianScheduler,
+    OptunaSearch,
+    ProbeObjective,
+    RandomSearch,
+    ValueRange,
+)
+from harness.config.schema.sweep import SweepSpec, TrialSpec, WandbTracking
+from harness.config.schema.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from tests.config.example import load
+
+README = Path(__file__).parents[3] / "sweeps" / "README.md"
+SECTIONS: dict[str, type[Frozen]] = {
+    "The whole": SweepSpec,
+    "axes: conditional values": ConditionalValues,
+    "axes: ranges": ValueRange,
+    "search: random": RandomSearch,
+    "search: optuna": OptunaSearch,
+    "search: objective": ContrastObjective,
+    "scheduler: asha": AshaScheduler,
+    "scheduler: median": MedianScheduler,
+    "scheduler: contrast": ProbeObjective,
+    "model: emoji": EmojiModel,
+    "model: sdxl": SdxlModel,
+    "recipe: keywords": KeywordsRecipe,
+    "recipe: plain": PlainRecipe,
+    "recipe: degrade": DegradeRecipe,
+    "recipe: folder": FolderRecipe,
+    "adapter: lora, rslora, dora": LowRankAdapter,
+    "adapter: textual_inversion": TextualInversion,
+    "training": TrainingSpec,
+    "training: optimizer": OptimizerSpec,
+    "training: schedule": ScheduleSpec,
+    "training: timesteps": TimestepSpec,
+    "training: prior": PriorSpec,
+    "arms": ArmSpec,
+    "arms: adapters": ArmAdapter,
+    "arms: merge": MergeSpec,
+    "prompts": Prompt,
+    "sampler": SamplerSpec,
+    "metrics: clip_score": ClipScoreMetric,
+    "metrics: aesthetic": AestheticMetric,
+    "analysis": AnalysisSpec,
+    "tracking: wandb": WandbTracking,
+    "compute": ComputeSpec,
+}
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Heading → key → default, as the page has them."""
+    found: dict[str, dict[str, str]] = {}
+    for part in re.split(r"^#+ ", README.read_text(), flags=re.MULTILINE)[1:]:
+        heading, _, text = part.partition("\n")
+        rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", text, flags=re.MULTILINE)
+        if rows:
+            found[heading] = dict(rows)
+    return found
+
+
+def default_of(spec: type[Frozen], name: str) -> Any:
+    field = spec.model_fields[name]
+    return _as_stated(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def _as_stated(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return value.model_dump(mode="json", exclude_defaults=True, exclude={"kind"}) or value.model_dump(
+            include={"kind"}
+        )
+    return [_as_stated(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def test_every_section_has_a_table_and_no_more() -> None:
+    assert set(tables()) == set(SECTIONS)
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_table_has_every_key_with_its_default(heading: str) -> None:
+    spec, rows = SECTIONS[heading], tables()[heading]
+    kinds = get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()
+    assert set(rows) == set(spec.model_fields) - ({"kind"} if len(kinds) == 1 else set())
+    for name, shown in rows.items():
+        if shown == "by hash":
+            continue
+        default = default_of(spec, name)
+        if default is PydanticUndefined:
+            assert shown == "**required**", name
+        else:
+            stated = yaml.safe_load(shown.strip("`"))
+            assert stated == ({} if default == {"kind": "lora"} else default), name
+
+
+def test_every_kind_is_explained() -> None:
+    for section in ("model", "recipe"):
+        kinds = kinds_of(TrialSpec.model_fields[section].annotation)
+        assert {f"{section}: {kind}" for kind in kinds} <= set(SECTIONS)
+
+
+def test_every_example_is_part_of_a_valid_sweep(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        load(tmp_path, **yaml.safe_load(block))

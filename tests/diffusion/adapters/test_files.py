@@ -1,0 +1,177 @@
+"""Adapters' files: stock diffusers draws the harness's picture from them, and what cannot act says so."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from harness.config.schema.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from harness.diffusion.adapters.adapter import Adapter
+from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE, read_adapter
+from harness.diffusion.adapters.kohya import to_kohya
+from harness.diffusion.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.errors import ModelError
+from tests.diffusion.adapters.adapters import random_adapter
+from tests.diffusion.models.test_sdxl import difference, seeded, stock
+
+BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
+FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
+EVERYWHERE = ("attention", "convolutions", "feed_forward")
+KINDS: dict[str, AdapterSpec] = {
+    "rank": LowRankAdapter(rank=4, alpha="rank"),
+    "sqrt_rank": LowRankAdapter(rank=4, alpha="sqrt_rank"),
+    "one": LowRankAdapter(rank=4, alpha=1.0),
+    "rslora": LowRankAdapter(kind="rslora", rank=4, alpha=3.0),
+    "dora": LowRankAdapter(kind="dora", rank=4, alpha=8.0),
+    "blocks": LowRankAdapter(rank=4, targets=EVERYWHERE, blocks=("mid_block", "up_blocks.0.attentions.1")),
+    "text": LowRankAdapter(rank=4, alpha=8.0, text_encoders=True),
+    "text_dora": LowRankAdapter(kind="dora", rank=4, alpha=8.0, text_encoders=True),
+    "all_rslora": LowRankAdapter(kind="rslora", rank=2, alpha=2.0, targets=EVERYWHERE, text_encoders=True),
+    "all_dora": LowRankAdapter(kind="dora", rank=2, targets=EVERYWHERE, text_encoders=True),
+}
+
+
+def read(path: Path) -> Adapter:
+    return read_adapter(path, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def one(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_adapter(tiny_model, tmp_path_factory.mktemp("one"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    adapter = TextualInversion(vectors=2)
+    return random_adapter(tiny_model, tmp_path_factory.mktemp("words"), seed=1, adapter=adapter)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stock_pipeline_with_the_file_draws_the_harness_picture(
+    tiny_model: Model, tiny_folder: Path, tmp_path: Path, kind: str
+):
+    random_adapter(tiny_model, tmp_path, seed=1, adapter=KINDS[kind])
+    pipeline = stock(tiny_folder)
+    pipeline.load_lora_weights(tmp_path)
+    expected = pipeline(
+        FOX.prompt,
+        negative_prompt=FOX.negative,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        generator=seeded(3),
+    ).images[0]
+    row = replace(FOX, adapters=(RowAdapter(path=tmp_path, scale=1.0, branch="both"),))
+    drawn, plain = (picture.image for picture in tiny_model.draw([row, FOX], BASE_ALONE))
+    assert difference(drawn, expected) <= 4  # its norms are put together in another order than PEFT's
+    assert difference(drawn, plain) > 10
+
+
+def test_the_file_says_what_it_is(tiny_model: Model, tmp_path: Path):
+    adapter = LowRankAdapter(kind="rslora", rank=4, alpha=8.0, text_encoders=True)
+    random_adapter(tiny_model, tmp_path / "one", seed=1, adapter=adapter)
+    random_adapter(tiny_model, tmp_path / "two", seed=1, adapter=adapter)
+    data = (tmp_path / "one" / LORA_FILE).read_bytes()
+    assert data == (tmp_path / "two" / LORA_FILE).read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    with safe_open(tmp_path / "one" / LORA_FILE, framework="pt") as file:
+        assert file.metadata() == header
+    assert header["made_by"] == "test" and header["format"] == "pt"
+    assert list(header) == sorted(header)  # the library's own order changes from process to process
+    config = json.loads(header["lora_adapter_metadata"])
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        assert config[f"{part}.lora_alpha"] == 8.0 and config[f"{part}.r"] == 4
+        assert config[f"{part}.use_rslora"] and f"{part}.use_dora" not in config
+
+
+def test_an_embeddings_file_says_what_it_is(words: Path):
+    with safe_open(words / EMBEDDING_FILE, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "made_by": "test", "word": "wrong", "vectors": "2"}
+        shapes = {key: tuple(file.get_tensor(key).shape) for key in file.keys()}  # noqa: SIM118
+    assert shapes == {"clip_l": (2, 16), "clip_l_start": (2, 16), "clip_g": (2, 24), "clip_g_start": (2, 24)}
+    embedding = read(words).embedding
+    assert embedding is not None and embedding.word == "wrong" and embedding.vectors == 2
+
+
+@pytest.mark.parametrize("kind", ["sqrt_rank", "all_rslora", "all_dora"])
+def test_kohyas_layout_reads_as_diffusers_own(tiny_model: Model, tmp_path: Path, kind: str):
+    adapter = KINDS[kind]
+    assert isinstance(adapter, LowRankAdapter)
+    folder = random_adapter(tiny_model, tmp_path / "diffusers", seed=1, adapter=adapter)
+    kohya = to_kohya(load_file(folder / LORA_FILE), alpha=adapter.scale * adapter.rank, blocks="diffusers")
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    ours, theirs = read(folder), read(tmp_path / "kohya.safetensors")
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        mine, other = getattr(ours, part), getattr(theirs, part)
+        assert mine.keys() == other.keys()
+        for name, layer in mine.items():
+            assert layer.scale == pytest.approx(other[name].scale)
+            torch.testing.assert_close(layer.down, other[name].down)
+            torch.testing.assert_close(layer.up, other[name].up)
+            assert (layer.magnitude_O is None) == (other[name].magnitude_O is None)
+            if layer.magnitude_O is not None:
+                torch.testing.assert_close(layer.magnitude_O, other[name].magnitude_O)
+
+
+def test_a_file_can_lie_anywhere(one: Path, tmp_path: Path):
+    save_file(load_file(one / LORA_FILE), tmp_path / "mine.safetensors")
+    adapter = read(tmp_path / "mine.safetensors")
+    assert {layer.scale for layer in read(one).unet.values()} == {8.0 / 4}
+    assert {layer.scale for layer in adapter.unet.values()} == {1.0}  # no alpha is recorded: it is the rank
+    assert not adapter.acts_on_text
+
+
+def test_a_foreign_embedding_is_named_after_its_file(tmp_path: Path):
+    path = tmp_path / "Ugly.safetensors"
+    save_file({"clip_l": torch.ones(3, 16), "clip_g": torch.ones(3, 24)}, path)
+    embedding = read(path).embedding
+    assert embedding is not None and embedding.word == "ugly" and embedding.vectors == 3
+    assert torch.equal(embedding.at(1.0)[1], torch.ones(3, 24))
+    with pytest.raises(ModelError, match=r"scale 1 alone, not 0.5"):
+        embedding.at(0.5)
+
+
+class TestFilesThatCannotAct:
+    def test_missing(self, tmp_path: Path):
+        with pytest.raises(ModelError, match=r"neither pytorch_lora_weights.*nor learned_embeds"):
+            read(tmp_path)
+        with pytest.raises(ModelError, match=r"none.safetensors cannot be read"):
+            read(tmp_path / "none.safetensors")
+
+    def test_damaged(self, tmp_path: Path):
+        (tmp_path / LORA_FILE).write_bytes(b"cut")
+        with pytest.raises(ModelError, match="cannot be read"):
+            read(tmp_path)
+
+    @pytest.mark.parametrize(
+        "key", ["vae.to_q.lora_A.weight", "unet.mid.to_q.lokr_w1", "unet.mid.to_q.lora.down.weight", "hello"]
+    )
+    def test_of_another_kind(self, one: Path, tmp_path: Path, key: str):
+        save_file({**load_file(one / LORA_FILE), key: torch.zeros(2, 2)}, tmp_path / LORA_FILE)
+        with pytest.raises(ModelError, match=f"has {key}; allowed"):
+            read(tmp_path)
+
+    def test_half_a_layer(self, one: Path, tmp_path: Path):
+        weights = load_file(one / LORA_FILE)
+        del weights[next(key for key in weights if "lora_B" in key)]
+        save_file(weights, tmp_path / LORA_FILE)
+        with pytest.raises(ModelError, match="lora_A and lora_B"):
+            read(tmp_path)
+
+    def test_with_ranks_by_pattern(self, one: Path, tmp_path: Path):
+        config = {"unet.r": 4, "unet.lora_alpha": 8.0, "unet.alpha_pattern": {"to_q": 2}}
+        header = {"lora_adapter_metadata": json.dumps(config)}
+        save_file(load_file(one / LORA_FILE), tmp_path / LORA_FILE, header)
+        with pytest.raises(ModelError, match="alpha_pattern"):
+            read(tmp_path)
+
+    def test_half_an_embedding(self, words: Path, tmp_path: Path):
+        for absent in ("clip_l", "clip_g"):
+            tensors = load_file(words / EMBEDDING_FILE)
+            del tensors[absent]
+            save_file(tensors, tmp_path / EMBEDDING_FILE)
+            with pytest.raises(ModelError, match="as many vectors in clip_l as in clip_g"):
+                read(tmp_path)

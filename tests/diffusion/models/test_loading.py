@@ -1,0 +1,108 @@
+"""From a specification to a model: what is read, what is overridden, and what each fault says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config.schema.model import SdxlModel
+from harness.diffusion.models import load_model
+from harness.diffusion.models.model import Model
+from harness.errors import ModelError, SpecError
+from tests.diffusion.models.test_sdxl import BASE_ALONE, FOX, WITH_REFINER, difference
+from tests.diffusion.tiny import tiny_sdxl
+from tests.diffusion.tiny import tiny_spec as spec_of
+
+
+def test_a_folder_that_is_not_there(tiny_spec: SdxlModel, tmp_path: Path):
+    with pytest.raises(SpecError, match="does not exist"):
+        load_model(tiny_spec.model_copy(update={"source": str(tmp_path / "nothing")}), device="cpu")
+
+
+def test_a_folder_of_another_layout(tiny_spec: SdxlModel, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"diffusers' layout \(model_index.json\)"):
+        load_model(tiny_spec.model_copy(update={"source": str(tmp_path)}), device="cpu")
+
+
+def test_a_damaged_weight_file(tmp_path: Path):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(spec_of(folder), device="cpu")
+
+
+def test_a_variant_that_is_not_there(tiny_spec: SdxlModel):
+    with pytest.raises(ModelError, match=r"model\.variant: null"):
+        load_model(tiny_spec.model_copy(update={"variant": "fp16"}), device="cpu")
+
+
+def test_a_refiner_in_the_bases_place(tiny_spec: SdxlModel):
+    with pytest.raises(ModelError, match=r"it is a refiner; give it as model\.refiner"):
+        load_model(tiny_spec.model_copy(update={"source": tiny_spec.refiner}), device="cpu")
+
+
+def test_a_base_in_the_refiners_place(tiny_spec: SdxlModel):
+    with pytest.raises(ModelError, match=r"set model\.refiner to a refiner of this base"):
+        load_model(tiny_spec.model_copy(update={"refiner": tiny_spec.source}), device="cpu")
+
+
+def test_a_hub_id_that_cannot_be_downloaded(tiny_spec: SdxlModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="Check the id and its revision, and the network"):
+        load_model(tiny_spec.model_copy(update={"source": "nobody/nothing"}), device="cpu")
+
+
+def test_a_scheduler_that_the_harness_does_not_know(tmp_path: Path):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("EulerDiscreteScheduler", "LCMScheduler"))
+    with pytest.raises(ModelError, match=r"has the scheduler LCMScheduler.*one of DDIMScheduler"):
+        load_model(spec_of(folder, refiner=False), device="cpu")
+
+
+def test_a_model_with_another_scheduler_of_its_own(tiny_model: Model, tmp_path: Path):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
+    model = load_model(spec_of(folder, refiner=False), device="cpu")
+    assert (tiny_model.scheduler, model.scheduler) == ("EulerDiscreteScheduler", "DDIMScheduler")
+    [own] = model.draw([FOX], BASE_ALONE)
+    [named] = tiny_model.draw([FOX], replace(BASE_ALONE, scheduler="DDIMScheduler"))
+    assert difference(own.image, named.image) > 10  # its configuration clips what it predicts to ±1
+    assert torch.equal(model.noise_schedule()[0][:-1], tiny_model.noise_schedule()[0][:-1])
+
+
+def test_what_the_unet_predicts_can_be_told(tiny_spec: SdxlModel, tiny_model: Model):
+    spec = tiny_spec.model_copy(update={"prediction_type": "epsilon"})
+    model = load_model(spec, device="cpu")
+    assert model.noise_schedule()[1] == "epsilon"
+    for settings in (BASE_ALONE, WITH_REFINER, replace(BASE_ALONE, scheduler="UniPCMultistepScheduler")):
+        [told], [own] = model.draw([FOX], settings), tiny_model.draw([FOX], settings)
+        assert difference(told.image, own.image) > 10
+
+
+def test_another_vae_and_another_precision(tiny_folder: Path, tiny_model: Model):
+    spec = spec_of(tiny_folder).model_copy(update={"vae": str(tiny_folder / "vae"), "precision": "bf16"})
+    model = load_model(spec, device="cpu")
+    [half] = model.draw([FOX], BASE_ALONE)
+    [full] = tiny_model.draw([FOX], BASE_ALONE)
+    assert half.latent_hash == full.latent_hash
+    mean = np.abs(np.asarray(half.image).astype(int) - np.asarray(full.image).astype(int)).mean()
+    assert 0 < mean < 15  # bf16 keeps 8 bits
+
+
+def test_prints_nothing(tiny_spec: SdxlModel, capfd: pytest.CaptureFixture[str]):
+    load_model(tiny_spec, device="cpu").draw([FOX], WITH_REFINER)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_vae_that_shifts_its_latents(tiny_folder: Path, tmp_path: Path):
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"latents_mean": null', '"latents_mean": [0, 0, 0, 0]'))
+    with pytest.raises(ModelError, match=r"latents_mean.*give a VAE without it as model\.vae"):
+        load_model(spec_of(folder, refiner=False), device="cpu")
+    mended = spec_of(folder, refiner=False).model_copy(update={"vae": str(tiny_folder / "vae")})
+    load_model(mended, device="cpu")

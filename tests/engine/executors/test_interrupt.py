@@ -1,0 +1,56 @@
+"""Ctrl-C: what is under way comes to a checkpoint, the same command goes on, a second one stops at once."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import results
+from harness.results import Results
+from tests.engine.executors.carrying import assert_same
+from tests.engine.executors.disturbing import begin, command, press_ctrl_c, stopped_by_ctrl_c
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# Far apart: what is kept of the training is kept because of the Ctrl-C.
+RARELY = ("--set", "compute.checkpoint_every=1000")
+
+
+def training(root: Path) -> bool:
+    """A run has begun: it is held, and its dataset is there."""
+    return any(root.glob(".locks/run-*")) and len(list(root.glob("datasets/*/manifest.json"))) == 1
+
+
+@pytest.mark.parametrize("how", ["run", "trial"])
+def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
+    how: str, long_sweep: Path, undisturbed: Results, tmp_path: Path
+) -> None:
+    given = command(how, long_sweep, tmp_path, *(["0"] if how == "trial" else []), *RARELY)
+    process = begin(given, lambda: training(tmp_path))
+    step = stopped_by_ctrl_c(process, given, tmp_path)
+    subprocess.run(given, check=True, capture_output=True, timeout=200)
+    (last,) = tmp_path.glob("adapters/*/steps-000150/manifest.json")
+    assert json.loads(last.read_text())["facts"]["from_step"] == step
+    again = results.load(tmp_path / "sweeps/small")
+    if how == "run":
+        assert_same(again, undisturbed)
+        assert [(row["what"], row["count"]) for row in again.sweep["events"]] == [("stopped", 1)]
+        page = (tmp_path / "sweeps/small/report.html").read_text()
+        assert "the sweep was stopped by Ctrl-C: 1 time, last at 20" in page
+    else:  # a trial is not confirmed on the test prompts
+        both = again.images.merge(undisturbed.images, on="image_id")
+        assert len(both) == len(again.images) > 0
+        pd.testing.assert_series_equal(both["sha256_x"], both["sha256_y"], check_names=False)
+
+
+def test_a_second_ctrl_c_stops_at_once(long_sweep: Path, tmp_path: Path) -> None:
+    given = command("run", long_sweep, tmp_path, "--executor", "local")
+    process = begin(given, lambda: any(tmp_path.glob("parts/*/.tmp-*")))
+    press_ctrl_c(process)
+    time.sleep(0.05)
+    press_ctrl_c(process)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command to go on" in said
+    assert not any(tmp_path.glob("datasets/*/manifest.json")), "the first alone lets it be finished"

@@ -1,0 +1,202 @@
+"""A finished sweep on disk, written by the tables' own writer: drawn with one colour, trained at random."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from PIL import Image, PngImagePlugin
+
+from harness import results
+from harness.config.loading.load import load_sweep
+from harness.config.plan.plan import Cell, Plan, Trial, expand
+from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.diffusion.adapters.files import save_adapter
+from harness.engine.collect import described
+from harness.results import tables
+from harness.results.summary import select_best, summarise
+from harness.results.sweep_results import Results
+from harness.store.workspace import Workspace
+
+SWEEP: dict[str, Any] = {
+    "name": "small",
+    "question": "Does anything change?",
+    "model": {"kind": "emoji"},
+    "recipe": {"kind": "keywords", "keywords": ["blurry", "ugly"], "guidance": [3, 4]},
+    "adapter": {"rank": 4, "alpha": 2},
+    "training": {"learning_rate": 0.001, "steps": 4},
+    "axes": {"training.steps": [2, 4]},
+    "arms": [
+        {"name": "baseline"},
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.5}]},
+    ],
+    "prompts": [
+        *({"text": f"{animal} on grass", "split": "dev"} for animal in ("a cat", "a dog", "a fox")),
+        *({"text": f"{fruit} at night", "split": "test"} for fruit in ("a pear", "a lemon", "a banana")),
+    ],
+    "seeds": [0, 1],
+    "metrics": [{"kind": "clip_score", "encoder": "emoji"}, "saturation"],
+    "analysis": {"primary": "clip_score", "resamples": 200},
+}
+COLOURS = {"baseline": (120, 120, 120), "placebo": (40, 90, 200), "wrong_lora": (220, 60, 40)}
+MODULES = {  # some that emoji's UNet and text encoders have: name, inputs, outputs
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (112, 112),
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (224, 112),
+    "unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0": (112, 112),
+    "text_encoder.text_model.encoder.layers.0.self_attn.out_proj": (96, 96),
+    "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj": (128, 128),
+}
+
+
+def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **changes: Any) -> Results:
+    """Write a sweep into the workspace `root`; `changes` replace its top-level keys.
+
+    `gain` is how much the selected (last) trial's arm scores above placebo on test; `lost` are trials that
+    failed.
+    """
+    file = root / "small.yaml"
+    root.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump({**SWEEP, **changes}, sort_keys=False))
+    plan, workspace = expand(load_sweep(file)), Workspace(root)
+    kept = [trial for trial in plan.trials if trial.index not in lost]
+    for trial in kept:
+        _train(workspace, trial)
+    images, scores = _pictures(plan, workspace, kept, gain)
+    draws = pd.DataFrame(
+        [
+            {
+                "trial_id": t.trial_id,
+                "arm": arm.name,
+                "draw_id": t.draws[arm.name],
+                "is_control": arm.is_control,
+            }
+            for t in plan.trials
+            for arm in plan.sweep.arms
+        ]
+    )
+    trials = pd.DataFrame([_trial(workspace, plan, trial, trial in kept) for trial in plan.trials])
+    sweep = plan.sweep
+    summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    trials["selected"] = trials["trial_id"] == select_best(summary, sweep.analysis)
+    about = {**described(sweep, reasons={}, events=[], seconds=254.0), "host": "secret-host"}
+    folder = workspace.sweep(sweep.name)
+    tables.write(
+        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
+    )
+    return results.load(folder)
+
+
+def _train(workspace: Workspace, trial: Trial) -> None:
+    generator = torch.Generator().manual_seed(trial.index)
+    adapter = trial.spec.adapter
+    state: dict[str, torch.Tensor] = {}
+    match adapter:
+        case LowRankAdapter(rank=rank):
+            for name, (inputs, outputs) in MODULES.items():
+                state[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator)
+                state[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.02
+                if adapter.kind == "dora":
+                    # as PEFT names them: in the UNet by diffusers' hand, in the encoders by transformers'
+                    end = "" if name.startswith("unet") else ".weight"
+                    state[f"{name}.lora_magnitude_vector{end}"] = torch.rand(outputs, generator=generator) + 1
+        case TextualInversion(vectors=vectors):
+            for name, width in (("clip_l", 96), ("clip_g", 128)):
+                state[name] = torch.randn(vectors, width, generator=generator)
+                state[f"{name}_start"] = torch.zeros(vectors, width)
+    stage = workspace.snapshot(trial.run_id, trial.spec.training.steps)
+    with stage.build() as folder:
+        save_adapter(state, adapter, folder, {"trained_in": str(workspace.root)})
+        if trial.spec.training.ema is not None:
+            halved = {key: tensor / 2 for key, tensor in state.items()}
+            save_adapter(halved, adapter, folder / "ema", {})
+
+
+def _trial(workspace: Workspace, plan: Plan, trial: Trial, done: bool) -> dict[str, Any]:
+    snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
+    row = {
+        **dict.fromkeys(tables.TRIALS.names),
+        "trial_id": trial.trial_id,
+        "index": trial.index,
+        "status": "completed" if done else "failed",
+        "reason": None if done else "its loss became NaN",
+        "run_id": trial.run_id,
+        "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
+        "config": json.dumps(trial.spec.model_dump(mode="json")),
+        "adapter_path": workspace.relative(snapshot.path) if done else None,
+        "selected": False,
+    }
+    return {**row, **trial.params}
+
+
+def _pictures(
+    plan: Plan, workspace: Workspace, trials: list[Trial], gain: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    owner = {trial.draws["wrong_lora"]: trial for trial in trials}
+    images, scores = [], []
+    for draw in plan.draws.values():
+        if draw.adapters and draw.draw_id not in owner:
+            continue
+        trial = owner.get(draw.draw_id)
+        selected = trial is trials[-1]
+        tested = plan.cells(draw, "test") if trial is None or selected else ()
+        for place, cell in enumerate([*plan.cells(draw, "dev"), *tested]):
+            path = _draw(workspace, draw.arm, cell)
+            owned_by = None if trial is None else trial.trial_id
+            images.append(_image(workspace, draw.arm, owned_by, cell, path, steps=draw.steps))
+            bonus = (gain if cell.split == "test" else 1 if selected else 0.5) * (1 + 0.3 * (place % 3))
+            for metric, value in (("clip_score", 60 + place + (bonus if trial else 0)), ("saturation", 0.5)):
+                scores.append(_score(cell, metric, value))
+    return (
+        tables.typed(pd.DataFrame(images), tables.IMAGES),
+        tables.typed(pd.DataFrame(scores), tables.SCORES),
+    )
+
+
+def _draw(workspace: Workspace, arm: str, cell: Cell) -> Path:
+    path = workspace.images(cell.draw_id, "a").path / f"{cell.image_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = PngImagePlugin.PngInfo()
+    told.add_text("harness", json.dumps({"adapter": str(workspace.root)}))
+    Image.fromarray(np.full((64, 64, 3), COLOURS[arm], dtype=np.uint8)).save(path, pnginfo=told)
+    return path
+
+
+def _image(
+    workspace: Workspace, arm: str, trial: str | None, cell: Cell, path: Path, *, steps: int
+) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(tables.IMAGES.names),
+        "image_id": cell.image_id,
+        "draw_id": cell.draw_id,
+        "arm": arm,
+        "trial_id": trial,
+        "prompt_id": cell.prompt_id,
+        "prompt": cell.prompt,
+        "tags": [],
+        "split": cell.split,
+        "seed": cell.seed,
+        "negative": "",
+        "guidance": 5.0,
+        "steps": steps,
+        "latent_hash": f"latents-{cell.seed}",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "path": workspace.relative(path),
+        "width": 64,
+        "height": 64,
+        "draw_seconds": 0.1,
+    }
+
+
+def _score(cell: Cell, metric: str, value: float) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(tables.SCORES.names),
+        "image_id": cell.image_id,
+        "metric": metric,
+        "value": value,
+        "metric_version": "1",
+    }

@@ -1,0 +1,232 @@
+"""An export: which trial, what is in the folder, what must not be, and that stock diffusers takes it."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from harness.config.schema.adapter import LowRankAdapter
+from harness.diffusion.adapters.files import read_adapter
+from harness.errors import ExportError, SpecError, StageError
+from harness.reporting.export import export_trial
+from harness.results.sweep_results import Results
+from harness.store.workspace import Workspace
+from tests.reporting.export.example import finished
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    root = tmp_path_factory.mktemp("workspace")
+    return root, finished(root)
+
+
+@pytest.fixture(scope="module")
+def best(sweep: tuple[Path, Results], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, results = sweep
+    return export_trial(
+        results, Workspace(root), "best", folder=tmp_path_factory.mktemp("out") / "best", layout="both"
+    )
+
+
+def header(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
+
+
+def test_the_folder_explains_itself(best: Path) -> None:
+    found = sorted(path.relative_to(best).as_posix() for path in best.rglob("*") if path.is_file())
+    assert found == [
+        "README.md",
+        "contact_sheet.png",
+        *(f"pictures/{number}.png" for number in (1, 2, 3)),
+        "pytorch_lora_weights.safetensors",
+        "small_1.safetensors",
+        "trial.json",
+    ]
+    config = json.loads((best / "trial.json").read_text())
+    assert config["trial"] == 1 and config["spec"]["training"]["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("layout", "files"),
+    [("diffusers", {"pytorch_lora_weights.safetensors"}), ("kohya", {"small_0.safetensors"})],
+)
+def test_one_layout_alone(sweep: tuple[Path, Results], tmp_path: Path, layout: Any, files: set[str]) -> None:
+    out = export_trial(sweep[1], Workspace(sweep[0]), 0, folder=tmp_path / "out", layout=layout)
+    assert {path.name for path in out.glob("*.safetensors")} == files
+    assert json.loads((out / "trial.json").read_text())["spec"]["training"]["steps"] == 2
+
+
+def test_nothing_tells_of_the_machine(tmp_path: Path) -> None:
+    """Paths of the model, of the pictures and of the workspace are in the specification and in the store."""
+    pictures = tmp_path / "secret-pictures"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64)).save(pictures / "a.png")
+    root = tmp_path / "workspace"
+    results = finished(root, recipe={"kind": "folder", "path": str(pictures)})
+    out = export_trial(results, Workspace(root), "best", folder=tmp_path / "out", layout="both")
+    assert str(pictures) in results.trials["config"].iloc[0]
+    for file in out.rglob("*.*"):
+        for told in (str(tmp_path), "secret-host"):
+            assert told.encode() not in file.read_bytes(), file
+    assert "secret-pictures" in (out / "README.md").read_text()  # its name alone
+    with Image.open(out / "pictures" / "1.png") as picture:
+        assert not picture.text  # type: ignore[attr-defined, unused-ignore]
+
+
+def test_exporting_twice_gives_the_same_bytes(
+    sweep: tuple[Path, Results], best: Path, tmp_path: Path
+) -> None:
+    out = export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path / "out", layout="both")
+    before = {path.name: path.read_bytes() for path in out.rglob("*.*")}
+    assert before == {path.name: path.read_bytes() for path in best.rglob("*.*")}
+    (out / "left_over").write_text("of an older export")
+    export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
+    assert before == {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_something_else_is_left_alone(sweep: tuple[Path, Results], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="no earlier export"):
+        export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path, layout="both")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_readers_find_what_they_show(best: Path) -> None:
+    for file in best.glob("*.safetensors"):
+        told = header(file)
+        assert told["ss_network_dim"] == "4"
+        assert float(told["ss_network_alpha"]) == 2
+        assert told["ss_output_name"] == "small_1"
+        assert told["ss_base_model_version"] == "emoji"
+        assert json.loads(told["ss_tag_frequency"]) == {"keywords": {"wrong": 4}}
+        assert told["ss_steps"] == "4"
+        assert told["modelspec.trigger_phrase"] == "wrong"
+        assert told["modelspec.resolution"] == "64x64"
+        assert json.loads(told["harness.trial"])["adapter"]["alpha"] == 2
+        assert told["sshs_model_hash"] == told["modelspec.hash_sha256"].removeprefix("0x")
+
+
+def test_sdxls_header_is_sdxls(tmp_path: Path) -> None:
+    """A1111 tells SDXL by `sdxl_`; kohya's names of blocks are those of SDXL's own code."""
+    model = {"kind": "sdxl", "source": "someone/sdxl-tune", "refiner": None, "vae": None}
+    results = finished(
+        tmp_path,
+        model=model,
+        sampler={"refiner_start": None},
+        recipe={
+            "kind": "keywords",
+            "keywords": ["ugly"],
+            "guidance": [8],
+            "refiner_start": None,
+        },
+    )
+    out = export_trial(results, Workspace(tmp_path), "best", folder=tmp_path / "out", layout="kohya")
+    told = header(out / "small_1.safetensors")
+    assert told["ss_base_model_version"].startswith("sdxl_")
+    assert told["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    names = load_file(out / "small_1.safetensors").keys()
+    assert "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.alpha" in names
+    assert 'base_model: "someone/sdxl-tune"' in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [("lora", 2.0), ("rslora", 4.0), ("dora", 2.0)])
+def test_kohyas_alpha_makes_the_same_scale(tmp_path: Path, kind: str, alpha: float) -> None:
+    """kohya divides by the rank whatever the kind; rsLoRA by its root."""
+    adapter = {"kind": kind, "rank": 4, "alpha": 2}
+    results = finished(tmp_path, adapter=adapter)
+    out = export_trial(results, Workspace(tmp_path), 1, folder=tmp_path / "out", layout="both")
+    kohya = load_file(out / "small_1.safetensors")
+    alphas = {float(tensor) for key, tensor in kohya.items() if key.endswith(".alpha")}
+    assert alphas == {alpha}
+    assert alpha / 4 == pytest.approx(LowRankAdapter.model_validate(adapter).scale)
+    ours, theirs = (
+        read_adapter(out / name, device=torch.device("cpu"), dtype=torch.float32)
+        for name in ("pytorch_lora_weights.safetensors", "small_1.safetensors")
+    )
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        layers, others = getattr(ours, part), getattr(theirs, part)
+        assert layers.keys() == others.keys() and layers
+        for name, layer in layers.items():
+            assert layer.scale == pytest.approx(alpha / 4) == pytest.approx(others[name].scale)
+            assert torch.equal(layer.down, others[name].down) and torch.equal(layer.up, others[name].up)
+            if kind == "dora":
+                assert torch.equal(layer.magnitude_O, others[name].magnitude_O)
+    assert ("dora_scale" in (out / "README.md").read_text()) == (kind == "dora")
+
+
+def test_the_average_comes_along(tmp_path: Path) -> None:
+    arms = [
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "wrong_lora", "negative": "wrong", "adapters": [{"weights": "ema"}]},
+    ]
+    training = {"learning_rate": 0.001, "steps": 4, "ema": 0.9}
+    results = finished(tmp_path, arms=arms, training=training)
+    out = export_trial(results, Workspace(tmp_path), 1, folder=tmp_path / "out", layout="both")
+    for last, average in (
+        ("small_1.safetensors", "small_1_ema.safetensors"),
+        ("pytorch_lora_weights.safetensors", "ema/pytorch_lora_weights.safetensors"),
+    ):
+        plain, averaged = load_file(out / last), load_file(out / average)
+        up = next(key for key in plain if key.endswith(("lora_up.weight", "lora_B.weight")))
+        assert torch.equal(plain[up] / 2, averaged[up])
+    text = (out / "README.md").read_text()
+    assert 'subfolder="ema"' in text and "its average" in text
+
+
+def test_a_textual_inversion(tmp_path: Path) -> None:
+    adapter = {"kind": "textual_inversion", "word": "wrong", "vectors": 2}
+    results = finished(tmp_path, adapter=adapter)
+    out = export_trial(results, Workspace(tmp_path), "best", folder=tmp_path / "out", layout="both")
+    assert load_file(out / "small_1.safetensors").keys() == {"clip_l", "clip_g"}
+    assert header(out / "small_1.safetensors")["modelspec.is_negative_embedding"] == "true"
+    assert header(out / "learned_embeds.safetensors")["word"] == "wrong"
+    text = (out / "README.md").read_text()
+    assert 'negative_prompt="<wrong>"' in text and "textual_inversion" in text
+    plain = run_card(out, lambda code: code.replace("learnt[", "0 * learnt["))
+    assert run_card(out) != plain
+
+
+def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> bytes:
+    """The picture that the card's own lines draw, in two steps."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "negative_prompt=" in code
+    few = ", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]"
+    names: dict[str, Any] = {"torch": torch}
+    with contextlib.chdir(folder):
+        exec(change(code).replace(").images[0]", few), names)
+    return names["picture"].tobytes()
+
+
+def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> None:
+    def without(code: str) -> str:
+        return "\n".join(line for line in code.splitlines() if "lora" not in line and "adapters" not in line)
+
+    ours = run_card(best)
+    assert ours == run_card(best, lambda code: code.replace("pytorch_lora_weights", "small_1"))
+    assert ours != run_card(best, without)
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"), [(7, "allowed: best, 0, 1"), (0, "no adapter \\(its loss became NaN\\)")]
+)
+def test_a_trial_that_is_not_there(tmp_path: Path, trial: int, words: str) -> None:
+    results = finished(tmp_path, lost=(0,))
+    with pytest.raises(SpecError, match=words):
+        export_trial(results, Workspace(tmp_path), trial, folder=tmp_path / "out", layout="both")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_that_is_gone(tmp_path: Path) -> None:
+    results = finished(tmp_path)
+    with pytest.raises(StageError, match="harness run"):
+        export_trial(
+            results, Workspace(tmp_path / "elsewhere"), "best", folder=tmp_path / "out", layout="both"
+        )

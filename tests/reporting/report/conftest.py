@@ -1,0 +1,27 @@
+"""One example sweep for the tests that only read it."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.reporting.report.study import Study
+from harness.results import Results
+from tests.reporting.report import example
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of `results`. Tests only read it."""
+    return tmp_path_factory.mktemp("report") / "workspace"
+
+
+@pytest.fixture(scope="session")
+def results(workspace: Path) -> Results:
+    """2 recipes × 2 ranks × 3 step counts with a real effect; trial 2 failed."""
+    return example.build(workspace, example.spec(steps=(50, 100, 200)), gain=0.6)
+
+
+@pytest.fixture(scope="session")
+def study(results: Results) -> Study:
+    """The same, as the report sees it."""
+    return Study(results)

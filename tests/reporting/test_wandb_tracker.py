@@ -1,0 +1,258 @@
+"""W&B offline, for real: what its own files hold afterwards."""
+
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.cli.main import main
+from harness.config.schema.model import SdxlModel
+from harness.config.schema.sweep import NoTracking, WandbTracking
+from harness.errors import HarnessError, TrackingError
+from harness.reporting import wandb_tracker as tracking
+from harness.reporting.wandb_tracker import make_tracker
+from harness.results import Results, load
+from harness.store.workspace import Workspace
+from tests.reporting import wandb_server
+from tests.reporting.report import example
+from tests.sweeps.small import write_sweep
+
+OFFLINE = WandbTracking(project="tests", images_per_trial=2)
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """Records of an offline run: protobufs in LevelDB's log format (32 KiB blocks, 7 byte headers)."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("run-*.wandb")
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Run, config, history and last summary of an offline run."""
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
+    for record in records(folder):
+        match record.WhichOneof("record_type"):
+            case "run":
+                found["run"] = record.run
+                found["config"] |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
+            case "history":
+                row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                found["history"].append(row)
+            case "summary":
+                for item in record.summary.update:
+                    found["summary"][item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+            case "exit":
+                found["exit"] = record.exit.exit_code
+    return found
+
+
+def offline_runs(folder: Path) -> dict[str, Path]:
+    return {path.name.split("-", 3)[3]: path for path in sorted((folder / "wandb").glob("offline-run-*"))}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracked")
+
+
+@pytest.fixture(scope="module")
+def results(workspace: Path) -> Results:
+    """Ranks 4 and 16; trial 1 failed. A page lies beside the tables."""
+    sweep = example.spec(axes={"adapter.rank": [4, 16]}, n_prompts=12, seeds=(0,))
+    results = example.build(workspace, sweep, gain=2.0, failed=(1,))
+    (workspace / "sweeps" / "example" / "report.html").write_text("<p>the page</p>")
+    return results
+
+
+@pytest.fixture(scope="module")
+def published(results: Results, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    make_tracker(OFFLINE, folder=folder).publish(results, Workspace(workspace))
+    return folder
+
+
+def test_there_is_a_run_per_trial_and_one_for_the_sweep(published: Path, results: Results) -> None:
+    ids = [f"example-{trial_id}" for trial_id in results.trials["trial_id"]]
+    assert set(offline_runs(published)) == {*ids, "example-sweep"}
+
+
+def test_a_trials_run_holds_its_config_losses_contrasts_and_pictures(
+    published: Path, results: Results
+) -> None:
+    trial_id = results.trials["trial_id"].iloc[0]
+    folder = offline_runs(published)[f"example-{trial_id}"]
+    found = content(folder)
+    assert (found["run"].run_id, found["run"].run_group) == (f"example-{trial_id}", "example")
+    assert (found["run"].project, found["run"].job_type) == ("tests", "trial")
+    assert found["config"]["adapter"]["rank"] == 4
+    losses = [(row["_step"], row["loss"]) for row in found["history"] if "loss" in row]
+    assert [step for step, _ in losses] == list(range(1, 201))
+    assert losses[0][1] > losses[-1][1]
+    row = results.summary.query(
+        "trial_id == @trial_id and control == 'placebo' and metric == 'aesthetic' and split == 'test'"
+    ).iloc[0]
+    key = "contrast/test/wrong_lora/placebo/aesthetic"
+    assert found["summary"][f"{key}/difference"] == pytest.approx(row["mean_difference"])
+    assert found["summary"]["status"] == "completed" and found["summary"]["selected"] is True
+    (shown,) = [row for row in found["history"] if "pictures/filenames" in row]
+    assert len(shown["pictures/filenames"]) == 2
+    assert "left to right: baseline" in shown["pictures/captions"][0]
+    assert all((folder / "files" / name).is_file() for name in shown["pictures/filenames"])
+    assert found["exit"] == 0
+
+
+def test_a_failed_trial_is_a_failed_run_with_its_reason(published: Path, results: Results) -> None:
+    found = content(offline_runs(published)[f"example-{results.trials['trial_id'].iloc[1]}"])
+    assert found["exit"] == 1
+    assert found["summary"]["status"] == "failed" and "NaN at step 61" in found["summary"]["reason"]
+    assert not [row for row in found["history"] if "loss" in row or "pictures/filenames" in row]
+
+
+def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: Results) -> None:
+    folder = offline_runs(published)["example-sweep"]
+    (html,) = (folder / "files" / "media" / "html").iterdir()
+    assert html.read_text() == "<p>the page</p>"
+    tables = {
+        path.name.split("_")[0]: json.loads(path.read_text())
+        for path in (folder / "files" / "media" / "table").iterdir()
+    }
+    assert len(tables["summary"]["data"]) == len(results.summary)
+    at = tables["trials"]["columns"].index("final_loss")
+    assert tables["trials"]["data"][1][at] is None
+
+
+def test_publishing_twice_changes_nothing(published: Path, results: Results, workspace: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in published.rglob("*.wandb")}
+    make_tracker(OFFLINE, folder=published).publish(results, Workspace(workspace))
+    assert {path: path.stat().st_mtime_ns for path in published.rglob("*.wandb")} == before
+
+
+def test_a_changed_trial_is_replaced_and_a_synced_one_kept(
+    results: Results, workspace: Path, tmp_path: Path
+) -> None:
+    tracker = make_tracker(WandbTracking(images_per_trial=0), folder=tmp_path)
+    tracker.publish(results, Workspace(workspace))
+    first = offline_runs(tmp_path)
+    ids = [f"example-{trial_id}" for trial_id in results.trials["trial_id"]]
+    synced = first[ids[1]] / f"run-{ids[1]}.wandb.synced"
+    synced.touch()
+    time.sleep(1.1)  # W&B names a run's folder by the second
+    tracker.publish(replace(results, trials=results.trials.assign(train_seconds=9.0)), Workspace(workspace))
+    assert not first[ids[0]].exists() and offline_runs(tmp_path)[ids[0]].is_dir()
+    assert synced.exists() and len(list((tmp_path / "wandb").glob(f"offline-run-*-{ids[1]}"))) == 2
+    assert content(offline_runs(tmp_path)[ids[0]])["summary"]["train_seconds"] == 9.0
+
+
+def test_it_is_quiet_and_leaves_nothing_elsewhere(
+    results: Results,
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    before = dict(os.environ)
+    make_tracker(OFFLINE, folder=tmp_path / "folder").publish(results, Workspace(workspace))
+    assert capfd.readouterr() == ("", "")
+    assert not list(home.rglob("*"))
+    assert dict(os.environ) == before
+
+
+def test_a_failure_is_one_line_of_a_harness_error(results: Results, workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("in the way")
+    with pytest.raises(TrackingError) as caught:
+        make_tracker(OFFLINE, folder=tmp_path).publish(results, Workspace(workspace))
+    assert isinstance(caught.value, HarnessError)
+    assert str(caught.value).startswith("W&B: ") and "\n" not in str(caught.value)
+
+
+def test_online_without_a_key_says_what_to_do(
+    results: Results, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(TrackingError, match="not logged in; run `wandb login`"):
+        make_tracker(WandbTracking(mode="online"), folder=tmp_path).publish(results, Workspace(workspace))
+
+
+def test_no_tracking_does_nothing(results: Results, workspace: Path, tmp_path: Path) -> None:
+    make_tracker(NoTracking(), folder=tmp_path).publish(results, Workspace(workspace))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [
+        (wandb_server.mute, "Failed to authenticate"),
+        (wandb_server.refusing, "Failed to authenticate"),
+        (wandb_server.falling_silent, "Timed out finishing"),
+    ],
+)
+def test_a_sweep_does_not_care_whether_wandb_answers(
+    server: Callable[[], AbstractContextManager[str]],
+    told: str,
+    tmp_path: Path,
+    tiny_spec: SdxlModel,
+    tiny_clip: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 8.0)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 8.0)
+    prompts = [{"text": "a green cat", "split": "dev"}, {"text": "a yellow hat", "split": "dev"}]
+    online = {"kind": "wandb", "mode": "online"}
+    changes = {"tracking": online, "axes": {}, "prompts": prompts}
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **changes)
+    monkeypatch.setattr(
+        sys, "argv", ["harness", "run", str(sweep), "-w", str(tmp_path), "--executor", "local"]
+    )
+    with server() as address, suppress(SystemExit):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        main()
+    out, said = capfd.readouterr()
+    (warning,) = [line for line in said.splitlines() if "W&B" in line]
+    assert "the tables and the report are complete, `harness publish` tries again" in warning
+    assert told in warning
+    assert "Traceback" not in said and "wandb:" not in out + said
+    assert (load(tmp_path / "sweeps/small").trials["status"] == "completed").all()
+    assert (tmp_path / "sweeps/small/report.html").is_file()
+    assert not [process for process in psutil.process_iter() if talks_to(address, process)]
+
+
+def talks_to(address: str, process: psutil.Process) -> bool:
+    """Whether it was started to: a process that outlives the one that was given up."""
+    with suppress(psutil.Error):
+        started = process.environ().get("WANDB_BASE_URL") == address
+        return started and "resource_tracker" not in " ".join(process.cmdline())
+    return False

@@ -1,0 +1,247 @@
+"""The summary: estimates, missing pairs, multiplicity, degenerate cases, selection."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from harness.config.schema.evaluation import AnalysisSpec
+from harness.config.schema.metric import AestheticMetric
+from harness.errors import SpecError, StageError
+from harness.results.inference import bootstrap_interval, sign_flip_p
+from harness.results.summary import holm, infer, prompt_means, select_best, summarise
+from tests.results.sweeps import ANALYSIS, ARM, METRICS, Value, make_tables
+
+
+def noise(seed: int, gain: float = 0.0) -> Value:
+    """Independent scores with a gain for the trials' arm."""
+    rng = np.random.default_rng(seed)
+
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
+        return float(rng.normal() + (gain if arm == ARM else 0.0))
+
+    return value
+
+
+def summary_of(tables: dict[str, pd.DataFrame], analysis: AnalysisSpec = ANALYSIS) -> pd.DataFrame:
+    return summarise(**tables, analysis=analysis, metrics=METRICS)
+
+
+def row_of(summary: pd.DataFrame, **where: str) -> pd.Series:
+    found = summary
+    for column, value in {"control": "placebo", "metric": "aesthetic", "split": "dev", **where}.items():
+        found = found[found[column] == value]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_one_row_per_contrast_with_the_numbers_of_its_pairs() -> None:
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
+        if arm != ARM:
+            return 10.0 * prompt
+        return 10.0 * prompt + (prompt + 1) * (1 if seed else 3) - (6 if prompt == 0 else 0)
+
+    summary = summary_of(make_tables(value, trials=2, prompts={"dev": 6}))
+    assert len(summary) == 2 * 2 * 2  # trials × controls × metrics; no test pictures, no test rows
+    row = row_of(summary, trial_id="t1")
+    per_prompt = np.array([2.0 - 6, 4, 6, 8, 10, 12])
+    assert row["mean_difference"] == pytest.approx(per_prompt.mean())
+    assert row["mean_arm"] - row["mean_control"] == pytest.approx(row["mean_difference"])
+    assert (row["n_prompts"], row["n_pairs"], row["n_missing"]) == (6, 12, 0)
+    assert row["win_rate"] == pytest.approx(10 / 12)  # prompt 0 loses twice
+    assert row["p_value"] == sign_flip_p(per_prompt[:, None], resamples=2000, seed=0)[0]
+    low, high = bootstrap_interval(per_prompt[:, None], confidence=0.95, resamples=2000, seed=0)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low[0], high[0]))
+    assert pd.isna(row["reason"])
+    assert row["higher_is_better"]
+    assert row_of(summary, trial_id="t1", metric="saturation")["higher_is_better"] is pd.NA
+
+
+def test_missing_pairs_are_counted_and_leave_each_prompt_its_weight() -> None:
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float | None:
+        if arm == ARM and prompt == 0 and seed == 1:
+            return None
+        if arm == "placebo" and prompt == 1:
+            return None
+        return float(prompt * 100 + seed) if arm == ARM else float(seed)
+
+    row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 8}, seeds=3)))
+    assert (row["n_prompts"], row["n_pairs"], row["n_missing"]) == (7, 24 - 1 - 3, 4)
+    assert row["mean_difference"] == pytest.approx(100 * (0 + 2 + 3 + 4 + 5 + 6 + 7) / 7)
+    assert row["mean_arm"] - row["mean_control"] == pytest.approx(row["mean_difference"])
+
+
+def test_ties_count_one_half_and_lower_can_win() -> None:
+    arm = np.array([[1.0, 2.0, 3.0, np.nan]])
+    control = np.array([[1.0, 3.0, 5.0, 1.0]])
+    prompt = np.array([0, 0, 1, 1])
+    assert prompt_means(arm, control, prompt, sign_K=np.array([1.0])).wins_K[0] == 0.5
+    assert prompt_means(arm, control, prompt, sign_K=np.array([-1.0])).wins_K[0] == 2.5
+
+
+def test_every_failure_is_null_with_a_reason() -> None:
+    tables = make_tables(noise(0), trials=2, prompts={"dev": 8}, failed=[1])
+    row = row_of(summary_of(tables), trial_id="t1")
+    assert row["reason"] == "no pairs: arm: no picture (the loss became NaN)"
+    assert (row["n_prompts"], row["n_pairs"], row["n_missing"]) == (0, 0, 16)
+    numbers = [
+        "mean_arm",
+        "mean_control",
+        "mean_difference",
+        "ci_low",
+        "ci_high",
+        "p_value",
+        "p_holm",
+        "win_rate",
+    ]
+    assert row[numbers].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reason", "with_p"),
+    [
+        (1, "one prompt: no interval and no p", False),
+        (5, "5 prompts are too few for a 95 % interval", True),
+    ],
+)
+def test_few_prompts(prompts: int, reason: str, with_p: bool) -> None:
+    row = row_of(summary_of(make_tables(noise(1), trials=1, prompts={"dev": prompts})))
+    assert row["reason"] == reason
+    assert np.isfinite(row["mean_difference"])
+    assert np.isnan(row["ci_low"])
+    assert np.isfinite(row["p_value"]) == with_p
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_the_same_difference_everywhere_has_no_interval(gain: float) -> None:
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
+        return prompt * 0.1 + (gain if arm == ARM else 0.0)
+
+    row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 8})))
+    assert row["mean_difference"] == pytest.approx(gain)
+    assert np.isnan(row["ci_low"]) and np.isnan(row["p_value"]) and np.isnan(row["p_holm"])
+    assert row["reason"] == "every prompt has the same difference: no interval and no p"
+
+
+def test_no_pictures_at_all() -> None:
+    tables = make_tables(noise(0), trials=2, prompts={})
+    summary = summary_of(tables)
+    assert len(summary) == 2 * 2 * 2
+    assert (summary["reason"] == "no pairs: there are no pictures").all()
+    assert select_best(summary, ANALYSIS) is None
+
+
+def test_the_order_of_the_tables_does_not_matter() -> None:
+    tables = make_tables(noise(2, 0.3), trials=3, prompts={"dev": 16, "test": 14}, test_trials=[2])
+    shuffled = {name: frame.sample(frac=1, random_state=1) for name, frame in tables.items()}
+    pd.testing.assert_frame_equal(summary_of(tables), summary_of(shuffled))
+
+
+def test_test_rows_are_those_with_test_pictures() -> None:
+    tables = make_tables(noise(3), trials=3, prompts={"dev": 6, "test": 7}, test_trials=[1])
+    summary = summary_of(tables)
+    test = summary[summary["split"] == "test"]
+    assert set(test["trial_id"]) == {"t1"}
+    assert set(test["n_prompts"]) == {7}
+    assert set(summary.loc[summary["split"] == "dev", "n_prompts"]) == {6}
+
+
+def test_a_pair_from_different_latents_is_an_error() -> None:
+    tables = make_tables(noise(0), trials=1, prompts={"dev": 6})
+    tables["images"].loc[tables["images"]["draw_id"] == "d-t0", "latent_hash"] = "other"
+    with pytest.raises(
+        StageError, match=r"prompt 'dev prompt 0', seed 0: draws d-t0 and d-baseline did not start"
+    ):
+        summary_of(tables)
+
+
+def test_holm_of_a_hand_computed_case() -> None:
+    p = pd.Series([0.01, 0.04, np.nan, 0.03])
+    # Holm: 3 × 0.01; then 2 × 0.03; then 1 × 0.04, which may not be below the one before it.
+    assert holm(p).tolist()[:2] == pytest.approx([0.03, 0.06])
+    assert np.isnan(holm(p)[2])
+    assert holm(p)[3] == pytest.approx(0.06)
+
+
+def test_holm_corrects_over_trials_within_arm_control_metric_and_split() -> None:
+    tables = make_tables(noise(4, 0.5), trials=5, prompts={"dev": 9, "test": 9}, test_trials=[0])
+    summary = summary_of(tables)
+    for _, group in summary.groupby(["arm", "control", "metric", "split"]):
+        expected = multipletests(group["p_value"].to_numpy(), method="holm")[1]
+        assert group["p_holm"].to_numpy() == pytest.approx(expected)
+    assert set(summary.groupby(["arm", "control", "metric", "split"]).size()) == {5, 1}
+
+
+def test_pictures_of_one_prompt_are_not_independent() -> None:
+    """Intervals over pictures would be much too narrow where prompts differ in how much they gain."""
+    rng = np.random.default_rng(5)
+    prompts, seeds, samples = 12, 8, 600
+    gain = rng.normal(0, 1, size=(prompts, 1, samples)) + rng.normal(0, 1, size=(prompts, seeds, samples))
+    analysis = AnalysisSpec(resamples=500)
+    clustered = infer(gain.mean(axis=1), analysis)
+    naive = infer(gain.reshape(prompts * seeds, samples), analysis)
+
+    def misses(found: pd.DataFrame) -> float:
+        return float(((found["ci_low"] > 0) | (found["ci_high"] < 0)).mean())
+
+    assert misses(clustered) < 0.085  # nominal 0.05, simulation noise 0.009
+    assert misses(naive) > 0.25
+
+
+def test_best_of_24_null_trials_shrinks_on_test_prompts() -> None:
+    """The winner's curse, and why test prompts are drawn for the selected trial only after selection.
+
+    24 trials that change nothing: the best of them lies about 1.95 standard errors above 0 on the prompts
+    it was selected on, and at 0 on average on fresh ones.
+    """
+    rng = np.random.default_rng(6)
+    sweeps, trials, prompts = 300, 24, 32
+    dev = rng.normal(size=(sweeps, trials, prompts)).mean(axis=2)
+    test = rng.normal(size=(sweeps, trials, prompts)).mean(axis=2)
+    summary = pd.DataFrame(
+        {
+            "trial_id": [f"t{trial}" for trial in range(trials)],
+            "control": "placebo",
+            "metric": "aesthetic",
+            "split": "dev",
+            "higher_is_better": pd.array([True] * trials, dtype="boolean"),
+        }
+    )
+    best = []
+    for sweep in range(sweeps):
+        name = select_best(summary.assign(mean_difference=dev[sweep]), ANALYSIS)
+        assert name is not None
+        best.append(int(name[1:]))
+    error = 1 / np.sqrt(prompts)
+    on_dev, on_test = (means[range(sweeps), best].mean() / error for means in (dev, test))
+    assert on_dev == pytest.approx(1.95, abs=0.15)
+    assert on_test == pytest.approx(0.0, abs=0.2)
+
+
+def test_the_best_trial_follows_the_direction_and_ignores_failures() -> None:
+    gains = {"t0": 0.1, "t1": 0.5, "t3": 0.5}
+
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
+        return prompt * 0.01 + (gains[trial] * (1 + prompt) if trial else 0.0)
+
+    summary = summary_of(make_tables(value, trials=4, prompts={"dev": 6}, failed=[2]))
+    assert select_best(summary, ANALYSIS) == "t1"  # the first of two equals
+    lower = summary.assign(higher_is_better=pd.array([False] * len(summary), dtype="boolean"))
+    assert select_best(lower, ANALYSIS) == "t0"
+
+
+def test_a_primary_metric_without_direction_is_an_error() -> None:
+    summary = summary_of(make_tables(noise(0), trials=1, prompts={"dev": 6}))
+    with pytest.raises(
+        SpecError, match=r"analysis.primary 'saturation' has no better direction.*allowed: aesthetic"
+    ):
+        select_best(summary, AnalysisSpec(primary="saturation"))
+
+
+def test_a_metric_that_nobody_scored_says_so() -> None:
+    tables = make_tables(noise(0), trials=1, prompts={"dev": 6})
+    tables["scores"] = tables["scores"][tables["scores"]["metric"] != "aesthetic"]
+    summary = summarise(
+        **tables, analysis=ANALYSIS, metrics=(AestheticMetric(encoder="emoji", head="emoji"),)
+    )
+    assert set(summary["reason"]) == {"no pairs: arm: not scored; control: not scored"}

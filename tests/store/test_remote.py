@@ -1,0 +1,218 @@
+"""A workspace in a bucket keeps the promises of one in a folder; on a real S3 server."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import StageError, WorkspaceError
+from harness.store.remote import TOPS
+from harness.store.workspace import FOLDERS, Workspace
+from tests.store import server
+
+
+def build(workspace: Workspace, dataset_id: str, text: str) -> None:
+    with workspace.dataset(dataset_id).build(note=text) as folder:
+        (folder / "a.txt").write_text(text)
+        (folder / "below").mkdir()
+        (folder / "below" / "b.txt").write_text(text)
+
+
+def on_another_machine(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str) -> Workspace:
+    monkeypatch.setenv("HARNESS_CACHE", str(workspace.root.parents[1] / name))
+    return Workspace(workspace.address)
+
+
+def test_what_one_machine_builds_another_reads(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Workspace(s3)
+    assert not here.dataset("d1").done and not here.exists()
+    build(here, "d1", "hello")
+    there = on_another_machine(here, monkeypatch, "there")
+    stage = there.dataset("d1")
+    assert here.dataset("d1").done and stage.done and there.exists()
+    assert not there.root.exists()
+    assert stage.manifest()["facts"] == {"note": "hello"}
+    assert not (stage.path / "a.txt").exists()
+    assert stage.read("a.txt") == b"hello"
+    assert not (stage.path / "below").exists()
+    assert (stage.fetch() / "below" / "b.txt").read_text() == "hello"
+    assert set(stage.contents()) == {"a.txt", "below/b.txt", "manifest.json"}
+    stage.verify()
+
+
+def test_an_error_leaves_nothing_here_or_there(s3: str, s3_endpoint: str) -> None:
+    workspace = Workspace(s3)
+    with pytest.raises(ZeroDivisionError), workspace.dataset("d1").build() as folder:
+        (folder / "half.txt").write_text("half")
+        _ = 1 / 0
+    assert not workspace.dataset("d1").done
+    assert server.objects(s3_endpoint, s3.removeprefix("s3://")) == []
+
+
+def test_without_a_manifest_it_is_nobodys_result_and_goes_when_it_is_built(s3: str, s3_endpoint: str) -> None:
+    workspace = Workspace(s3)
+    build(workspace, "d1", "hello")
+    fs = server.client(s3_endpoint)
+    bucket = s3.removeprefix("s3://")
+    fs.rm_file(f"{bucket}/datasets/d1/manifest.json")
+    fs.pipe_file(f"{bucket}/datasets/d1/old.txt", b"of a killed builder")
+    again = Workspace(s3)
+    assert not again.dataset("d1").done
+    assert [again.relative(place.stage.path) for place in again.places()] == ["datasets/d1"]
+    build(again, "d1", "again")
+    assert "old.txt" not in again.dataset("d1").contents()
+    assert again.dataset("d1").read("a.txt") == b"again"
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_damage_in_the_bucket_is_found(
+    s3: str, s3_endpoint: str, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Workspace(s3)
+    build(here, "d1", "hello")
+    file = f"{s3.removeprefix('s3://')}/datasets/d1/a.txt"
+    match damage:
+        case "flip":
+            server.client(s3_endpoint).pipe_file(file, b"hellp")
+        case "remove":
+            server.client(s3_endpoint).rm_file(file)
+    assert here.dataset("d1").whole()  # as it was built here
+    assert [fault for fault in here.dataset("d1").damage() if "a.txt" in fault]
+    there = on_another_machine(here, monkeypatch, "there")
+    with pytest.raises(StageError, match=r"s3://.*a\.txt"):
+        there.dataset("d1").fetch()
+    assert there.take_away_damaged(there.dataset("d1"), ("dataset", "d1"))
+    assert not there.dataset("d1").done and not Workspace(s3).dataset("d1").done
+    build(there, "d1", "hello")
+    assert there.dataset("d1").whole()
+
+
+def test_damage_on_this_machine_is_fetched_again(s3: str) -> None:
+    workspace = Workspace(s3)
+    build(workspace, "d1", "hello")
+    (workspace.dataset("d1").path / "a.txt").write_text("hellp")
+    assert not workspace.take_away_damaged(workspace.dataset("d1"), ("dataset", "d1"))
+    assert workspace.dataset("d1").read("a.txt") == b"hello"
+
+
+def test_what_was_made_anew_elsewhere_replaces_what_is_here(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Workspace(s3)
+    build(here, "d1", "old")
+    there = on_another_machine(here, monkeypatch, "there")
+    there.dataset("d1").remove()
+    assert not Workspace(s3).dataset("d1").done
+    build(there, "d1", "new")
+    monkeypatch.setenv("HARNESS_CACHE", str(here.root.parent))
+    assert Workspace(s3).dataset("d1").read("a.txt") == b"new"
+
+
+def test_a_survey_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None:
+    workspace = Workspace(s3)
+    for steps in (1000, 20, 300):
+        with workspace.snapshot("r", steps).build():
+            pass
+    with workspace.images("d", "c1").build() as folder:
+        (folder / "x.png").write_bytes(b"1")
+    other = Workspace(s3)
+    with other.survey():
+        assert list(other.snapshots("r")) == [20, 300, 1000]
+        assert [chunk.path.name for chunk in other.image_chunks("d")] == ["c1"]
+        assert not other.dataset("d1").done
+        build(other, "d1", "x")
+        assert other.dataset("d1").done
+        other.snapshot("r", 300).remove()
+        assert list(other.snapshots("r")) == [20, 1000]
+        assert [place.kind for place in other.places()] == ["dataset", "snapshot", "snapshot", "pictures"]
+    with workspace.snapshot("r", 40).build():
+        pass
+    other.look_again()
+    with other.survey():
+        assert list(other.snapshots("r")) == [20, 40, 1000]
+    assert list(other.snapshots("r")) == [20, 40, 1000]
+
+
+def test_a_sweeps_folder_is_uploaded_the_last_file_last(s3: str, s3_endpoint: str) -> None:
+    workspace = Workspace(s3)
+    folder = workspace.sweep("small")
+    folder.mkdir(parents=True)
+    for name in ("trials.parquet", "sweep.json", ".hidden"):
+        (folder / name).write_text(name)
+    workspace.upload_sweep("small", ["trials.parquet", "sweep.json"])
+    (folder / "trials.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        workspace.upload_sweep("small", ["trials.parquet", "sweep.json"])
+    assert server.objects(s3_endpoint, f"{s3.removeprefix('s3://')}/sweeps") == ["small/trials.parquet"]
+    shutil.rmtree(workspace.root)
+    there, here = Workspace.of_sweep(f"{s3}/sweeps/small/")
+    assert [file.name for file in here.iterdir()] == ["trials.parquet"]
+    assert there.address == s3 and there.sweep_names() == ["small"]
+    with pytest.raises(WorkspaceError, match="no such folder"):
+        Workspace.of_sweep(f"{s3}/sweeps/smal")
+
+
+def _build_slowly(url: str, started: str) -> None:
+    workspace = Workspace(url)
+    with workspace.claim("dataset", "d1"), workspace.dataset("d1").build() as folder:
+        (folder / "half.txt").write_text("half")
+        Path(started).touch()
+        time.sleep(60)
+
+
+def test_a_killed_builder_leaves_no_result_and_its_claim_goes(s3: str, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    process = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(s3, str(started)))
+    process.start()
+    while not started.exists():
+        time.sleep(0.01)
+    workspace = Workspace(s3)
+    assert workspace.claimed("dataset", "d1")
+    with workspace.claim_if_free("dataset", "d1") as free:
+        assert not free
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with workspace.claim("dataset", "d1"):
+        assert not workspace.dataset("d1").done
+        assert list((workspace.root / "datasets").iterdir()) == []
+        build(workspace, "d1", "again")
+    assert workspace.dataset("d1").done and not workspace.claimed("dataset", "d1")
+
+
+def _build_if_missing(url: str, log: str) -> None:
+    workspace = Workspace(url)
+    with workspace.claim("dataset", "d1"):
+        if not workspace.dataset("d1").done:
+            with open(log, "a") as handle:
+                handle.write("built\n")
+            build(workspace, "d1", "once")
+
+
+def test_processes_build_a_stage_once(s3: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_build_if_missing, args=(s3, str(log))) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "built\n"
+
+
+def test_a_sweep_has_one_driver(s3: str) -> None:
+    workspace = Workspace(s3)
+    with (
+        workspace.drive("s"),
+        pytest.raises(WorkspaceError, match=r"s3://.* is being run by another process"),
+        workspace.drive("s"),
+    ):
+        pass
+    with workspace.drive("s"):
+        pass
+
+
+def test_a_survey_looks_everywhere_that_stages_are() -> None:
+    assert set(TOPS) == {top for top, _ in FOLDERS.values()}

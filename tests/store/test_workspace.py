@@ -1,0 +1,134 @@
+"""A stage is finished or absent, whatever happens to the process that builds it."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import StageError, WorkspaceError
+from harness.store.workspace import Workspace
+
+
+def build(workspace: Workspace, dataset_id: str, text: str) -> None:
+    with workspace.dataset(dataset_id).build(note=text) as folder:
+        (folder / "a.txt").write_text(text)
+
+
+def test_a_finished_stage_holds_its_files_and_a_manifest(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    build(workspace, "d1", "hello")
+    stage = workspace.dataset("d1")
+    assert stage.done
+    assert (stage.path / "a.txt").read_text() == "hello"
+    manifest = stage.manifest()
+    assert manifest["facts"] == {"note": "hello"}
+    assert manifest["files"]["a.txt"]["bytes"] == 5
+    assert manifest["versions"]["torch"]
+    stage.verify()
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(ZeroDivisionError), workspace.dataset("d1").build() as folder:
+        (folder / "half.txt").write_text("half")
+        _ = 1 / 0
+    assert not workspace.dataset("d1").done
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"No space left.*--workspace"), workspace.dataset("d1").build():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_found(tmp_path: Path, damage: str) -> None:
+    workspace = Workspace(tmp_path)
+    build(workspace, "d1", "hello")
+    file = workspace.dataset("d1").path / "a.txt"
+    match damage:
+        case "truncate":
+            file.write_text("hell")
+        case "flip":
+            file.write_text("hellp")
+        case "remove":
+            file.unlink()
+    with pytest.raises(StageError, match=r"a\.txt"):
+        workspace.dataset("d1").verify()
+
+
+def _build_slowly(root: Path, started: str) -> None:
+    workspace = Workspace(root)
+    with workspace.claim("dataset", "d1"), workspace.dataset("d1").build() as folder:
+        (folder / "half.txt").write_text("half")
+        Path(started).touch()
+        time.sleep(60)
+
+
+def test_a_killed_builder_leaves_no_result_and_its_claim_and_rubbish_go(tmp_path: Path) -> None:
+    root, started = tmp_path / "w", tmp_path / "started"
+    process = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(root, str(started)))
+    process.start()
+    while not started.exists():
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    workspace = Workspace(root)
+    assert not workspace.dataset("d1").done
+    assert list((root / "datasets").iterdir()) != []
+    with workspace.claim("dataset", "d1"):
+        assert list((root / "datasets").iterdir()) == []
+        build(workspace, "d1", "again")
+    assert workspace.dataset("d1").done
+
+
+def _build_if_missing(root: Path, log: str) -> None:
+    workspace = Workspace(root)
+    with workspace.claim("dataset", "d1"):
+        if not workspace.dataset("d1").done:
+            with open(log, "a") as handle:
+                handle.write("built\n")
+            time.sleep(0.2)
+            build(workspace, "d1", "once")
+
+
+def test_two_processes_build_a_stage_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_build_if_missing, args=(tmp_path / "w", str(log))) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "built\n"
+
+
+def test_a_sweep_has_one_driver(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with workspace.drive("s"), pytest.raises(WorkspaceError, match="another process"), workspace.drive("s"):
+        pass
+    with workspace.drive("s"):
+        pass
+
+
+def test_a_workspace_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(WorkspaceError, match=r"--workspace .* cannot be written"):
+        Workspace(file / "below").check_writable()
+
+
+def test_snapshots_are_in_order_and_only_finished_ones(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for steps in (1000, 20, 300):
+        with workspace.snapshot("r", steps).build():
+            pass
+    workspace.snapshot("r", 50).path.mkdir()
+    assert list(workspace.snapshots("r")) == [20, 300, 1000]

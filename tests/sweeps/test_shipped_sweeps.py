@@ -1,0 +1,87 @@
+"""The sweeps that come with the project can be read without weights, and ask what they say they ask."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.config.loading.load import load_sweep
+from harness.config.loading.tokens import plain_text
+from harness.config.plan.plan import Plan, expand
+from harness.config.schema.recipe import FolderRecipe, KeywordsRecipe
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+WRONG = ["emoji_wrong", "sdxl_wrong"]
+SUBJECT = ["emoji_subject_plus_wrong", "sdxl_subject_plus_wrong"]
+PLANS: dict[str, Plan] = {}
+
+
+def plan(name: str) -> Plan:
+    if name not in PLANS:
+        PLANS[name] = expand(load_sweep(SWEEPS / f"{name}.yaml"))
+    return PLANS[name]
+
+
+def test_all_are_here() -> None:
+    assert {*WRONG, *SUBJECT, "quickstart"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_named_after_its_file_and_holds_prompts_out(name: str) -> None:
+    sweep = plan(name).sweep
+    assert sweep.name == name
+    for split in ("dev", "test"):
+        assert sum(prompt.split == split for prompt in sweep.prompts) >= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_of_the_evaluation_stands_in_a_recipe(name: str) -> None:
+    recipes = [dataset.recipe for dataset in plan(name).datasets.values()]
+    trained = {text for recipe in recipes for text in recipe.texts}
+    evaluated = {prompt.text for prompt in plan(name).sweep.prompts}
+    assert not trained & evaluated
+    assert not any("wrong" in plain_text(text) for text in trained | evaluated)
+
+
+@pytest.mark.parametrize("name", [*WRONG, "sdxl_subject_plus_wrong"])
+def test_the_blogs_recipe_is_13_words_at_6_guidances(name: str) -> None:
+    recipes = [dataset.recipe for dataset in plan(name).datasets.values()]
+    (recipe,) = [recipe for recipe in recipes if isinstance(recipe, KeywordsRecipe)]
+    assert len(list(recipe.keywords)) == 13
+    assert list(recipe.guidance) == [8, 9, 10, 11, 12, 13]
+    assert recipe.count == 78
+    assert recipe.refiner_start == 0.8
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arms_separate_the_word_the_branch_the_guidance_and_the_training(name: str) -> None:
+    arms = {arm.name: arm for arm in plan(name).sweep.arms}
+    assert arms["baseline"].negative == "" and arms["placebo"].negative == "wrong"
+    assert arms["sham"].is_control and arms["sham"].adapters
+    scaled = [arm for arm in arms.values() if arm.family == "wrong_lora"]
+    assert {arm.adapters[0].branch for arm in scaled} == {"negative"}
+    assert {arm.adapters[0].scale for arm in scaled} >= {0.5, 1.0}
+    assert arms["wrong_lora_both"].adapters[0].branch == "both"
+    sampler = plan(name).sweep.sampler
+    matched = [arm for arm in arms.values() if arm.family == "placebo_at"]
+    assert matched and all(arm.guidance is not None and arm.guidance > sampler.guidance for arm in matched)
+    varied = set(plan(name).sweep.axes)
+    assert varied == {"recipe", "adapter.rank", "training.steps"}
+
+
+@pytest.mark.parametrize("name", SUBJECT)
+def test_a_subject_stands_beside_the_trials_own_and_each_alone(name: str) -> None:
+    found = plan(name)
+    (subject,) = [run for run in found.runs.values() if isinstance(run.dataset.recipe, FolderRecipe)]
+    assert isinstance(subject.dataset.recipe, FolderRecipe)
+    assert subject.dataset.recipe.count == 6 and subject.dataset.recipe.captioned
+    for trial in found.trials:
+        acting = {
+            arm: {adapter.run_id for adapter in found.draws[draw_id].adapters}
+            for arm, draw_id in trial.draws.items()
+        }
+        assert acting["subject"] == acting["subject_plain"] == {subject.run_id}
+        assert acting["wrong"] == {trial.run_id}  # the trial's own training, not one more
+        both = {subject.run_id, trial.run_id}
+        assert acting["subject_wrong-scale-1"] == acting["subject_wrong_merged"] == both
+    assert len({trial.draws["subject"] for trial in found.trials}) == 1
