@@ -18,7 +18,7 @@ from benchmarks.simulation import Cluster, Item, Job, Simulation, lower_bound
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, expand
 from harness.engine.accounting.estimate import Rates, Reckoning, Work, past_timings
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.stages.datasets import PART
 from harness.engine.tasks import Task, shared_out
 from harness.store.workspace import SHARES, Workspace
@@ -26,7 +26,7 @@ from harness.store.workspace import SHARES, Workspace
 SWEEP = Path(__file__).parents[1] / "sweeps" / "sdxl_wrong.yaml"
 SEEDS = 56  # × 18 = 1,008 trials
 GPUS = (1, 8, 64, 512)
-CHUNK = 8  # pictures that are kept together
+CHUNK = 8  # images that are kept together
 Rate = Callable[[Work], float]  # seconds of one unit
 
 
@@ -42,10 +42,10 @@ class Assumed:
     node_away: float = 600.0
 
 
-def jobs_of(bench: Bench, rate: Rate, *, gpus: int) -> list[list[Job]]:
+def jobs_of(ctx: Context, rate: Rate, *, gpus: int) -> list[list[Job]]:
     """The tasks of each stage, in the order of dispatch to so many workers."""
-    plan = bench.plan
-    reckoning = Reckoning(bench, finished=False)
+    plan = ctx.plan
+    reckoning = Reckoning(ctx, finished=False)
     keep = plan.sweep.compute.checkpoint_every
 
     def item(task: Task, name: str) -> Item:
@@ -55,7 +55,7 @@ def jobs_of(bench: Bench, rate: Rate, *, gpus: int) -> list[list[Job]]:
         workers = 1
         if task.datasets:
             workers = math.ceil(work.missing / PART)
-        elif task.draws:
+        elif task.arms:
             workers = min(SHARES, work.missing)
         return Item(name=name, seconds=work.missing * unit, grain=grain * unit, workers=workers)
 
@@ -68,8 +68,8 @@ def jobs_of(bench: Bench, rate: Rate, *, gpus: int) -> list[list[Job]]:
     def job(task: Task) -> Job:
         drawn_with = [
             adapter.run_id
-            for draw_id, _ in task.draws
-            for adapter in plan.draws[draw_id].adapters
+            for arm_id, _ in task.arms
+            for adapter in plan.arms[arm_id].adapters
             if adapter.run_id is not None and adapter.run_id not in task.runs
         ]
         learnt_from = [one.dataset_id for run_id in task.runs for one in plan.runs[run_id].datasets]
@@ -78,11 +78,11 @@ def jobs_of(bench: Bench, rate: Rate, *, gpus: int) -> list[list[Job]]:
             makes=(
                 *map(dataset, task.datasets),
                 *map(run, task.runs),
-                *(item(Task(name="", draws=(draw,)), " ".join(draw)) for draw in task.draws),
+                *(item(Task(name="", arms=(arm,)), " ".join(arm)) for arm in task.arms),
             ),
         )
 
-    return [[job(task) for task in shared_out(tasks, plan, workers=gpus)] for tasks in reckoning.stages()]
+    return [[job(task) for task in shared_out(tasks, plan, workers=gpus)] for tasks in reckoning.artifacts()]
 
 
 def assumed_rate(costs: Assumed) -> Rate:
@@ -107,10 +107,10 @@ def measured_rate(workspace: Workspace) -> Rate:
     return seconds
 
 
-def simulated(stages: Sequence[Sequence[Job]], cluster: Cluster, seed: int = 0) -> tuple[float, int]:
+def simulated(artifacts: Sequence[Sequence[Job]], cluster: Cluster, seed: int = 0) -> tuple[float, int]:
     """Seconds to the end, and how many nodes were lost meanwhile."""
     simulation = Simulation(cluster, seed=seed)
-    for jobs in stages:
+    for jobs in artifacts:
         simulation.run(jobs)
     return simulation.now, simulation.lost_nodes
 
@@ -119,8 +119,8 @@ def as_rows(stages_for: Callable[[int], Sequence[Sequence[Job]]], costs: Assumed
     """The table: without failures, with them, and with nodes that live a hundredth as long."""
     rows = []
     for gpus in GPUS:
-        stages = stages_for(gpus)
-        bound = lower_bound(stages, gpus)
+        artifacts = stages_for(gpus)
+        bound = lower_bound(artifacts, gpus)
         row = {"GPUs": f"{gpus}", "lower bound": _hours(bound)}
         lives = {"no failures": None, "failures": costs.node_lives, "100 × as many": costs.node_lives / 100}
         for name, node_lives in lives.items():
@@ -131,7 +131,7 @@ def as_rows(stages_for: Callable[[int], Sequence[Sequence[Job]]], costs: Assumed
                 node_lives=node_lives,
                 node_away=costs.node_away,
             )
-            seconds, lost = simulated(stages, cluster)
+            seconds, lost = simulated(artifacts, cluster)
             row |= {name: _hours(seconds), f"{name}: efficiency": f"{100 * bound / seconds:.1f} %"}
             if node_lives is not None:
                 row[f"{name}: nodes lost"] = f"{lost}"
@@ -158,11 +158,11 @@ def main() -> None:
     rate = assumed_rate(costs) if given.timings is None else measured_rate(Workspace(given.timings))
     plan = plan_of(given.seeds)
     with tempfile.TemporaryDirectory() as nothing:
-        bench = Bench(plan=plan, workspace=Workspace(nothing), report=lambda kind, count: None)
-        stages = jobs_of(bench, rate, gpus=1)
-        rows = as_rows(lambda gpus: jobs_of(bench, rate, gpus=gpus), costs)
-    work = sum({item.name: item.seconds for jobs in stages for job in jobs for item in job.items}.values())
-    print(f"{len(plan.trials)} trials, {len(plan.runs)} runs, {sum(map(len, stages))} tasks,")
+        ctx = Context(plan=plan, workspace=Workspace(nothing), report=lambda kind, count: None)
+        artifacts = jobs_of(ctx, rate, gpus=1)
+        rows = as_rows(lambda gpus: jobs_of(ctx, rate, gpus=gpus), costs)
+    work = sum({item.name: item.seconds for jobs in artifacts for job in jobs for item in job.items}.values())
+    print(f"{len(plan.trials)} trials, {len(plan.runs)} runs, {sum(map(len, artifacts))} tasks,")
     print(f"{work / 3600:.0f} GPU-hours; assumed seconds: ")
     print(", ".join(f"{field.name} {getattr(costs, field.name):g}" for field in fields(costs)))
     print_table(rows, device=None)

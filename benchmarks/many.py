@@ -1,4 +1,4 @@
-"""Sweeps of many trials: the quickstart's, with as many training seeds as it takes and fewer pictures."""
+"""Sweeps of many trials: the quickstart's, with as many training seeds as it takes and fewer images."""
 
 from pathlib import Path
 

@@ -99,7 +99,7 @@ def run_harness(trials: int, folder: Path) -> None:
     from harness.engine.early_stopping import Decisions
     from harness.engine.executors.ray_tune import RayTuneExecutor
     from harness.engine.pipeline import run_sweep
-    from harness.engine.stages.context import Bench
+    from harness.engine.stages.context import Context
     from harness.engine.tasks import Task
     from harness.engine.worker import Outcome
     from harness.reporting.report import write_report
@@ -109,16 +109,16 @@ def run_harness(trials: int, folder: Path) -> None:
     class Emptied:
         """Dispatches tasks that name nothing."""
 
-        def workers(self, bench: Bench) -> int:
+        def workers(self, ctx: Context) -> int:
             return CORES
 
-        def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-            empty = [replace(task, datasets=(), runs=(), draws=()) for task in tasks]
-            outcomes = RayTuneExecutor().run(empty, bench)
+        def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
+            empty = [replace(task, datasets=(), runs=(), arms=()) for task in tasks]
+            outcomes = RayTuneExecutor().run(empty, ctx)
             assert not any(outcome.failed for outcome in outcomes)
             return outcomes
 
-        def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
             raise AssertionError("no scheduler was asked for")
 
     one_run = [
@@ -131,14 +131,14 @@ def run_harness(trials: int, folder: Path) -> None:
     plan = expand(load_sweep(QUICKSTART, [*one_run, f"axes.training.seed={list(range(trials))}"]))
     assert len(plan.runs) == trials
     workspace = Workspace(folder)
-    bench = Bench(plan=plan, workspace=workspace, report=lambda kind, count: None)
+    ctx = Context(plan=plan, workspace=workspace, report=lambda kind, count: None)
 
     def publish(results: Results) -> bool:
         write_report(results, workspace, folder / "report.html")
         return True
 
     run_sweep(
-        bench,
+        ctx,
         Emptied(),
         announce=lambda *_: None,
         publish=publish,

@@ -19,7 +19,7 @@ from benchmarks import subject
 from benchmarks.machine import print_table
 from benchmarks.timing import Measured, Spent, Way, side_by_side
 from benchmarks.training_step import PICTURES, RANK, harness_round, plain_round
-from harness.config.schema.model import ModelSpec
+from harness.config.schema.model import ModelConfig
 from harness.diffusion.models import load_model
 from harness.diffusion.models.sdxl import Sdxl
 from harness.diffusion.training import train
@@ -62,7 +62,7 @@ def peak_flops(model: Sdxl) -> float:
 
 def in_a_process(model: Sdxl, dataset: Path, *, steps: int, batch_size: int) -> Spent:
     """What a step of a run takes that has a process to itself, from its start to its end."""
-    trained = get_context("spawn").Process(target=_trained, args=(model.spec, dataset, steps, batch_size))
+    trained = get_context("spawn").Process(target=_trained, args=(model.config, dataset, steps, batch_size))
     started, before = time.perf_counter(), os.times()
     trained.start()
     trained.join()
@@ -72,8 +72,8 @@ def in_a_process(model: Sdxl, dataset: Path, *, steps: int, batch_size: int) -> 
     return Spent(wall=wall / steps, processor=of_children / steps)
 
 
-def _trained(spec: ModelSpec, dataset: Path, steps: int, batch_size: int) -> None:
-    model = load_model(spec)
+def _trained(config: ModelConfig, dataset: Path, steps: int, batch_size: int) -> None:
+    model = load_model(config)
     assert isinstance(model, Sdxl)
     run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
     train([subject.job(run, dataset)], model)
@@ -83,7 +83,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=subject.MODELS, default="emoji")
-    parser.add_argument("--resolution", type=int, help="px of sdxl-random's pictures, 1024 if not given")
+    parser.add_argument("--resolution", type=int, help="px of sdxl-random's images, 1024 if not given")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="runs in a pack")
     parser.add_argument("--steps", type=int, default=16, help="steps of a round, a multiple of 16")
@@ -96,8 +96,8 @@ def main() -> None:
     size = {"steps": given.steps, "batch_size": given.batch_size}
     how = {"compiled": given.compiled, "checkpointing": given.checkpointing}
     with tempfile.TemporaryDirectory() as folder:
-        images = subject.pictures(PICTURES, model.resolution)
-        dataset = subject.write(images, Path(folder) / "pictures")
+        images = subject.images(PICTURES, model.resolution)
+        dataset = subject.write(images, Path(folder) / "images")
         ways = [Way(name="plain", round=lambda: plain_round(pipelines, model, **size))]
         ways += [
             Way(

@@ -2,7 +2,7 @@
 
 Training: the VAE encodes in every step, in fp32; the prompt is encoded once; LoRA by PEFT in the base's
 precision; AdamW by default, gradients clipped, the loss fetched in each step; no compilation. The script's
-progress bar, log and accelerate wrappers are left out, which favours it. Drawing: one picture at a time, base
+progress bar, log and accelerate wrappers are left out, which favours it. Drawing: one image at a time, base
 and then refiner, each prompt encoded anew by both, the LoRA loaded by `load_lora_weights`.
 """
 
@@ -18,17 +18,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from harness.config.schema.training import TrainingSpec
-from harness.diffusion.models.model import DrawSettings, Row
+from harness.config.schema.training import TrainingConfig
+from harness.diffusion.models.model import Row, SamplerSettings
 from harness.diffusion.models.pipelines import Pipelines
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class PlainTraining:
-    """A loop over the pictures, one call a step."""
+    """A loop over the images, one call a step."""
 
-    def __init__(self, pipelines: Pipelines, images: Sequence[Image.Image], training: TrainingSpec) -> None:
+    def __init__(self, pipelines: Pipelines, images: Sequence[Image.Image], training: TrainingConfig) -> None:
         base = pipelines.base
         self._unet, self._vae, self._device = base.unet, base.vae, base.device
         self._dtype = base.unet.dtype
@@ -97,7 +97,7 @@ class PlainTraining:
 
 @contextmanager
 def plain_training(
-    pipelines: Pipelines, images: Sequence[Image.Image], training: TrainingSpec, *, rank: int
+    pipelines: Pipelines, images: Sequence[Image.Image], training: TrainingConfig, *, rank: int
 ) -> Iterator[PlainTraining]:
     """The loop with a fresh LoRA in the UNet; on leaving, the model is what it was."""
     unet, vae = pipelines.base.unet, pipelines.base.vae
@@ -126,8 +126,8 @@ def plain_lora(pipelines: Pipelines, adapter: Path) -> Iterator[None]:
             del pipelines.base.unet.peft_config
 
 
-def plain_picture(pipelines: Pipelines, row: Row, settings: DrawSettings) -> Image.Image:
-    """One picture by the stock pipelines, in one go or handed over to the refiner."""
+def plain_image(pipelines: Pipelines, row: Row, settings: SamplerSettings) -> Image.Image:
+    """One image by the stock pipelines, in one go or handed over to the refiner."""
     shared = {
         "prompt": row.prompt,
         "negative_prompt": row.negative,

@@ -1,4 +1,4 @@
-"""A sweep that is carried out in minutes, whatever its size: nothing is trained, pictures are flat colours.
+"""A sweep that is carried out in minutes, whatever its size: nothing is trained, images are flat colours.
 
 Everything else is the harness's own: stages, manifests, files, tables, scores of the real metrics. What is
 measured of the engine on such a store, is measured on a store like any other, only with small files.
@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from harness.config.plan.plan import Plan
-from harness.config.schema.model import ModelSpec
-from harness.diffusion.models.model import DrawSettings, Picture, Row
+from harness.config.schema.model import ModelConfig
+from harness.diffusion.models.model import GeneratedImage, Row, SamplerSettings
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench, Segment
+from harness.engine.stages.context import Context, Segment
 from harness.errors import HarnessError
 from harness.store.workspace import Workspace
 
@@ -32,47 +32,47 @@ SIDE = 16  # px
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretendedBench(Bench):
+class PretendedBench(Context):
     """A bench whose model draws flat colours."""
 
-    def model(self, spec: ModelSpec) -> "Model":
+    def model(self, config: ModelConfig) -> "Model":
         """Knows no more than drawing and making datasets ask for."""
         known = SimpleNamespace(unknown=lambda texts: set())  # no text need be encoded
         flat = SimpleNamespace(
-            spec=spec, resolution=SIDE, scheduler="EulerDiscreteScheduler", draw=_draw, texts=known
+            config=config, resolution=SIDE, scheduler="EulerDiscreteScheduler", arm=_arm, texts=known
         )
         return cast("Model", flat)
 
 
 def carry_out(plan: Plan, workspace: Workspace, *, shown: bool = True) -> SweepRun:
     """Make everything that the sweep asks for and the store lacks. `shown`: what publishing it says."""
-    bench = PretendedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
-    return run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
+    ctx = PretendedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
+    return run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
 
 
-def _draw(rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
-    return [Picture(image=_flat(row), latent_hash=f"{row.seed}") for row in rows]
+def _arm(rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
+    return [GeneratedImage(image=_flat(row), latent_hash=f"{row.seed}") for row in rows]
 
 
 def _flat(row: Row) -> Image.Image:
-    """Two colours that hang on the row, so that no two pictures have the same scores."""
+    """Two colours that hang on the row, so that no two images have the same scores."""
     digest = hashlib.sha256(repr(row).encode()).digest()
     pixels_223 = np.frombuffer(digest[:12], dtype=np.uint8).reshape(2, 2, 3)
     return Image.fromarray(pixels_223).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _train(bench: Bench, segments: Sequence[Segment]) -> dict[str, HarnessError]:
-    """Snapshots of an adapter with one number, and the records of a training."""
+def _train(ctx: Context, segments: Sequence[Segment]) -> dict[str, HarnessError]:
+    """Checkpoints of an adapter with one number, and the records of a training."""
     for segment in segments:
-        _write_snapshots(bench, segment)
+        _write_checkpoints(ctx, segment)
     return {}
 
 
-def _write_snapshots(bench: Bench, segment: Segment) -> None:
-    run = bench.plan.runs[segment.run_id]
-    for step in segment.snapshots:
+def _write_checkpoints(ctx: Context, segment: Segment) -> None:
+    run = ctx.plan.runs[segment.run_id]
+    for step in segment.checkpoints:
         about: dict[str, Any] = {"run": {"run_id": run.run_id}, "step": step, "from_step": segment.start}
-        with bench.workspace.snapshot(run.run_id, step).build(**about, train_seconds=0.01 * step) as folder:
+        with ctx.workspace.checkpoint(run.run_id, step).build(**about, train_seconds=0.01 * step) as folder:
             adapter = {"unet.lora_A.weight": torch.full((1,), float(step))}
             losses = [1 / (1 + done) for done in range(step)]
             Checkpoint(

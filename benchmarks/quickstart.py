@@ -3,9 +3,9 @@
 With `--sweep benchmarks/sixteen.yaml` the 16 trials of that sweep, which are trained in packs.
 
 The naive way is one process per trial, one after the other, each in a store of its own with nothing in it: it
-makes its training pictures, trains its own steps, trains and draws its own controls, draws and scores. It is
+makes its training images, trains its own steps, trains and draws its own controls, draws and scores. It is
 `harness trial` on a sweep of that trial alone, so each of these is as fast as the harness makes it. The
-harness's way is `harness run`, which also draws the test pictures, tests, and writes the report.
+harness's way is `harness run`, which also draws the test images, tests, and writes the report.
 """
 
 import argparse

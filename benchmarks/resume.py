@@ -1,6 +1,6 @@
 """A finished sweep of thousands of trials run again: how long `harness run` takes to find nothing to do.
 
-`python -m benchmarks.resume`. The store is made first, with nothing trained and flat pictures (`pretend.py`);
+`python -m benchmarks.resume`. The store is made first, with nothing trained and flat images (`pretend.py`);
 then the whole command is timed, in a process of its own. `--workspace` keeps the store, and may be one that
 an earlier call has made.
 """
@@ -35,7 +35,7 @@ def make(workspace: str, changes: list[str]) -> dict[str, int]:
     return {
         "trials": len(plan.trials),
         "training runs": len(plan.runs),
-        "pictures": len(finished.results.images),
+        "images": len(finished.results.images),
         "stages": sum(1 for _ in Workspace(workspace).places()),
     }
 

@@ -3,7 +3,7 @@
 What it models is `run_sweep` with Ray Tune: one queue in the order of dispatch; a driver that starts one task
 at a time; workers that load the model once; one builder of each dataset, run and draw, for whom the others
 wait; nodes that fail, whose tasks go on elsewhere from the last checkpoint or the last finished chunk of
-pictures; and the confirmation, which waits for all that is before it.
+images; and the confirmation, which waits for all that is before it.
 """
 
 import heapq
@@ -205,11 +205,11 @@ class Simulation:
         self._hand_out()
 
 
-def lower_bound(stages: Sequence[Sequence[Job]], gpus: int) -> float:
+def lower_bound(artifacts: Sequence[Sequence[Job]], gpus: int) -> float:
     """No schedule is shorter: all work over all GPUs, or the longest chain that nobody can share."""
     made: dict[str, float] = {}
     chain = 0.0
-    for jobs in stages:
+    for jobs in artifacts:
         chain += max((_alone(job, made) for job in jobs), default=0.0)
         made |= {item.name: item.seconds for job in jobs for item in job.items}
     return max(sum(made.values()) / gpus, chain)

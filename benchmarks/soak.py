@@ -116,8 +116,8 @@ def checked(root: Path, undisturbed: results.Results) -> dict[str, str]:
     by = ["image_id", "metric"]
     these, those = (r.scores.sort_values(by, ignore_index=True) for r in (found, undisturbed))
     pd.testing.assert_frame_equal(these, those, rtol=1e-6, atol=1e-6)
-    pictures = len(list(root.glob("images/*/*/*.png")))
-    assert pictures == found.images["image_id"].nunique() == len(found.images), "a picture was drawn twice"
+    images = len(list(root.glob("images/*/*/*.png")))
+    assert images == found.images["image_id"].nunique() == len(found.images), "an image was drawn twice"
     trained, calls = 0, 0
     for run in root.glob("adapters/*"):
         starts = {
@@ -135,7 +135,7 @@ def checked(root: Path, undisturbed: results.Results) -> dict[str, str]:
         "trials": f"{len(found.trials)}",
         "steps on record": f"{trained} of {TRIALS * STEPS} asked",
         "training calls": f"{calls}",
-        "pictures": f"{pictures}",
+        "images": f"{images}",
         "events": "; ".join(f"{row['what']} {row['count']}" for row in found.sweep["events"]),
     }
 

@@ -1,4 +1,4 @@
-"""What is measured: a model by name, pictures to train on, and a run."""
+"""What is measured: a model by name, images to train on, and a run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from harness.config.plan.plan import Dataset, TrainingRun
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.training import TrainingConfig
 from harness.diffusion.datasets.dataset import Sample, write_dataset
 from harness.diffusion.models.loading import load_emoji
 from harness.diffusion.models.pipelines import Pipelines
@@ -26,26 +26,26 @@ MODELS = ("emoji", "sdxl-random")
 def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
     """The stock pipelines for the plain way and the harness's model, with the same weights.
 
-    `resolution` makes the pictures of `sdxl-random` smaller than 1024 px; its weights keep their full size.
+    `resolution` makes the images of `sdxl-random` smaller than 1024 px; its weights keep their full size.
     """
     match name:
         case "emoji":
-            spec: EmojiModel | SdxlModel = EmojiModel()
+            config: EmojiModel | SdxlModel = EmojiModel()
             # The model gives layers of its own to what it is made of.
-            return load_emoji(EmojiModel()), Sdxl(spec, load_emoji(EmojiModel()), device=None)
+            return load_emoji(EmojiModel()), Sdxl(config, load_emoji(EmojiModel()), device=None)
         case "sdxl-random":
-            spec = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
-            pipelines = random_pipelines(spec)
+            config = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
+            pipelines = random_pipelines(config)
             for pipeline in (pipelines.base, pipelines.refiner):
                 if resolution is not None and pipeline is not None:
                     pipeline.unet.register_to_config(sample_size=resolution // pipeline.vae_scale_factor)
         case _:
             raise AssertionError(name)
-    return pipelines, Sdxl(spec, pipelines, device=None)
+    return pipelines, Sdxl(config, pipelines, device=None)
 
 
-def pictures(count: int, side: int) -> list[Image.Image]:
-    """Coarse random colours: what is on a picture changes no time."""
+def images(count: int, side: int) -> list[Image.Image]:
+    """Coarse random colours: what is on an image changes no time."""
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((side, side))
@@ -54,7 +54,7 @@ def pictures(count: int, side: int) -> list[Image.Image]:
 
 
 def write(images: Sequence[Image.Image], folder: Path) -> Path:
-    """The pictures as a dataset of the harness."""
+    """The images as a dataset of the harness."""
     samples = [Sample(image=image, caption="wrong") for image in images]
     write_dataset(samples, folder, resolution=images[0].width, report=lambda _: None)
     return folder
@@ -64,14 +64,14 @@ def training_run(
     model: Sdxl, *, steps: int, batch_size: int, rank: int = 8, learning_rate: float = 1e-4, seed: int = 0
 ) -> TrainingRun:
     """A LoRA on the attention, trained on the prompt `wrong`: the settings that diffusers' script has too."""
-    training = TrainingSpec(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    recipe = FolderRecipe(path=Path("pictures"))
+    training = TrainingConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    recipe = FolderRecipe(path=Path("images"))
     return TrainingRun(
         run_id=f"benchmark-{seed}",
-        dataset=Dataset(dataset_id="benchmark", model=model.spec, recipe=recipe),
+        dataset=Dataset(dataset_id="benchmark", model=model.config, recipe=recipe),
         adapter=LowRankAdapter(rank=rank),
         training=training,
-        snapshots=(steps,),
+        checkpoints=(steps,),
         prior=None,
     )
 
@@ -86,7 +86,7 @@ def job(
     """The run as training takes it, from its beginning. An error ends the measurement."""
     return Job(
         run=run,
-        pictures=dataset,
+        images=dataset,
         prior=None,
         latents=(),
         resume=None,

@@ -22,7 +22,7 @@ TOGETHER = 8  # runs of a pack
 
 
 def warm_up(model: Sdxl) -> int:
-    """Steps before the clock starts. Then each picture has been seen, and the harness has its latents.
+    """Steps before the clock starts. Then each image has been seen, and the harness has its latents.
 
     A sweep encodes them before it trains. On an accelerator the loop looks at its losses every 16 steps.
     """
@@ -70,7 +70,7 @@ def ignore(_step: int, _loss: float) -> None:
 def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> Spent:
     """What a step of the plain loop takes, its first steps and its setting up left out."""
     run = subject.training_run(model, steps=steps, batch_size=batch_size, rank=RANK)
-    images = subject.pictures(max(PICTURES, batch_size), model.resolution)  # it takes none twice in a step
+    images = subject.images(max(PICTURES, batch_size), model.resolution)  # it takes none twice in a step
     with plain_training(pipelines, images, run.training, rank=RANK) as loop:
         for _ in range(warm_up(model)):
             loop.step()
@@ -84,7 +84,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=subject.MODELS, default="emoji")
-    parser.add_argument("--resolution", type=int, help="px of sdxl-random's pictures, 1024 if not given")
+    parser.add_argument("--resolution", type=int, help="px of sdxl-random's images, 1024 if not given")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=32, help="steps of a round, a multiple of 16")
     parser.add_argument("--rounds", type=int, default=5)
@@ -93,8 +93,8 @@ def main() -> None:
     pipelines, model = subject.load(given.model, resolution=given.resolution)
     size = {"steps": given.steps, "batch_size": given.batch_size}
     with tempfile.TemporaryDirectory() as folder:
-        images = subject.pictures(PICTURES, model.resolution)
-        dataset = subject.write(images, Path(folder) / "pictures")
+        images = subject.images(PICTURES, model.resolution)
+        dataset = subject.write(images, Path(folder) / "images")
         ways = [
             Way(name="plain", round=lambda: plain_round(pipelines, model, **size)),
             Way(name="harness", round=lambda: harness_round(model, dataset, **size)),

@@ -39,12 +39,12 @@ def measure(folder: Path) -> Starts:
     """Draw two controls in an empty store."""
     plan = expand(load_sweep(QUICKSTART, [*overrides(name="warm", seeds=1, prompts=1), ONE_AT_A_TIME]))
     workspace, notes = Workspace(folder / "workspace"), folder / "notes"
-    bench = WatchedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, notes=notes)
-    first, second = (draw.draw_id for draw in plan.control_draws[:2])
-    tasks = [Task(name=draw_id, draws=((draw_id, "dev"),)) for draw_id in (first, second)]
+    ctx = WatchedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, notes=notes)
+    first, second = (arm.arm_id for arm in plan.control_arms[:2])
+    tasks = [Task(name=arm_id, arms=((arm_id, "dev"),)) for arm_id in (first, second)]
     asked = time.time()
     with make_executor("ray") as executor:
-        outcomes = executor.run(tasks, bench)
+        outcomes = executor.run(tasks, ctx)
     assert not any(outcome.failed for outcome in outcomes), outcomes
     cold, warm = map(json.loads, notes.read_text().splitlines())
     assert cold["process"] == warm["process"], "two workers"

@@ -10,7 +10,7 @@ class HarnessError(Exception):
     exit_code = 2
 
 
-class SpecError(HarnessError):
+class ConfigError(HarnessError):
     """The sweep, or a file it names, is not valid."""
 
 
@@ -18,7 +18,7 @@ class WorkspaceError(HarnessError):
     """The workspace cannot be used: not writable, full, or held by another driver."""
 
 
-class StageError(HarnessError):
+class ArtifactError(HarnessError):
     """A finished stage is damaged: a file is missing or does not match its manifest.
 
     Where that is found in a sweep, the stage is made again; this is raised where it cannot be.

@@ -28,19 +28,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_spec(tiny_folder: Path) -> SdxlModel:
+def tiny_config(tiny_folder: Path) -> SdxlModel:
     """The specification of the tiny model with its refiner."""
     from tests.diffusion import tiny
 
-    return tiny.tiny_spec(tiny_folder)
+    return tiny.tiny_config(tiny_folder)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_spec: SdxlModel) -> "Model":
+def tiny_model(tiny_config: SdxlModel) -> "Model":
     """The tiny model, loaded once on the CPU. A test leaves it as it found it."""
     from harness.diffusion.models import load_model
 
-    return load_model(tiny_spec, device="cpu")
+    return load_model(tiny_config, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ CHAPTERS = {  # files of their own that belong to a room without a folder
     "training_stages": "pipeline",
     "stages": "pipeline",
     "dataset_stages": "pipeline",
-    "picture_stages": "pipeline",
+    "image_stages": "pipeline",
     "asking": "pipeline",
     "collect": "pipeline",
     "decisions": "pipeline",

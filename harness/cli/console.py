@@ -17,7 +17,7 @@ from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -96,7 +96,7 @@ def _drawn(plan: Plan) -> str:
     prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
     seeds = len(plan.sweep.seeds)
     return (
-        f"pictures of an arm: {prompts['dev']} dev and {prompts['test']} test prompts × "
+        f"images of an arm: {prompts['dev']} dev and {prompts['test']} test prompts × "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
     )
 
@@ -133,7 +133,7 @@ def print_inventory(
 ) -> None:
     """What is asked for, what the store has, what is left to make, and how long that takes.
 
-    Which pictures the confirmation takes is known once a trial is selected: all of them are missing before.
+    Which images the confirmation takes is known once a trial is selected: all of them are missing before.
     """
     headings = ["asked", "in store", "to make", *(["time", "from timings"] if estimated else [])]
     table = Table("", *headings, box=None, pad_edge=False)
@@ -192,11 +192,11 @@ def _hours(hours: float) -> str:
 
 
 def trial_number(text: str) -> int | Literal["best"]:
-    """A trial as it is named on the command line. Raises SpecError where it is neither a number nor best."""
+    """A trial as it is named on the command line. Raises ConfigError unless it is a number or best."""
     if text == "best":
         return "best"
     if not text.isdecimal():
-        raise SpecError(f"trial {text!r} is not known; allowed: best, or a number (see harness check)")
+        raise ConfigError(f"trial {text!r} is not known; allowed: best, or a number (see harness check)")
     return int(text)
 
 

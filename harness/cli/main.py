@@ -24,10 +24,10 @@ from harness.cli.console import (
 )
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, Trial, expand
-from harness.errors import HarnessError, SpecError, SweepIncomplete
+from harness.errors import ConfigError, HarnessError, SweepIncomplete
 
 if TYPE_CHECKING:
-    from harness.engine.stages.context import Bench
+    from harness.engine.stages.context import Context
 
 
 EXAMPLES = """
@@ -84,21 +84,21 @@ def check(
 ) -> None:
     """Read a sweep and print what it would cost; nothing is made."""
     from harness.engine.accounting.estimate import estimated, workers
-    from harness.engine.accounting.inventory import confirmation_pictures, described, encodings, inventory
+    from harness.engine.accounting.inventory import confirmation_images, described, encodings, inventory
     from harness.engine.completion import confirmed, marked
     from harness.engine.early_stopping import Decisions, as_decided
     from harness.engine.stages.context import Count
     from harness.engine.stages.scoring import surveyed
 
-    bench = _bench(sweep, workspace, override)
-    plan = bench.plan
-    decisions = Decisions(plan.sweep, bench.workspace)
-    left = replace(bench, plan=as_decided(plan, decisions))
-    with surveyed(plan, bench.workspace):
+    ctx = _bench(sweep, workspace, override)
+    plan = ctx.plan
+    decisions = Decisions(plan.sweep, ctx.workspace)
+    left = replace(ctx, plan=as_decided(plan, decisions))
+    with surveyed(plan, ctx.workspace):
         counts = inventory(left)
         encoded = encodings(left, counts)
         times = estimated(left, counts) if estimate else None
-    finished = marked(plan, bench.workspace)
+    finished = marked(plan, ctx.workspace)
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
         state = {"stopped_runs": len(decisions.stops), "finished": finished is not None}
@@ -108,8 +108,8 @@ def check(
     print_plan(plan, workers(plan.sweep.compute))
     print_search(plan)
     print_scheduler(plan, len(decisions.stops))
-    pictures = confirmation_pictures(plan) if finished is None else confirmed(plan, finished)
-    confirmation = Count(asked=pictures, missing=pictures if finished is None else 0)
+    images = confirmation_images(plan) if finished is None else confirmed(plan, finished)
+    confirmation = Count(asked=images, missing=images if finished is None else 0)
     print_inventory(counts, encoded, confirmation, times)
 
 
@@ -137,7 +137,7 @@ def run(
     from harness.store.workspace import Workspace
 
     if executor == "local" and address is not None:
-        raise SpecError(
+        raise ConfigError(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
     plan = expand(load_sweep(sweep, override or ()))
@@ -169,14 +169,14 @@ def trial(
     from harness.engine.pipeline import run_trial
 
     display = Display(err)
-    bench = replace(_bench(sweep, workspace, override), report=display.report)
-    chosen = _trial(bench.plan, index)
-    bench.workspace.check_writable()
+    ctx = replace(_bench(sweep, workspace, override), report=display.report)
+    chosen = _trial(ctx.plan, index)
+    ctx.workspace.check_writable()
     with interruptible(display) as stop:
         results = run_trial(
-            replace(bench, stop=stop),
+            replace(ctx, stop=stop),
             chosen,
-            announce=lambda tasks: display.begin("trial", work_of(tasks, bench)),
+            announce=lambda tasks: display.begin("trial", work_of(tasks, ctx)),
         )
     print_contrasts(results, chosen.trial_id, "dev")
 
@@ -190,14 +190,14 @@ def _version(
         raise typer.Exit
 
 
-def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Bench":
+def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Context":
     from harness.engine.search import with_remembered_points
-    from harness.engine.stages.context import Bench
+    from harness.engine.stages.context import Context
     from harness.store.workspace import Workspace
 
     store = Workspace(workspace)
     plan = expand(with_remembered_points(load_sweep(sweep, override or ()), store))
-    return Bench(plan=plan, workspace=store, report=_ignore)
+    return Context(plan=plan, workspace=store, report=_ignore)
 
 
 def _ignore(kind: str, count: int) -> None:
@@ -206,7 +206,7 @@ def _ignore(kind: str, count: int) -> None:
 
 def _trial(plan: Plan, index: int) -> Trial:
     if index >= len(plan.trials):
-        raise SpecError(
+        raise ConfigError(
             f"there is no trial {index}; allowed: 0 to {len(plan.trials) - 1} (see harness check)"
         )
     return plan.trials[index]

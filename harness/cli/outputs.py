@@ -50,9 +50,9 @@ def publish(
     from harness.results import load
     from harness.store.workspace import Workspace
 
-    spec = WandbTracking(project=project, entity=entity, mode=mode)
+    config = WandbTracking(project=project, entity=entity, mode=mode)
     workspace, here = Workspace.of_sweep(folder)
-    make_tracker(spec, folder=here).publish(load(here), workspace)
+    make_tracker(config, folder=here).publish(load(here), workspace)
     out.print(f"published to W&B ({mode}): {here / 'wandb'}")
 
 
@@ -74,7 +74,7 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: not private.")] = False,
 ) -> None:
-    """Write a trial's adapter with a model card: its scores against the controls, and pictures."""
+    """Write a trial's adapter with a model card: its scores against the controls, and images."""
     from harness.reporting.export import export_trial
     from harness.results import load
     from harness.store.workspace import Workspace
@@ -94,7 +94,7 @@ def export(
 
 @app.command()
 def redraw(
-    picture: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
+    image: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
     output: Annotated[
         Path | None,
         typer.Option(help="Where to write it; default PICTURE-again.png beside it."),
@@ -104,20 +104,18 @@ def redraw(
         typer.Option("--workspace", "-w", help="Where its adapters are; default: the one it lies in."),
     ] = None,
 ) -> None:
-    """Draw a picture again from what its file says, and compare the pixels."""
+    """Draw an image again from what its file says, and compare the pixels."""
     from harness.diffusion.sampling.redraw import redraw as draw_again
     from harness.store.workspace import Workspace
 
-    inside, here = Workspace.of_picture(picture)
+    inside, here = Workspace.of_image(image)
     target = output or (Path() if inside else here.parent) / f"{here.stem}-again.png"
     result = draw_again(here, workspace=workspace or inside, output=target)
     if result.equal:
-        out.print(f"{target}: the same pixels as {picture}", highlight=False)
+        out.print(f"{target}: the same pixels as {image}", highlight=False)
     elif result.up_to_rounding:
-        out.print(
-            f"{target}: {picture} up to rounding, by at most {result.difference} of 255", highlight=False
-        )
+        out.print(f"{target}: {image} up to rounding, by at most {result.difference} of 255", highlight=False)
     else:
         others = [f"{name} {then} then, {now} now" for name, (then, now) in result.versions.items()]
-        out.print(f"{target}: differs from {picture} by up to {result.difference} of 255", highlight=False)
+        out.print(f"{target}: differs from {image} by up to {result.difference} of 255", highlight=False)
         out.print(f"  {', '.join(others) or 'with the same versions'}", highlight=False)

@@ -1,4 +1,4 @@
-"""The live display of a running sweep: stage, trials, pictures, training steps, time left."""
+"""The live display of a running sweep: stage, trials, images, training steps, time left."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,9 +21,9 @@ from rich.text import Text
 from harness.engine.stages.context import Count, Event, Kind
 
 LABELS: dict[Kind, str] = {
-    "dataset_pictures": "training pictures",
+    "dataset_images": "training images",
     "training_steps": "training steps",
-    "pictures": "pictures",
+    "images": "images",
     "trials": "trials",
 }
 
@@ -57,15 +57,15 @@ class Display:
         with self.progress:
             yield
 
-    def begin(self, stage: str, asked: Mapping[Kind, Count]) -> None:
+    def begin(self, artifact: str, asked: Mapping[Kind, Count]) -> None:
         """Start a stage: so much is to be made in it."""
         self.asked = asked
         self.done, self.printed_tenths = Counter(), 0
         for task_id in self.progress.task_ids:
             self.progress.remove_task(task_id)
-        self.progress.add_task(stage, total=self._passes_asked() or 1.0, counts=self._counts())
+        self.progress.add_task(artifact, total=self._passes_asked() or 1.0, counts=self._counts())
         if not self.console.is_terminal:
-            self.console.print(f"{stage}: {self._counts()}", highlight=False)
+            self.console.print(f"{artifact}: {self._counts()}", highlight=False)
 
     def report(self, kind: Kind | Event, count: int) -> None:
         """Count what a worker has made."""

@@ -16,7 +16,7 @@ from harness.cli.progress import Display
 from harness.config.plan.plan import Plan
 from harness.engine.accounting import inventory
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench, Count, Kind, Stop
+from harness.engine.stages.context import Context, Count, Kind, Stop
 from harness.engine.tasks import Task
 from harness.engine.worker import Executor
 from harness.errors import HarnessError, Interrupted
@@ -53,7 +53,7 @@ def stop_at_ctrl_c(told: Callable[[], None]) -> Iterator[Stop]:
 REPORT = "report.html"
 STOPPING = (
     "\nStopping. Waiting for what is under way: training saves a checkpoint at its next step; a dataset, a "
-    "batch of pictures, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."
+    "batch of images, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."
 )
 
 
@@ -78,36 +78,36 @@ def carry_out(
     workers: AbstractContextManager[Executor],
 ) -> SweepRun:
     """Carry a sweep to its end in the workspace at the address."""
-    bench = Bench(plan=plan, workspace=Workspace(address), report=display.report, stop=stop)
-    bench.workspace.check_writable()
+    ctx = Context(plan=plan, workspace=Workspace(address), report=display.report, stop=stop)
+    ctx.workspace.check_writable()
 
-    def announce(stage: str, tasks: Sequence[Task], bench: Bench) -> None:
-        display.begin(stage, work_of(tasks, bench))
+    def announce(artifact: str, tasks: Sequence[Task], ctx: Context) -> None:
+        display.begin(artifact, work_of(tasks, ctx))
 
     def publish(results: Results) -> bool:
-        here = bench.workspace.sweep(plan.sweep.name)
-        write_report(results, bench.workspace, here / REPORT)
-        bench.workspace.upload_sweep(plan.sweep.name, [REPORT])
+        here = ctx.workspace.sweep(plan.sweep.name)
+        write_report(results, ctx.workspace, here / REPORT)
+        ctx.workspace.upload_sweep(plan.sweep.name, [REPORT])
         try:
-            make_tracker(plan.sweep.tracking, folder=here).publish(results, bench.workspace)
+            make_tracker(plan.sweep.tracking, folder=here).publish(results, ctx.workspace)
         except HarnessError as error:  # a mirror that fails costs no result
             display.warn(f"tracking: {error}")
             return False
         return True
 
     with workers as executor:
-        return run_sweep(bench, executor, announce=announce, publish=publish)
+        return run_sweep(ctx, executor, announce=announce, publish=publish)
 
 
-def work_of(tasks: Sequence[Task], bench: Bench) -> dict[Kind, Count]:
+def work_of(tasks: Sequence[Task], ctx: Context) -> dict[Kind, Count]:
     """What the tasks have to make."""
     counts = inventory.remaining(
-        bench,
+        ctx,
         [name for task in tasks for name in task.datasets],
         [name for task in tasks for name in task.runs],
-        [pair for task in tasks for pair in task.draws],
+        [pair for task in tasks for pair in task.arms],
     )
     trials = sum(
-        bench.plan.trials_ending_with[name] for task in tasks for name, split in task.draws if split == "dev"
+        ctx.plan.trials_ending_with[name] for task in tasks for name, split in task.arms if split == "dev"
     )
     return {**counts, "trials": Count(asked=trials, missing=trials)}

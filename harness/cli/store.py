@@ -47,8 +47,8 @@ def ls(
     found = holdings(Workspace(workspace))
     entries = [entry for entry in found.entries if kind in (None, entry.kind)]
     if as_json:
-        stages = [_described(entry) for entry in entries]
-        _print_json({"stages": stages, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
+        artifacts = [_described(entry) for entry in entries]
+        _print_json({"stages": artifacts, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
         return
     nobody = "not known" if found.unreadable else "no sweep"
     if kind is None:
@@ -61,12 +61,14 @@ def ls(
 
 @app.command()
 def show(
-    stage: Annotated[str, typer.Argument(help="A stage's name, as ls prints it, or the beginning of an id.")],
+    artifact: Annotated[
+        str, typer.Argument(help="A stage's name, as ls prints it, or the beginning of an id.")
+    ],
     workspace: Where = "workspace",
     as_json: AsJson = False,
 ) -> None:
     """Show one stage: its files, what it was made from, when, where and with which versions."""
-    entry = find(holdings(Workspace(workspace)), stage)
+    entry = find(holdings(Workspace(workspace)), artifact)
     manifest = manifest_of(entry)
     if as_json:
         _print_json({**_described(entry), "manifest": manifest})

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import results
-from harness.config.plan.plan import Cell, Draw, Plan, Trial, param_label
-from harness.config.schema.sweep import SweepSpec
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, param_label
+from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
@@ -29,7 +29,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
     """Write the tables of a sweep and read them back.
 
     `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
-    and without a reason is `missing`. Raises StageError where something it reads is damaged.
+    and without a reason is `missing`. Raises ArtifactError where something it reads is damaged.
     """
     sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
     kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
@@ -37,26 +37,24 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
         images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
         trials = _trials(plan, workspace, images, blank, reasons, decisions)
         scores = _valid(_scores(kept, workspace, images), images, blank, trials)
-    draws = _draws(plan)
-    summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    arms = _arms(plan)
+    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = select_best(summary, sweep.analysis)
     trials["selected"] = trials["trial_id"] == best
     asked = _asked_for(plan, images, best)
-    if not asked.all():  # test pictures that another sweep of the store confirmed another trial with
+    if not asked.all():  # test images that another sweep of the store confirmed another trial with
         images = images[asked]
         scores = scores[scores["image_id"].isin(images["image_id"])]
-        summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+        summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     folder = workspace.sweep(sweep.name)
     about = described(sweep, reasons, events.rows(), seconds=events.seconds)
-    tables.write(
-        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
-    )
+    tables.write(folder, trials=trials, arms=arms, images=images, scores=scores, summary=summary, sweep=about)
     workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
 
 
 def described(
-    sweep: SweepSpec, reasons: Mapping[str, str], events: Sequence[Mapping[str, Any]], *, seconds: float
+    sweep: SweepConfig, reasons: Mapping[str, str], events: Sequence[Mapping[str, Any]], *, seconds: float
 ) -> dict[str, Any]:
     """`sweep.json`: the sweep as it was read, and the facts about its run. `seconds`: `Events.seconds`."""
     facts = {
@@ -72,28 +70,26 @@ def described(
 
 
 def _asked_for(plan: Plan, images: pd.DataFrame, best: str | None) -> pd.Series:
-    """Dev pictures, and test pictures of the controls and of the selected trial: true for each of them."""
-    confirmed = {draw.draw_id for draw in plan.control_draws}
-    confirmed |= {
-        draw_id for trial in plan.trials if trial.trial_id == best for draw_id in trial.draws.values()
-    }
-    return (images["split"] == "dev") | images["draw_id"].isin(confirmed)
+    """Dev images, and test images of the controls and of the selected trial: true for each of them."""
+    confirmed = {arm.arm_id for arm in plan.control_arms}
+    confirmed |= {arm_id for trial in plan.trials if trial.trial_id == best for arm_id in trial.arms.values()}
+    return (images["split"] == "dev") | images["arm_id"].isin(confirmed)
 
 
-def _draws(plan: Plan) -> pd.DataFrame:
+def _arms(plan: Plan) -> pd.DataFrame:
     control = {arm.name: arm.is_control for arm in plan.sweep.arms}
     return pd.DataFrame(
         [
-            {"trial_id": trial.trial_id, "arm": arm, "draw_id": draw_id, "is_control": control[arm]}
+            {"trial_id": trial.trial_id, "arm": arm, "arm_id": arm_id, "is_control": control[arm]}
             for trial in plan.trials
-            for arm, draw_id in trial.draws.items()
+            for arm, arm_id in trial.arms.items()
         ]
     )
 
 
 def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
-    """Pictures that the sweep asks for; a store that other sweeps share may hold more."""
-    chunks = [chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id)]
+    """Images that the sweep asks for; a store that other sweeps share may hold more."""
+    chunks = [chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id)]
     if not chunks:
         return tables.empty("images")
     parts = [read_arrow(chunk, IMAGES) for chunk in chunks]
@@ -106,17 +102,17 @@ def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
     drawn = drawn[drawn["image_id"].isin(list(wanted))].reset_index(drop=True)
     cells = [wanted[image_id] for image_id in drawn["image_id"]]
     return drawn.assign(
-        trial_id=pd.Series([owner.get(cell.draw_id) for cell in cells], dtype=object),
-        arm=[plan.draws[cell.draw_id].arm for cell in cells],
-        # A prompt's split and tags belong to the sweep, not to the picture.
+        trial_id=pd.Series([owner.get(cell.arm_id) for cell in cells], dtype=object),
+        arm=[plan.arms[cell.arm_id].arm for cell in cells],
+        # A prompt's split and tags belong to the sweep, not to the image.
         split=[cell.split for cell in cells],
         tags=pd.Series([list(cell.tags) for cell in cells], dtype=object),
     )
 
 
 def _wanted(plan: Plan) -> dict[str, Cell]:
-    """Every picture that any draw may have, by its id."""
-    every = (plan.cells(draw, split) for draw in plan.draws.values() for split in ("dev", "test"))
+    """Every image that any draw may have, by its id."""
+    every = (plan.cells(arm, split) for arm in plan.arms.values() for split in ("dev", "test"))
     return {cell.image_id: cell for cells in every for cell in cells}
 
 
@@ -124,19 +120,19 @@ def _owners(plan: Plan) -> dict[str, str]:
     """The trial of each draw in which a trial's own adapter acts."""
     control = {arm.name: arm.is_control for arm in plan.sweep.arms}
     return {
-        draw_id: trial.trial_id
+        arm_id: trial.trial_id
         for trial in plan.trials
-        for arm, draw_id in trial.draws.items()
+        for arm, arm_id in trial.arms.items()
         if not control[arm]
     }
 
 
 def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFrame:
-    """Of these pictures."""
+    """Of these images."""
     metrics = [metric_name(metric) for metric in plan.sweep.metrics]
-    chunks = (chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id))
-    stages = (workspace.scores(metric, chunk) for chunk in chunks for metric in metrics)
-    parts = [read_arrow(stage, SCORES) for stage in stages if stage.done]
+    chunks = (chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id))
+    artifacts = (workspace.scores(metric, chunk) for chunk in chunks for metric in metrics)
+    parts = [read_arrow(artifact, SCORES) for artifact in artifacts if artifact.done]
     if not parts:
         return tables.empty("scores")
     # A column without any value has no type of its own.
@@ -145,19 +141,19 @@ def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFr
 
 
 def _of_one_colour(plan: Plan, workspace: Workspace) -> frozenset[str]:
-    """Pictures that show nothing: something went wrong, as where half precision overflows."""
-    chunks = (chunk for draw_id in plan.draws for chunk in workspace.image_chunks(draw_id))
+    """Images that show nothing: something went wrong, as where half precision overflows."""
+    chunks = (chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id))
     return frozenset(name for chunk in chunks for name in chunk.manifest()["facts"]["made"]["one_colour"])
 
 
 def _valid(
     scores: pd.DataFrame, images: pd.DataFrame, blank: frozenset[str], trials: pd.DataFrame
 ) -> pd.DataFrame:
-    """Scores that count. Pictures that show nothing, and all of a failed trial, have a reason instead."""
+    """Scores that count. Images that show nothing, and all of a failed trial, have a reason instead."""
     failed = trials[trials["status"] == "failed"].set_index("trial_id")["reason"]
     of_trial = images.set_index("image_id")["trial_id"].map(failed)
     why = "its trial failed: " + scores["image_id"].map(of_trial).astype("str")
-    why = why.mask(scores["image_id"].isin(blank), "the picture is of one colour")
+    why = why.mask(scores["image_id"].isin(blank), "the image is of one colour")
     return scores.assign(
         value=scores["value"].where(why.isna()), reason=scores["reason"].where(why.isna(), why)
     )
@@ -171,12 +167,12 @@ def _trials(
     reasons: Mapping[str, str],
     decisions: Decisions,
 ) -> pd.DataFrame:
-    drawn = images.groupby("draw_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
+    drawn = images.groupby("arm_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
     counts = dict(drawn)
     rows = [_trial_row(plan, workspace, trial, counts, blank, reasons) for trial in plan.trials]
     for trial, row in zip(plan.trials, rows, strict=True):
         look = decisions.stops.get(trial.run_id)
-        if look is not None and look.step < trial.spec.training.steps:
+        if look is not None and look.step < trial.config.training.steps:
             row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
     for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
@@ -192,15 +188,15 @@ def _trial_row(
     blank: frozenset[str],
     reasons: Mapping[str, str],
 ) -> dict[str, Any]:
-    snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
-    own = [plan.draws[d] for arm, d in trial.draws.items() if not _is_control(plan, arm)]
-    cells = [cell for draw in own for cell in plan.cells(draw, "dev")]
-    made = snapshot.done and all(drawn.get(d.draw_id, 0) == len(plan.cells(d, "dev")) for d in own)
+    checkpoint = workspace.checkpoint(trial.run_id, trial.config.training.steps)
+    own = [plan.arms[d] for name, d in trial.arms.items() if not _is_control(plan, name)]
+    cells = [cell for arm in own for cell in plan.cells(arm, "dev")]
+    made = checkpoint.done and all(drawn.get(d.arm_id, 0) == len(plan.cells(d, "dev")) for d in own)
     nothing = sum(cell.image_id in blank for cell in cells)
     complete = made and not nothing
     reason = None if complete else _reason(trial, own, reasons)
     if made and nothing:
-        reason = f"{nothing} of {len(cells)} dev pictures are of one colour"
+        reason = f"{nothing} of {len(cells)} dev images are of one colour"
     return {
         "trial_id": trial.trial_id,
         "index": trial.index,
@@ -209,17 +205,17 @@ def _trial_row(
         "run_id": trial.run_id,
         "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
         **{name: param_label(value) for name, value in trial.params.items()},
-        "config": json.dumps(trial.spec.model_dump(mode="json"), sort_keys=True),
-        **(_training_columns(workspace, trial) if snapshot.done else NOT_TRAINED),
+        "config": json.dumps(trial.config.model_dump(mode="json"), sort_keys=True),
+        **(_training_columns(workspace, trial) if checkpoint.done else NOT_TRAINED),
     }
 
 
 def _training_columns(workspace: Workspace, trial: Trial) -> dict[str, Any]:
-    steps = trial.spec.training.steps
-    snapshot = workspace.snapshot(trial.run_id, steps)
-    record = TrainingRecord.parse(snapshot.read(RECORD))
+    steps = trial.config.training.steps
+    checkpoint = workspace.checkpoint(trial.run_id, steps)
+    record = TrainingRecord.parse(checkpoint.read(RECORD))
     return {
-        "adapter_path": workspace.relative(snapshot.path),
+        "adapter_path": workspace.relative(checkpoint.path),
         "final_loss": record.final_loss,
         "validation_loss": record.held_out_loss(steps),
         "train_seconds": _train_seconds(workspace, trial.run_id, steps),
@@ -230,24 +226,24 @@ def _is_control(plan: Plan, arm: str) -> bool:
     return next(a.is_control for a in plan.sweep.arms if a.name == arm)
 
 
-def _reason(trial: Trial, draws: list[Draw], reasons: Mapping[str, str]) -> str | None:
-    for identity in (trial.run_id, *(draw.draw_id for draw in draws)):
+def _reason(trial: Trial, arms: list[ResolvedArm], reasons: Mapping[str, str]) -> str | None:
+    for identity in (trial.run_id, *(arm.arm_id for arm in arms)):
         if identity in reasons:
             return reasons[identity]
     return None
 
 
 def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | None:
-    """Seconds of training up to a snapshot, over the calls it took; work lost to a kill is not in it.
+    """Seconds of training up to a checkpoint, over the calls it took; work lost to a kill is not in it.
 
     Null where a checkpoint that it was trained on from is gone, as a damaged one is.
     """
     total, step = 0.0, steps
     while step > 0:
-        snapshot = workspace.snapshot(run_id, step)
-        if not snapshot.done:
+        checkpoint = workspace.checkpoint(run_id, step)
+        if not checkpoint.done:
             return None
-        facts = snapshot.manifest()["facts"]
+        facts = checkpoint.manifest()["facts"]
         total += facts["train_seconds"]
         step = facts["from_step"]
     return total

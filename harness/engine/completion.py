@@ -21,7 +21,7 @@ from harness.engine.stages.scoring import SCORES, metric_name
 from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
-from harness.store.artifact import Stage, sha256, versions, write_json
+from harness.store.artifact import Artifact, sha256, versions, write_json
 from harness.store.workspace import Workspace
 
 MARK = "finished.json"
@@ -48,7 +48,7 @@ def marked(plan: Plan, workspace: Workspace) -> Results | None:
 
 
 def confirmed(plan: Plan, found: Results) -> int:
-    """How many test pictures a finished sweep has of the selected trial, in the arms that needed training."""
+    """How many test images a finished sweep has of the selected trial, in the arms that needed training."""
     own = [arm.name for arm in plan.sweep.arms if arm.needs_training]
     return int(((found.images["split"] == "test") & found.images["arm"].isin(own)).sum())
 
@@ -81,14 +81,14 @@ def _stages(plan: Plan, workspace: Workspace) -> Iterator[str]:
     for dataset_id in plan.datasets:
         yield _stamped(workspace, workspace.dataset(dataset_id))
     for run_id in plan.runs:
-        for snapshot in workspace.snapshots(run_id).values():
-            yield _stamped(workspace, snapshot, RECORD)
-    for draw_id in plan.draws:
-        for chunk in workspace.image_chunks(draw_id):
+        for checkpoint in workspace.checkpoints(run_id).values():
+            yield _stamped(workspace, checkpoint, RECORD)
+    for arm_id in plan.arms:
+        for chunk in workspace.image_chunks(arm_id):
             yield _stamped(workspace, chunk, IMAGES)
             for metric in metrics:
                 yield _stamped(workspace, workspace.scores(metric, chunk), SCORES)
 
 
-def _stamped(workspace: Workspace, stage: Stage, *names: str) -> str:
-    return f"{workspace.relative(stage.path)} {stage.stamp(*names)}"
+def _stamped(workspace: Workspace, artifact: Artifact, *names: str) -> str:
+    return f"{workspace.relative(artifact.path)} {artifact.stamp(*names)}"

@@ -2,11 +2,11 @@
 
 A decision stands: the same command again neither trains on what was stopped nor asks about it again, and the
 scheduler learns of all earlier looks before new ones. Under other rules (another scheduler, other prompts to
-look at) nothing of it counts, and a stopped run goes on from its last snapshot.
+look at) nothing of it counts, and a stopped run goes on from its last checkpoint.
 
-Looking at a training run on its way: some of its pictures against the control's, or its held-out loss.
+Looking at a training run on its way: some of its images against the control's, or its held-out loss.
 
-What is drawn are ordinary pictures of the store: a trial that ends at that step, or another look, finds them.
+What is drawn are ordinary images of the store: a trial that ends at that step, or another look, finds them.
 """
 
 import json
@@ -17,14 +17,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config.plan.plan import Cell, Draw, Plan
+from harness.config.plan.plan import Cell, Plan, ResolvedArm
 from harness.config.plan.rungs import Look, probe_cells, probe_draws, probe_objective
 from harness.config.schema.base import fingerprint
-from harness.config.schema.search import FifoScheduler, ProbeObjective, SchedulerSpec
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.search import FifoScheduler, ProbeObjective, SchedulerConfig
+from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.record import RECORD, TrainingRecord
-from harness.engine.stages.context import Bench
-from harness.engine.stages.sampling import IMAGES, ensure_all_pictures, ensure_pictures, read_parquet
+from harness.engine.stages.context import Context
+from harness.engine.stages.sampling import IMAGES, ensure_all_images, ensure_images, read_parquet
 from harness.engine.stages.scoring import SCORES, ensure_scores, metric_name
 from harness.results.summary import mean_difference
 from harness.store.artifact import write_json
@@ -44,7 +44,7 @@ class Decision:
 class Decisions:
     """All decisions of a sweep under its present scheduler, in the order in which they were made."""
 
-    def __init__(self, sweep: SweepSpec, workspace: Workspace) -> None:
+    def __init__(self, sweep: SweepConfig, workspace: Workspace) -> None:
         """Read what was decided so far. Where it cannot be read, runs are looked at again."""
         self.scheduler, self.name, self.workspace = sweep.scheduler, sweep.name, workspace
         self.rules = _rules(sweep)
@@ -69,7 +69,7 @@ class Decisions:
         return {run_id: made.look for (run_id, _), made in self.made.items() if made.stopped}
 
 
-def why_stopped(scheduler: SchedulerSpec, look: Look) -> str:
+def why_stopped(scheduler: SchedulerConfig, look: Look) -> str:
     """The reason, in one line."""
     assert not isinstance(scheduler, FifoScheduler)
     objective = scheduler.objective
@@ -86,25 +86,27 @@ def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()
     if not stops and not failed:
         return plan
     ends = {**{run_id: look.step for run_id, look in stops.items()}, **dict.fromkeys(failed, 0)}
-    trials = tuple(t for t in plan.trials if t.run_id not in ends or t.spec.training.steps <= ends[t.run_id])
-    needed = {draw_id for trial in trials for draw_id in trial.draws.values()}
-    needed |= {draw.draw_id for draw in plan.control_draws}
-    draws = {draw_id: draw for draw_id, draw in plan.draws.items() if draw_id in needed}
+    trials = tuple(
+        t for t in plan.trials if t.run_id not in ends or t.config.training.steps <= ends[t.run_id]
+    )
+    needed = {arm_id for trial in trials for arm_id in trial.arms.values()}
+    needed |= {arm.arm_id for arm in plan.control_arms}
+    arms = {arm_id: arm for arm_id, arm in plan.arms.items() if arm_id in needed}
     steps: dict[str, set[int]] = {run_id: {look.step} for run_id, look in stops.items()}
     for trial in trials:
-        steps.setdefault(trial.run_id, set()).add(trial.spec.training.steps)
-    for adapter in (adapter for draw in draws.values() for adapter in draw.adapters):
+        steps.setdefault(trial.run_id, set()).add(trial.config.training.steps)
+    for adapter in (adapter for arm in arms.values() for adapter in arm.adapters):
         if adapter.run_id is not None and adapter.steps is not None:
             steps.setdefault(adapter.run_id, set()).add(adapter.steps)
     runs = {
-        run_id: replace(run, snapshots=tuple(sorted(steps[run_id])))
+        run_id: replace(run, checkpoints=tuple(sorted(steps[run_id])))
         for run_id, run in plan.runs.items()
         if run_id in steps
     }
-    return replace(plan, trials=trials, draws=draws, runs=runs)
+    return replace(plan, trials=trials, arms=arms, runs=runs)
 
 
-def _rules(sweep: SweepSpec) -> str:
+def _rules(sweep: SweepConfig) -> str:
     """The fingerprint of what the values that are looked at, and the answers to them, hang on."""
     scheduler = sweep.scheduler
     parts: dict[str, Any] = {"scheduler": scheduler}
@@ -131,73 +133,73 @@ def _read(file: Path, rules: str) -> dict[tuple[str, int], Decision]:
     return {(decision.look.run_id, decision.look.step): decision for decision in made}
 
 
-def looks_at(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
-    """What the runs have come to at this step, of which there must be a snapshot each; in their order.
+def looks_at(ctx: Context, run_ids: Sequence[str], step: int) -> list[Look]:
+    """What the runs have come to at this step, of which there must be a checkpoint each; in their order.
 
-    The pictures of all of them are drawn together.
+    The images of all of them are drawn together.
     """
-    objective = probe_objective(bench.plan)
+    objective = probe_objective(ctx.plan)
     if not isinstance(objective, ProbeObjective):
-        return [_loss(bench, run_id, step) for run_id in run_ids]
-    probed = [probe_draws(bench.plan, run_id, step) for run_id in run_ids]
-    draws = list({draw.draw_id: draw for arm, control in probed for draw in (control, arm)}.values())
-    ensure_all_pictures(bench, [(draw, probe_cells(bench.plan, draw)) for draw in draws])
-    for draw in draws:
-        while not ensure_scores(bench, draw):
-            ensure_pictures(bench, draw, probe_cells(bench.plan, draw))
+        return [_loss(ctx, run_id, step) for run_id in run_ids]
+    probed = [probe_draws(ctx.plan, run_id, step) for run_id in run_ids]
+    arms = list({arm.arm_id: arm for own_arm, control in probed for arm in (control, own_arm)}.values())
+    ensure_all_images(ctx, [(arm, probe_cells(ctx.plan, arm)) for arm in arms])
+    for arm in arms:
+        while not ensure_scores(ctx, arm):
+            ensure_images(ctx, arm, probe_cells(ctx.plan, arm))
     looks = []
-    for run_id, (arm, control) in zip(run_ids, probed, strict=True):
-        wanted = probe_cells(bench.plan, control) + probe_cells(bench.plan, arm)
-        value = _difference(bench, arm, control, wanted, metric=str(objective.metric))
-        reason = "no pair of pictures has both scores" if value is None else None
+    for run_id, (own_arm, control) in zip(run_ids, probed, strict=True):
+        wanted = probe_cells(ctx.plan, control) + probe_cells(ctx.plan, own_arm)
+        value = _difference(ctx, own_arm, control, wanted, metric=str(objective.metric))
+        reason = "no pair of images has both scores" if value is None else None
         looks.append(Look(run_id=run_id, step=step, value=value, reason=reason))
     return looks
 
 
 def _difference(
-    bench: Bench, arm: Draw, control: Draw, wanted: Sequence[Cell], *, metric: str
+    ctx: Context, own_arm: ResolvedArm, control: ResolvedArm, wanted: Sequence[Cell], *, metric: str
 ) -> float | None:
-    """Arm − control over these pictures of theirs, as far as they are drawn and scored; null without a pair.
+    """Arm − control over these images of theirs, as far as they are drawn and scored; null without a pair.
 
-    Raises StageError where something that is read is damaged.
+    Raises ArtifactError where something that is read is damaged.
     """
-    images = pd.concat([_drawn(bench, draw) for draw in (arm, control)])
+    images = pd.concat([_drawn(ctx, arm) for arm in (own_arm, control)])
     images = images[images["image_id"].isin([cell.image_id for cell in wanted])].assign(split="dev")
-    scores = pd.concat([_scores(bench, draw, metric) for draw in (arm, control)])
+    scores = pd.concat([_scores(ctx, arm, metric) for arm in (own_arm, control)])
     return mean_difference(
         images.reset_index(drop=True),
         scores[scores["image_id"].isin(images["image_id"])].reset_index(drop=True),
-        arm=arm.draw_id,
-        control=control.draw_id,
+        own=own_arm.arm_id,
+        control=control.arm_id,
         metric=metric,
     )
 
 
-def up_to(bench: Bench, run_ids: Collection[str], step: int) -> Bench:
+def up_to(ctx: Context, run_ids: Collection[str], step: int) -> Context:
     """The same work with runs that end at this step."""
-    runs = dict(bench.plan.runs)
+    runs = dict(ctx.plan.runs)
     for run_id in run_ids:
-        snapshots = tuple(sorted({step, *(before for before in runs[run_id].snapshots if before < step)}))
-        runs[run_id] = replace(runs[run_id], snapshots=snapshots)
-    return replace(bench, plan=replace(bench.plan, runs=runs))
+        checkpoints = tuple(sorted({step, *(before for before in runs[run_id].checkpoints if before < step)}))
+        runs[run_id] = replace(runs[run_id], checkpoints=checkpoints)
+    return replace(ctx, plan=replace(ctx.plan, runs=runs))
 
 
-def _drawn(bench: Bench, draw: Draw) -> pd.DataFrame:
-    chunks = bench.workspace.image_chunks(draw.draw_id)
+def _drawn(ctx: Context, arm: ResolvedArm) -> pd.DataFrame:
+    chunks = ctx.workspace.image_chunks(arm.arm_id)
     return pd.concat([read_parquet(chunk, IMAGES) for chunk in chunks])
 
 
-def _scores(bench: Bench, draw: Draw, metric: str) -> pd.DataFrame:
-    spec = next(spec for spec in bench.plan.sweep.metrics if spec.kind == metric)
-    chunks = bench.workspace.image_chunks(draw.draw_id)
-    stages = [bench.workspace.scores(metric_name(spec), chunk) for chunk in chunks]
-    return pd.concat([read_parquet(stage, SCORES) for stage in stages])
+def _scores(ctx: Context, arm: ResolvedArm, metric: str) -> pd.DataFrame:
+    config = next(config for config in ctx.plan.sweep.metrics if config.kind == metric)
+    chunks = ctx.workspace.image_chunks(arm.arm_id)
+    artifacts = [ctx.workspace.scores(metric_name(config), chunk) for chunk in chunks]
+    return pd.concat([read_parquet(artifact, SCORES) for artifact in artifacts])
 
 
-def _loss(bench: Bench, run_id: str, step: int) -> Look:
-    """The held-out loss at a snapshot."""
-    snapshot = bench.workspace.snapshot(run_id, step)
-    value = TrainingRecord.parse(snapshot.read(RECORD)).held_out_loss(step)
+def _loss(ctx: Context, run_id: str, step: int) -> Look:
+    """The held-out loss at a checkpoint."""
+    checkpoint = ctx.workspace.checkpoint(run_id, step)
+    value = TrainingRecord.parse(checkpoint.read(RECORD)).held_out_loss(step)
     reason = (
         None if value is not None else "its held-out loss was not taken there"
     )  # a mere checkpoint before

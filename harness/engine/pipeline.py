@@ -19,9 +19,9 @@ from harness.engine.completion import mark, marked
 from harness.engine.early_stopping import Decisions, as_decided
 from harness.engine.events import Events
 from harness.engine.search import next_round, with_remembered_points
-from harness.engine.stages.context import Bench, Event, Kind
-from harness.engine.stages.scoring import surveyed, take_away_damaged_tables
-from harness.engine.stages.training import missing_snapshots
+from harness.engine.stages.context import Context, Event, Kind
+from harness.engine.stages.scoring import discard_corrupt_tables, surveyed
+from harness.engine.stages.training import missing_checkpoints
 from harness.engine.tasks import (
     Task,
     apart,
@@ -33,7 +33,7 @@ from harness.engine.tasks import (
     trial_task,
 )
 from harness.engine.worker import Announce, Executor, Outcome, failures, perform, satisfied, settled
-from harness.errors import StageError
+from harness.errors import ArtifactError
 from harness.results import Results
 from harness.results.summary import select_best
 from harness.store.artifact import explaining_lack_of_room, write_json
@@ -43,97 +43,97 @@ from harness.store.workspace import PLAN, Workspace
 class Driver:
     """Carries out what is missing of a plan, and keeps the outcomes."""
 
-    def __init__(self, bench: Bench, executor: Executor, announce: Announce) -> None:
-        sweep = with_remembered_points(bench.plan.sweep, bench.workspace)
-        self.events = Events(bench.workspace, sweep.name)
-        bench = _noting(bench, self.events)
-        self.bench = bench if sweep is bench.plan.sweep else replace(bench, plan=expand(sweep))
+    def __init__(self, ctx: Context, executor: Executor, announce: Announce) -> None:
+        sweep = with_remembered_points(ctx.plan.sweep, ctx.workspace)
+        self.events = Events(ctx.workspace, sweep.name)
+        ctx = _noting(ctx, self.events)
+        self.ctx = ctx if sweep is ctx.plan.sweep else replace(ctx, plan=expand(sweep))
         self.executor, self.announce = executor, announce
         self.outcomes: list[Outcome] = []
 
     def rounds(self) -> Iterator[Results]:
         """The tables after each round of a search; of any other there is one."""
         results = None
-        if self.bench.plan.trials:
+        if self.ctx.plan.trials:
             yield (results := self.trials())
-        while (sweep := next_round(self.bench.plan.sweep, results)) is not None:
-            self.bench = replace(self.bench, plan=expand(sweep))
+        while (sweep := next_round(self.ctx.plan.sweep, results)) is not None:
+            self.ctx = replace(self.ctx, plan=expand(sweep))
             yield (results := self.trials())
 
     def trials(self) -> Results:
         """Everything before the selection; what the tables are read from and is damaged is made again."""
-        write_plan(self.bench.plan, self.bench.workspace)
+        write_plan(self.ctx.plan, self.ctx.workspace)
         left = self.race()
-        for stage, tasks in trial_stages(left.plan, workers=self.workers(left)):
-            self.carry_out(stage, [task for task in tasks if not _hopeless(task, self.outcomes)], left)
+        for artifact, tasks in trial_stages(left.plan, workers=self.workers(left)):
+            self.carry_out(artifact, [task for task in tasks if not _hopeless(task, self.outcomes)], left)
         return self._tables_or(self.trials)
 
-    def confirm(self, tasks: Sequence[Task], bench: Bench) -> Results:
+    def confirm(self, tasks: Sequence[Task], ctx: Context) -> Results:
         """What is left to do for the selected trial, and the tables with it."""
-        self.carry_out("confirmation", tasks, bench)
-        return self._tables_or(partial(self.confirm, tasks, bench))
+        self.carry_out("confirmation", tasks, ctx)
+        return self._tables_or(partial(self.confirm, tasks, ctx))
 
     def _tables_or(self, again: Callable[[], Results]) -> Results:
         """The tables; where what they are read from is damaged, it is taken away, and all is done again."""
         try:
             return self.tables()
-        except StageError:
-            damaged = take_away_damaged_tables(self.bench)
+        except ArtifactError:
+            damaged = discard_corrupt_tables(self.ctx)
             if not damaged:
                 raise
-            self.bench.report("made again", damaged)
+            self.ctx.report("made again", damaged)
         return again()
 
-    def workers(self, bench: Bench) -> int:
+    def workers(self, ctx: Context) -> int:
         """For how many training runs are packed; nobody is asked where it decides nothing."""
-        runs = bench.plan.runs.values()
-        if bench.plan.sweep.compute.pack != "auto":
+        runs = ctx.plan.runs.values()
+        if ctx.plan.sweep.compute.pack != "auto":
             return 1
-        with surveyed(bench.plan, bench.workspace):
-            is_open = any(missing_snapshots(bench.workspace, run) for run in runs)
-        return self.executor.workers(bench) if is_open else 1
+        with surveyed(ctx.plan, ctx.workspace):
+            is_open = any(missing_checkpoints(ctx.workspace, run) for run in runs)
+        return self.executor.workers(ctx) if is_open else 1
 
     def tables(self) -> Results:
         """Of what there is."""
-        plan, workspace = self.bench.plan, self.bench.workspace
+        plan, workspace = self.ctx.plan, self.ctx.workspace
         return collect(plan, workspace, failures(self.outcomes), self.events)
 
-    def race(self) -> Bench:
+    def race(self) -> Context:
         """Let the scheduler stop what it will; what is left to do."""
-        bench, plan = self.bench, self.bench.plan
+        ctx, plan = self.ctx, self.ctx.plan
         if isinstance(plan.sweep.scheduler, FifoScheduler):
-            return bench
-        decisions = Decisions(plan.sweep, bench.workspace)
-        with surveyed(plan, bench.workspace):
+            return ctx
+        decisions = Decisions(plan.sweep, ctx.workspace)
+        with surveyed(plan, ctx.workspace):
             looked_at = [run_id for run_id in plan.runs if steps_of_looks(plan, run_id)]
-            racing = [run_id for run_id in looked_at if not settled(run_id, bench, decisions)]
+            racing = [run_id for run_id in looked_at if not settled(run_id, ctx, decisions)]
         tasks: list[Task] = []
         if racing:
-            self.carry_out("controls", control_tasks(plan), bench)
-            tasks = race_tasks(plan, racing, workers=self.workers(bench))
+            self.carry_out("controls", control_tasks(plan), ctx)
+            tasks = race_tasks(plan, racing, workers=self.workers(ctx))
         before = len(self.outcomes)
         while tasks:
-            self.announce("race", tasks, bench)
-            tasks = self.note(self.executor.race(tasks, bench, decisions), plan)
+            self.announce("race", tasks, ctx)
+            tasks = self.note(self.executor.race(tasks, ctx, decisions), plan)
         failed = failures(self.outcomes[before:])
         return self.decided(failed=[run_id for run_id in failed if run_id in plan.runs])
 
-    def decided(self, failed: Sequence[str] = ()) -> Bench:
+    def decided(self, failed: Sequence[str] = ()) -> Context:
         """The bench with what is left of the plan, so that nobody trains on what was stopped."""
-        plan = self.bench.plan
-        left = as_decided(plan, Decisions(plan.sweep, self.bench.workspace), failed=failed)
-        return replace(self.bench, plan=left)
+        plan = self.ctx.plan
+        left = as_decided(plan, Decisions(plan.sweep, self.ctx.workspace), failed=failed)
+        return replace(self.ctx, plan=left)
 
-    def carry_out(self, stage: str, tasks: Sequence[Task], bench: Bench) -> None:
+    def carry_out(self, artifact: str, tasks: Sequence[Task], ctx: Context) -> None:
         """Those of the tasks that are not done. `bench` has the plan that they are of."""
         while tasks:
-            with surveyed(bench.plan, bench.workspace):
-                tasks = [task for task in tasks if not satisfied(task, bench)]
+            with surveyed(ctx.plan, ctx.workspace):
+                tasks = [task for task in tasks if not satisfied(task, ctx)]
                 if tasks:
-                    self.announce(stage, tasks, bench)
+                    self.announce(artifact, tasks, ctx)
             if tasks:
-                shared = shared_out(tasks, bench.plan, workers=self.executor.workers(bench))
-                tasks = self.note(self.executor.run(shared, bench), bench.plan)
+                shared = shared_out(tasks, ctx.plan, workers=self.executor.workers(ctx))
+                tasks = self.note(self.executor.run(shared, ctx), ctx.plan)
 
     def note(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Task]:
         """Keep them; of packs that failed as a whole, the runs, each to be carried out once more alone.
@@ -142,18 +142,18 @@ class Driver:
         where the outcomes came to be because all is to stop.
         """
         self.outcomes += [outcome for outcome in outcomes if not outcome.blames_nobody]
-        self.bench.workspace.look_again()
-        if self.bench.stop():
+        self.ctx.workspace.look_again()
+        if self.ctx.stop():
             self.events.add("stopped", 1)
-        self.bench.go_on()
+        self.ctx.go_on()
         lost = [outcome.task for outcome in outcomes if outcome.blames_nobody]
         again = [alone for task in lost for alone in apart(plan, task)]
         if again:
-            self.bench.report("tried again", len(again))
+            self.ctx.report("tried again", len(again))
         return again
 
 
-def _noting(bench: Bench, events: Events) -> Bench:
+def _noting(ctx: Context, events: Events) -> Context:
     """The bench, whose reports of events are kept as well."""
 
     def report(kind: Kind | Event, count: int) -> None:
@@ -161,9 +161,9 @@ def _noting(bench: Bench, events: Events) -> Bench:
             events.add(cast(Event, kind), count)
         else:
             events.save_seconds()
-        bench.report(kind, count)
+        ctx.report(kind, count)
 
-    return replace(bench, report=report)
+    return replace(ctx, report=report)
 
 
 def write_plan(plan: Plan, workspace: Workspace) -> None:
@@ -176,7 +176,7 @@ def write_plan(plan: Plan, workspace: Workspace) -> None:
 
 
 def _hopeless(task: Task, outcomes: Sequence[Outcome]) -> bool:
-    """True where the training that a task's pictures need has failed in this call."""
+    """True where the training that a task's images need has failed in this call."""
     return not task.runs and task.name in {outcome.task.name for outcome in outcomes if outcome.failed}
 
 
@@ -189,7 +189,7 @@ class SweepRun:
 
 
 def run_sweep(
-    bench: Bench,
+    ctx: Context,
     executor: Executor,
     *,
     announce: Announce,
@@ -200,15 +200,15 @@ def run_sweep(
     `announce` hears what starts: the stage, its tasks, and the bench with the plan that they are of.
     `publish` gets tables, and says whether all has been shown.
     """
-    workspace = bench.workspace
-    with explaining_lack_of_room(workspace.root), workspace.drive(bench.plan.sweep.name):
-        driver = Driver(bench, executor, announce)
-        if (found := marked(driver.bench.plan, workspace)) is not None:
+    workspace = ctx.workspace
+    with explaining_lack_of_room(workspace.root), workspace.drive(ctx.plan.sweep.name):
+        driver = Driver(ctx, executor, announce)
+        if (found := marked(driver.ctx.plan, workspace)) is not None:
             return SweepRun(results=found, outcomes=[])
         with driver.events.driving():
             for results in driver.rounds():
                 shown = publish(results)
-            plan, left = driver.bench.plan, driver.decided()
+            plan, left = driver.ctx.plan, driver.decided()
             confirmation = confirm_tasks(plan, select_best(results.summary, plan.sweep.analysis))
             with surveyed(plan, workspace):
                 confirmed = all(satisfied(task, left) for task in confirmation)
@@ -221,16 +221,16 @@ def run_sweep(
     return SweepRun(results=results, outcomes=driver.outcomes)
 
 
-def run_trial(bench: Bench, trial: Trial, *, announce: Callable[[Sequence[Task]], None]) -> Results:
+def run_trial(ctx: Context, trial: Trial, *, announce: Callable[[Sequence[Task]], None]) -> Results:
     """One trial in this process, with the controls it is compared with, then the tables of what there is."""
-    plan, workspace = bench.plan, bench.workspace
+    plan, workspace = ctx.plan, ctx.workspace
     task = trial_task(plan, trial)
     events = Events(workspace, plan.sweep.name)
     with explaining_lack_of_room(workspace.root), workspace.drive(plan.sweep.name), events.driving():
         write_plan(plan, workspace)
-        take_away_damaged_tables(bench)
+        discard_corrupt_tables(ctx)
         announce([task])
-        for error in perform(task, bench).values():
+        for error in perform(task, ctx).values():
             raise error
         workspace.look_again()
         return collect(plan, workspace, {}, events)

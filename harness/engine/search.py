@@ -28,7 +28,7 @@ from harness.config.plan.axes import (
 )
 from harness.config.schema.base import fingerprint
 from harness.config.schema.search import Axis, OptunaSearch, ValueRange, values_of
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.sweep import SweepConfig
 from harness.results import Results
 from harness.results.objectives import gains
 from harness.store.workspace import PLAN, Workspace
@@ -49,7 +49,7 @@ class Told:
     stopped: bool = False
 
 
-def with_remembered_points(sweep: SweepSpec, workspace: Workspace) -> SweepSpec:
+def with_remembered_points(sweep: SweepConfig, workspace: Workspace) -> SweepConfig:
     """The sweep with the points that were asked for in earlier calls, if it is still the same search.
 
     More trials of the same search are; whatever else decides a result makes it another.
@@ -58,7 +58,7 @@ def with_remembered_points(sweep: SweepSpec, workspace: Workspace) -> SweepSpec:
         return sweep
     try:
         text = (workspace.fetch_sweep(sweep.name) / PLAN).read_text(encoding="utf-8")
-        before = SweepSpec.model_validate(json.loads(text))
+        before = SweepConfig.model_validate(json.loads(text))
     except (OSError, ValueError):  # nothing was begun, or by another version
         return sweep
     if not isinstance(before.search, OptunaSearch) or _decisive(before) != _decisive(sweep):
@@ -66,13 +66,13 @@ def with_remembered_points(sweep: SweepSpec, workspace: Workspace) -> SweepSpec:
     return with_points(sweep, before.search.points[: sweep.search.trials])
 
 
-def with_points(sweep: SweepSpec, points: Sequence[Point]) -> SweepSpec:
+def with_points(sweep: SweepConfig, points: Sequence[Point]) -> SweepConfig:
     """The sweep with these points asked for."""
     search = sweep.search.model_copy(update={"points": tuple(points)})
     return sweep.model_copy(update={"search": search})
 
 
-def next_round(sweep: SweepSpec, results: Results | None) -> SweepSpec | None:
+def next_round(sweep: SweepConfig, results: Results | None) -> SweepConfig | None:
     """The sweep with a round more asked for; null when there are enough. `results` are of those so far."""
     search = sweep.search
     if not isinstance(search, OptunaSearch) or len(search.points) >= search.trials:
@@ -82,26 +82,26 @@ def next_round(sweep: SweepSpec, results: Results | None) -> SweepSpec | None:
     return with_points(sweep, [*search.points, *_ask(sweep, search, told, wanted)])
 
 
-def _decisive(sweep: SweepSpec) -> dict[str, Any]:
+def _decisive(sweep: SweepConfig) -> dict[str, Any]:
     content = sweep.model_dump(mode="json", exclude={"name", "question", "tracking", "compute"})
     return {**content, "search": {**content["search"], "trials": 0, "at_once": 0, "points": []}}
 
 
-def _told(sweep: SweepSpec, results: Results) -> list[Told]:
+def _told(sweep: SweepConfig, results: Results) -> list[Told]:
     """What became of each point, in the order in which they were asked for."""
     assert isinstance(sweep.search, OptunaSearch)
     found = gains(results.trials, results.summary, sweep.search.objectives)
     status = results.trials.set_index("trial_id")["status"]
     told = []
-    for _, spec in trial_points(sweep):
-        trial_id = fingerprint("trial", spec=spec)
+    for _, config in trial_points(sweep):
+        trial_id = fingerprint("trial", config=config)
         values: list[float] = found[found.index == trial_id].to_numpy()[0].tolist()
         known = all(map(math.isfinite, values))
         told.append(Told(gains=tuple(values) if known else None, stopped=status[trial_id] == "stopped"))
     return told
 
 
-def _ask(sweep: SweepSpec, search: OptunaSearch, told: Sequence[Told], wanted: int) -> list[Point]:
+def _ask(sweep: SweepConfig, search: OptunaSearch, told: Sequence[Told], wanted: int) -> list[Point]:
     study = _study(sweep, search, told)
     base, order = base_trial(sweep), order_of(sweep.axes)
     seen = {key_of(point) for point in search.points}
@@ -119,7 +119,7 @@ def _ask(sweep: SweepSpec, search: OptunaSearch, told: Sequence[Told], wanted: i
     return found
 
 
-def _study(sweep: SweepSpec, search: OptunaSearch, told: Sequence[Told]) -> "Study":
+def _study(sweep: SweepConfig, search: OptunaSearch, told: Sequence[Told]) -> "Study":
     """A study that knows all that was told, with a sampler of this round's own."""
     import optuna
 

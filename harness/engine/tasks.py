@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from harness.config.plan.cost import planned_passes
 from harness.config.plan.packing import planned_packs
-from harness.config.plan.plan import Draw, Plan, TrainingRun, Trial
-from harness.diffusion.datasets import picture_count
-from harness.engine.stages.context import PICTURES_AT_ONCE
+from harness.config.plan.plan import Plan, ResolvedArm, TrainingRun, Trial
+from harness.diffusion.datasets import image_count
+from harness.engine.stages.context import IMAGES_PER_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +17,15 @@ class Task:
     name: str
     datasets: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
-    draws: tuple[tuple[str, str], ...] = ()  # (draw_id, split)
+    arms: tuple[tuple[str, str], ...] = ()  # (arm_id, split)
 
 
 def control_tasks(plan: Plan) -> list[Task]:
     """Datasets, then controls that need no training on both splits: each made once, whatever the trials."""
     datasets = [Task(name=f"dataset {dataset_id}", datasets=(dataset_id,)) for dataset_id in plan.datasets]
     controls = [
-        Task(name=f"control {draw.arm} {draw.draw_id}", draws=((draw.draw_id, "dev"), (draw.draw_id, "test")))
-        for draw in plan.control_draws
+        Task(name=f"control {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "dev"), (arm.arm_id, "test")))
+        for arm in plan.control_arms
     ]
     return datasets + controls
 
@@ -41,25 +41,25 @@ def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]
     controls, trials = control_tasks(plan), trial_tasks(plan, workers=workers)
     if plan.sweep.compute.training_workers == 1:
         return [("trials", controls + trials)]
-    training = [replace(task, draws=()) for task in trials]
+    training = [replace(task, arms=()) for task in trials]
     drawing = [replace(task, runs=()) for task in trials]
     return [("controls", controls), ("training", training), ("trials", drawing)]
 
 
 def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
-    """One task per pack of training runs: train it, then draw and score the dev pictures of its snapshots.
+    """One task per pack of training runs: train it, then draw and score the dev images of its checkpoints.
 
     The longest first, so that no worker is left alone with a long one at the end (Graham 1969).
     """
     tasks = [task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
-    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
+    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.arms))
 
 
 def race_tasks(plan: Plan, racing: Collection[str], *, workers: int = 1) -> list[Task]:
     """The same, of these training runs alone: those that a scheduler may stop yet."""
     runs = {run_id: run for run_id, run in plan.runs.items() if run_id in racing}
     tasks = [task_of(plan, pack) for pack in planned_packs(replace(plan, runs=runs), workers=workers)]
-    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.draws))
+    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.arms))
 
 
 def shared_out(tasks: Sequence[Task], plan: Plan, *, workers: int) -> list[Task]:
@@ -73,13 +73,13 @@ def shared_out(tasks: Sequence[Task], plan: Plan, *, workers: int) -> list[Task]
         task
         for copy in range(copies)
         for task in tasks
-        if copy == 0 or (not task.runs and copy * 2 * PICTURES_AT_ONCE < _pictures(task, plan))
+        if copy == 0 or (not task.runs and copy * 2 * IMAGES_PER_BATCH < _images(task, plan))
     ]
 
 
-def _pictures(task: Task, plan: Plan) -> int:
-    drawn = sum(len(plan.cells(plan.draws[draw_id], split)) for draw_id, split in task.draws)
-    return drawn + sum(picture_count(plan.datasets[dataset_id].recipe) for dataset_id in task.datasets)
+def _images(task: Task, plan: Plan) -> int:
+    drawn = sum(len(plan.cells(plan.arms[arm_id], split)) for arm_id, split in task.arms)
+    return drawn + sum(image_count(plan.datasets[dataset_id].recipe) for dataset_id in task.datasets)
 
 
 def apart(plan: Plan, task: Task) -> list[Task]:
@@ -88,29 +88,27 @@ def apart(plan: Plan, task: Task) -> list[Task]:
 
 
 def task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:
-    """Train the runs, then draw and score the dev pictures of their snapshots."""
+    """Train the runs, then draw and score the dev images of their checkpoints."""
     return Task(
         name=" ".join(["run", *(run.run_id for run in pack)]),
         runs=tuple(run.run_id for run in pack),
-        draws=tuple((draw.draw_id, "dev") for run in pack for draw in plan.draws_of_run(run.run_id)),
+        arms=tuple((arm.arm_id, "dev") for run in pack for arm in plan.arms_of_run(run.run_id)),
     )
 
 
 def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
-    """Test pictures of the trial selected on dev, and of the controls that are drawn with adapters."""
+    """Test images of the trial selected on dev, and of the controls that are drawn with adapters."""
     trial = next((trial for trial in plan.trials if trial.trial_id == best), None)
     if trial is None or not any(prompt.split == "test" for prompt in plan.sweep.prompts):
         return []
-    draws = [draw for draw in draws_of_trial(plan, trial) if draw.adapters]
-    return [
-        Task(name=f"confirm {draw.arm} {draw.draw_id}", draws=((draw.draw_id, "test"),)) for draw in draws
-    ]
+    arms = [arm for arm in arms_of_trial(plan, trial) if arm.adapters]
+    return [Task(name=f"confirm {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "test"),)) for arm in arms]
 
 
 def trial_task(plan: Plan, trial: Trial) -> Task:
     """Everything one trial needs, its controls included, as one task."""
-    draws = draws_of_trial(plan, trial)
-    others = [adapter.run_id for draw in draws for adapter in draw.adapters if adapter.run_id is not None]
+    arms = arms_of_trial(plan, trial)
+    others = [adapter.run_id for arm in arms for adapter in arm.adapters if adapter.run_id is not None]
     runs = dict.fromkeys([trial.run_id, *others])
     return Task(
         name=f"trial {trial.index} {trial.trial_id}",
@@ -118,10 +116,10 @@ def trial_task(plan: Plan, trial: Trial) -> Task:
             dict.fromkeys(dataset.dataset_id for run_id in runs for dataset in plan.runs[run_id].datasets)
         ),
         runs=tuple(runs),
-        draws=tuple((draw.draw_id, "dev") for draw in draws),
+        arms=tuple((arm.arm_id, "dev") for arm in arms),
     )
 
 
-def draws_of_trial(plan: Plan, trial: Trial) -> list[Draw]:
+def arms_of_trial(plan: Plan, trial: Trial) -> list[ResolvedArm]:
     """A trial's arms in the order of the sweep."""
-    return [plan.draws[draw_id] for draw_id in trial.draws.values()]
+    return [plan.arms[arm_id] for arm_id in trial.arms.values()]

@@ -1,9 +1,9 @@
-"""What is read off a drawn picture and its prompt. A metric never sees a model, an arm or a trial."""
+"""What is read off a drawn image and its prompt. A metric never sees a model, an arm or a trial."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.metrics.weights import metric_fingerprint
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["build_metrics", "metric_fingerprint"]
 
 
-def build_metrics(specs: Sequence[MetricSpec], *, device: str | None = None) -> "Scorer":
+def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None) -> "Scorer":
     """The scorer of these metrics; each encoder is loaded once. `device` null: CUDA where there is one.
 
     Raises ModelError where weights are missing or do not fit.
@@ -31,19 +31,19 @@ def build_metrics(specs: Sequence[MetricSpec], *, device: str | None = None) -> 
             encoders[name] = Encoder(name, device=device or default_device())
         return encoders[name]
 
-    def build(spec: MetricSpec) -> "Metric":
-        match spec:
+    def build(config: MetricConfig) -> "Metric":
+        match config:
             case ClipScoreMetric():
                 from harness.metrics.clip_score import ClipScore
 
-                return ClipScore(encoder(spec.encoder))
+                return ClipScore(encoder(config.encoder))
             case AestheticMetric():
                 from harness.metrics.aesthetic import Aesthetic, load_head
 
-                return Aesthetic(encoder(spec.encoder), load_head(spec.head))
-            case GuardMetric():
+                return Aesthetic(encoder(config.encoder), load_head(config.head))
+            case ImageStatsMetric():
                 from harness.metrics.image_stats import Guard
 
-                return Guard(spec.kind)
+                return Guard(config.kind)
 
-    return Scorer([build(spec) for spec in specs])
+    return Scorer([build(config) for config in configs])

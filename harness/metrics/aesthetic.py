@@ -1,4 +1,4 @@
-"""How good does the picture look? A linear head on the unit picture embedding, b + w·ê."""
+"""How good does the image look? A linear head on the unit image embedding, b + w·ê."""
 
 import hashlib
 import pickle
@@ -58,7 +58,7 @@ class Aesthetic:
         self.weights_hash = hashlib.sha256(both.encode()).hexdigest()[:16]
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        """One rating per picture."""
+        """One rating per image."""
         embeddings_BD = batch.embeddings(self.encoder).double()
         ratings_B = self.head.bias + (embeddings_BD * self.head.weight_D).sum(dim=1)
         return [measurement(value) for value in ratings_B.tolist()]

@@ -1,4 +1,4 @@
-"""Does the picture show what the prompt says?"""
+"""Does the image show what the prompt says?"""
 
 from torchmetrics.functional import cosine_similarity
 
@@ -8,10 +8,10 @@ from harness.metrics.metric import Batch, Measurement, measurement
 
 
 class ClipScore:
-    """Cosine of the picture's and the plain prompt's CLIP embeddings, times 100; higher is better.
+    """Cosine of the image's and the plain prompt's CLIP embeddings, times 100; higher is better.
 
     After Hessel et al. 2021 (arXiv 2104.08718), without their factor 2.5 and their clamp at 0, which would
-    hide differences between bad pictures. Range −100 to 100; real pairs lie at about 20–35 for ViT-L/14.
+    hide differences between bad images. Range −100 to 100; real pairs lie at about 20–35 for ViT-L/14.
     The prompt is the one the user wrote, without compel's weights and whatever the arm's negative prompt.
     One longer than the encoder's context is cut (end token kept) and marked `prompt_truncated`.
 
@@ -26,7 +26,7 @@ class ClipScore:
         self.weights_hash = encoder.weights_hash
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        """One cosine × 100 per picture."""
+        """One cosine × 100 per image."""
         prompts_BD, truncated = self.encoder.embed_prompts(batch.prompts)
         cosines_B = cosine_similarity(
             batch.embeddings(self.encoder).double(), prompts_BD.double(), reduction="none"

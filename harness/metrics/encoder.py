@@ -1,4 +1,4 @@
-"""The one door to open_clip: pictures and words to unit embeddings.
+"""The one door to open_clip: images and words to unit embeddings.
 
 Shape legend: B rows, T tokens, D embedding width.
 """
@@ -26,7 +26,7 @@ class Encoder:
     """A CLIP, loaded once, in fp32 and evaluation mode.
 
     `name` is `emoji`, `local-dir:PATH` or `architecture/pretrained`. Preprocessing is open_clip's for
-    evaluation: on PIL pictures, hence with antialiasing, and without chance.
+    evaluation: on PIL images, hence with antialiasing, and without chance.
     """
 
     def __init__(self, name: str, *, device: str) -> None:
@@ -48,11 +48,11 @@ class Encoder:
         self._rows_at_once = 1 if self._device.type == "cpu" else 32
 
     @torch.inference_mode()
-    def embed_pictures(self, pictures: Sequence["Image"]) -> torch.Tensor:
-        """Unit embeddings [B, D] of RGB pictures of any size, fp32, on the CPU."""
+    def embed_images(self, images: Sequence["Image"]) -> torch.Tensor:
+        """Unit embeddings [B, D] of RGB images of any size, fp32, on the CPU."""
         parts = [
-            self._encode_images(torch.stack([self._preprocess(picture) for picture in part]))
-            for part in _slices(pictures, self._rows_at_once)
+            self._encode_images(torch.stack([self._preprocess(image) for image in part]))
+            for part in _slices(images, self._rows_at_once)
         ]
         return torch.cat(parts)
 
@@ -60,7 +60,7 @@ class Encoder:
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[torch.Tensor, list[bool]]:
         """Unit embeddings [B, D] of prompts, and whether each was cut to the encoder's context."""
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._prompts:  # a sweep has few prompts and many pictures
+            if prompt not in self._prompts:  # a sweep has few prompts and many images
                 tokens_1T = self._tokenizer([prompt])
                 embedding_1D = self._model.encode_text(tokens_1T.to(self._device), normalize=True)
                 self._prompts[prompt] = (embedding_1D.float().cpu(), self._is_cut(prompt, tokens_1T))
@@ -69,7 +69,7 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """D, the width of the embedding that pictures and prompts share."""
+        """D, the width of the embedding that images and prompts share."""
         return self.embed_prompts([""])[0].shape[1]
 
     def _encode_images(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
@@ -123,8 +123,8 @@ def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _slices(pictures: Sequence["Image"], size: int) -> Iterable[Sequence["Image"]]:
-    return (pictures[start : start + size] for start in range(0, len(pictures), size))
+def _slices(images: Sequence["Image"], size: int) -> Iterable[Sequence["Image"]]:
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Numbers read off the pixels, without weights: they show when a "better" picture is only a louder one.
+"""Numbers read off the pixels, without weights: they show when a "better" image is only a louder one.
 
 More guidance raises preference scores and saturation together ("Guidance Matters", arXiv 2602.22570), so a
 gain that comes with much more saturation, clipping or contrast may be no gain. None has a better direction.
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.config.schema.metric import GuardMetric
+from harness.config.schema.metric import ImageStatsMetric
 from harness.metrics.metric import Batch, Measurement, measurement
 
 Pixels = NDArray[np.uint8]
@@ -44,7 +44,7 @@ def sharpness(pixels_HW3: Pixels) -> float:
     """Variance of the 4-neighbour Laplacian of luma over inner pixels, in grey levels squared; 0 is flat.
 
     The usual measure of focus (Pech-Pacheco et al. 2000). Noise raises it as edges do. NaN, hence null, for a
-    picture below 3 × 3 pixels. Not comparable between resolutions.
+    image below 3 × 3 pixels. Not comparable between resolutions.
     """
     grey = luma(pixels_HW3)
     if min(grey.shape) < 3:
@@ -58,14 +58,14 @@ class Guard:
     """One guard as a metric."""
 
     weights_hash = None
-    version = GuardMetric.version
+    version = ImageStatsMetric.version
 
     def __init__(self, kind: GuardKind) -> None:
         self.kind = kind
         self._function = _function(kind)
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        """One number per picture."""
+        """One number per image."""
         return [measurement(self._function(pixels)) for pixels in batch.pixels]
 
 

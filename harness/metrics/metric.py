@@ -1,6 +1,6 @@
-"""What a metric is: pictures and prompts in, one number or one reason each out.
+"""What a metric is: images and prompts in, one number or one reason each out.
 
-Shape legend: B pictures, D embedding width, H W pixels.
+Shape legend: B images, D embedding width, H W pixels.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One metric of one picture: a finite value, or null and the reason."""
+    """One metric of one image: a finite value, or null and the reason."""
 
     value: float | None
     reason: str | None = None
@@ -40,26 +40,26 @@ def measurement(value: float, *, prompt_truncated: bool | None = None) -> Measur
 
 @dataclass(frozen=True)
 class Batch:
-    """Readable RGB pictures with their plain prompts. Embeds them once per encoder, whoever asks."""
+    """Readable RGB images with their plain prompts. Embeds them once per encoder, whoever asks."""
 
-    pictures: Sequence["Image"]
+    images: Sequence["Image"]
     prompts: Sequence[str]
     _embeddings: "dict[Encoder, torch.Tensor]" = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> list["np.ndarray"]:
-        """The pictures as uint8 arrays [H, W, 3]."""
-        return [np.asarray(picture) for picture in self.pictures]
+        """The images as uint8 arrays [H, W, 3]."""
+        return [np.asarray(image) for image in self.images]
 
     def embeddings(self, encoder: "Encoder") -> "torch.Tensor":
-        """Unit picture embeddings [B, D], fp32, on the CPU."""
+        """Unit image embeddings [B, D], fp32, on the CPU."""
         if encoder not in self._embeddings:
-            self._embeddings[encoder] = encoder.embed_pictures(self.pictures)
+            self._embeddings[encoder] = encoder.embed_images(self.images)
         return self._embeddings[encoder]
 
 
 class Metric(Protocol):
-    """A metric. Each measurement depends on its own picture and prompt alone, never on its neighbours."""
+    """A metric. Each measurement depends on its own image and prompt alone, never on its neighbours."""
 
     @property
     def kind(self) -> str:
@@ -77,5 +77,5 @@ class Metric(Protocol):
         ...
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        """One measurement per picture, in order."""
+        """One measurement per image, in order."""
         ...

@@ -1,4 +1,4 @@
-"""From picture files to rows of the scores table."""
+"""From image files to rows of the scores table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from PIL import Image, UnidentifiedImageError
 from harness.metrics.metric import Batch, Measurement, Metric
 from harness.results.tables import SCORES, typed
 
-PICTURES_AT_ONCE = 32  # open in memory: 100 MB at 1024 px
+IMAGES_PER_BATCH = 32  # open in memory: 100 MB at 1024 px
 
 
 class Scorer:
-    """Scores pictures on several metrics. Metrics that share an encoder share one pass through it.
+    """Scores images on several metrics. Metrics that share an encoder share one pass through it.
 
-    A picture's scores do not depend on the others, on their order or their number: exactly on a CPU, within
+    An image's scores do not depend on the others, on their order or their number: exactly on a CPU, within
     1e-4 on a GPU, whose kernels change with the size of a batch.
     """
 
@@ -26,37 +26,37 @@ class Scorer:
     def score(self, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
         """The scores table's rows for every (image, metric), in the order of `images`, then of the metrics.
 
-        `images` has columns image_id, prompt and path (relative to `folder`). A picture that cannot be read
+        `images` has columns image_id, prompt and path (relative to `folder`). An image that cannot be read
         gives null and the reason on every metric.
         """
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), PICTURES_AT_ONCE):
-            rows.extend(self._rows(images.iloc[start : start + PICTURES_AT_ONCE], folder))
+        for start in range(0, len(images), IMAGES_PER_BATCH):
+            rows.extend(self._rows(images.iloc[start : start + IMAGES_PER_BATCH], folder))
         return typed(pd.DataFrame(rows, columns=SCORES.names), SCORES)
 
     def _rows(self, images: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
-        opened = [read_picture(folder / path) for path in images["path"]]
+        opened = [read_image(folder / path) for path in images["path"]]
         readable = [
-            (picture, prompt)
-            for picture, prompt in zip(opened, images["prompt"], strict=True)
-            if not isinstance(picture, str)
+            (image, prompt)
+            for image, prompt in zip(opened, images["prompt"], strict=True)
+            if not isinstance(image, str)
         ]
-        batch = Batch([picture for picture, _ in readable], [prompt for _, prompt in readable])
+        batch = Batch([image for image, _ in readable], [prompt for _, prompt in readable])
         measured = [iter(metric.measure(batch) if readable else ()) for metric in self.metrics]
-        for image_id, picture in zip(images["image_id"], opened, strict=True):
+        for image_id, image in zip(images["image_id"], opened, strict=True):
             for metric, measurements in zip(self.metrics, measured, strict=True):
                 yield _row(
-                    image_id, metric, _unreadable(picture) if isinstance(picture, str) else next(measurements)
+                    image_id, metric, _unreadable(image) if isinstance(image, str) else next(measurements)
                 )
 
 
-def read_picture(path: Path) -> Image.Image | str:
-    """The picture in RGB, or why it cannot be read."""
+def read_image(path: Path) -> Image.Image | str:
+    """The image in RGB, or why it cannot be read."""
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
     except UnidentifiedImageError:
-        return "not a picture"
+        return "not an image"
     except OSError as error:  # without the path, so that the reason is the same in every workspace
         return error.strerror or str(error)
     except (
@@ -75,7 +75,7 @@ def default_device() -> str:
 
 
 def _unreadable(why: str) -> Measurement:
-    return Measurement(value=None, reason=f"the picture cannot be read: {why}")
+    return Measurement(value=None, reason=f"the image cannot be read: {why}")
 
 
 def _row(image_id: str, metric: Metric, measured: Measurement) -> dict[str, Any]:

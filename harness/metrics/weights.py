@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.config.schema.base import fingerprint
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.errors import ModelError
 
 EMBEDDED = Path(__file__).parent / "emoji"
@@ -42,20 +42,20 @@ def head_file(head: str) -> Path:
     return path
 
 
-def metric_fingerprint(spec: MetricSpec) -> str:
-    """16 hex digits of all that decides a metric's numbers for given pictures and prompts.
+def metric_fingerprint(config: MetricConfig) -> str:
+    """16 hex digits of all that decides a metric's numbers for given images and prompts.
 
     Local weights count by content, wherever they lie; weights that open_clip fetches count by name.
     Raises ModelError where a local file is missing.
     """
-    match spec:
-        case GuardMetric():
-            return fingerprint("metric", metric=spec.kind, version=spec.version)
+    match config:
+        case ImageStatsMetric():
+            return fingerprint("metric", metric=config.kind, version=config.version)
         case ClipScoreMetric():
-            parts = {"encoder": _encoder_identity(spec.encoder)}
+            parts = {"encoder": _encoder_identity(config.encoder)}
         case AestheticMetric():
-            parts = {"encoder": _encoder_identity(spec.encoder), "head": _digest(head_file(spec.head))}
-    return fingerprint("metric", metric=spec.kind, version=spec.version, **parts)
+            parts = {"encoder": _encoder_identity(config.encoder), "head": _digest(head_file(config.head))}
+    return fingerprint("metric", metric=config.kind, version=config.version, **parts)
 
 
 def _encoder_identity(encoder: str) -> str:

@@ -30,7 +30,7 @@ CONTRAST_COLUMNS = {  # column of the summary → last part of the key in W&B
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Pictures of one prompt and seed in several arms, side by side, and what they are."""
+    """Images of one prompt and seed in several arms, side by side, and what they are."""
 
     paths: tuple[str, ...]  # relative to the workspace, in the caption's order
     caption: str
@@ -60,7 +60,7 @@ class Run:
 def trial_runs(results: "Results", workspace: "Workspace", *, images_per_trial: int) -> Iterator[Run]:
     """One run per trial, failed and missing ones too.
 
-    Raises StageError if the training record of an adapter is missing or damaged.
+    Raises ArtifactError if the training record of an adapter is missing or damaged.
     """
     sweep = results.sweep
     axes = [axis for axis in sweep["axes"] if axis in results.trials]
@@ -122,29 +122,29 @@ def sweep_run(results: "Results", workspace: "Workspace") -> Run:
 
 
 def side_by_side(workspace: "Workspace", strip: Strip) -> Image.Image | None:
-    """The strip as one picture; null where one of its pictures is gone or unreadable."""
-    pictures = []
+    """The strip as one image; null where one of its images is gone or unreadable."""
+    images = []
     for path in strip.paths:
         try:
             with Image.open(workspace.file(path)) as opened:
-                pictures.append(opened.convert("RGB"))
+                images.append(opened.convert("RGB"))
         except OSError:
             return None
-    gap = max(2, pictures[0].width // 32)
+    gap = max(2, images[0].width // 32)
     sheet = Image.new(
-        "RGB", (sum(p.width + gap for p in pictures) - gap, max(p.height for p in pictures)), "white"
+        "RGB", (sum(p.width + gap for p in images) - gap, max(p.height for p in images)), "white"
     )
     x = 0
-    for picture in pictures:
-        sheet.paste(picture, (x, 0))
-        x += picture.width + gap
+    for image in images:
+        sheet.paste(image, (x, 0))
+        x += image.width + gap
     return sheet
 
 
 def _mean_scores(results: "Results") -> dict[str, dict[str, float]]:
-    """Trial id → mean score of each split, arm and metric over the pictures that have one."""
-    pictures = results.images[["draw_id", "image_id", "split"]]
-    table = results.draws.merge(pictures, on="draw_id").merge(results.scores, on="image_id")
+    """Trial id → mean score of each split, arm and metric over the images that have one."""
+    images = results.images[["arm_id", "image_id", "split"]]
+    table = results.arms.merge(images, on="arm_id").merge(results.scores, on="image_id")
     means = table.dropna(subset=["value"]).groupby(["trial_id", "split", "arm", "metric"])["value"].mean()
     found: dict[str, dict[str, float]] = {}
     for row in means.reset_index().to_dict("records"):
@@ -166,19 +166,19 @@ def _strips(results: "Results", trial_id: str, limit: int) -> Iterator[Strip]:
     """The first `limit` dev pairs in the order of the prompts, every arm that has one, controls first."""
     primary = results.sweep["analysis"]["primary"]
     scores = results.scores.loc[results.scores["metric"] == primary, ["image_id", "value"]]
-    draws = results.draws[results.draws["trial_id"] == trial_id].drop(columns="trial_id")
-    if draws["is_control"].all() or limit == 0:
+    arms = results.arms[results.arms["trial_id"] == trial_id].drop(columns="trial_id")
+    if arms["is_control"].all() or limit == 0:
         return
-    images = results.images.loc[results.images["split"] == "dev"].drop(columns=["arm", "trial_id"])
-    pictures = draws.merge(images, on="draw_id").merge(scores, on="image_id", how="left")
-    arms = [arm["name"] for arm in results.sweep["arms"]]
+    frame = results.images.loc[results.images["split"] == "dev"].drop(columns=["arm", "trial_id"])
+    images = arms.merge(frame, on="arm_id").merge(scores, on="image_id", how="left")
+    names = [arm["name"] for arm in results.sweep["arms"]]
     prompts = [prompt["text"] for prompt in results.sweep["prompts"]]
-    pictures["place"] = pictures["is_control"].map({True: 0, False: 1}) * len(arms) + pictures["arm"].map(
-        arms.index
+    images["place"] = images["is_control"].map({True: 0, False: 1}) * len(names) + images["arm"].map(
+        names.index
     )
-    pictures["prompt_place"] = pictures["prompt"].map(prompts.index)
+    images["prompt_place"] = images["prompt"].map(prompts.index)
     shown = 0
-    for (_, seed), cell in pictures.groupby(["prompt_place", "seed"]):
+    for (_, seed), cell in images.groupby(["prompt_place", "seed"]):
         if cell["is_control"].all() or shown == limit:
             continue
         cell = cell.sort_values("place")
@@ -195,7 +195,7 @@ def _losses(workspace: "Workspace", adapter_path: str | None) -> tuple[float, ..
     """The loss of each training step; none if the trial has no adapter."""
     if not isinstance(adapter_path, str):
         return ()
-    return tuple(TrainingRecord.parse(workspace.stage(adapter_path).read(RECORD)).losses)
+    return tuple(TrainingRecord.parse(workspace.artifact(adapter_path).read(RECORD)).losses)
 
 
 def _known(values: dict[str, Any]) -> dict[str, float | int | str | bool]:

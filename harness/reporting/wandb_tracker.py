@@ -1,6 +1,6 @@
 """Mirrors of a finished sweep. The parquet tables stay the truth; a tracker only shows them elsewhere.
 
-Written by the driver alone, after the tables: pictures that workers made on other machines are there, and
+Written by the driver alone, after the tables: images that workers made on other machines are there, and
 nothing that a tracker does can cost a sweep its results.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.config.schema.sweep import NoTracking, TrackingSpec, WandbTracking
+from harness.config.schema.sweep import NoTracking, TrackingConfig, WandbTracking
 from harness.errors import TrackingError
 from harness.reporting.wandb_runs import Run, side_by_side, sweep_run, trial_runs
 
@@ -34,13 +34,13 @@ class Tracker(Protocol):
         ...
 
 
-def make_tracker(spec: TrackingSpec, *, folder: Path) -> Tracker:
+def make_tracker(config: TrackingConfig, *, folder: Path) -> Tracker:
     """The tracker of a specification. What it writes on this machine lies below `folder`."""
-    match spec:
+    match config:
         case NoTracking():
             return NoTracker()
         case WandbTracking():
-            return WandbTracker(spec, folder)
+            return WandbTracker(config, folder)
 
 
 class NoTracker:
@@ -58,19 +58,19 @@ class WandbTracker:
     replaced as long as it was not synced.
     """
 
-    def __init__(self, spec: WandbTracking, folder: Path) -> None:
+    def __init__(self, config: WandbTracking, folder: Path) -> None:
         """Nothing is written before `publish`."""
-        self.spec = spec
+        self.config = config
         self.folder = folder.resolve()
         self._ledger = self.folder / "wandb" / "published.json"
 
     def publish(self, results: "Results", workspace: "Workspace") -> None:
         """Mirror the results. Any failure of W&B is a TrackingError."""
         runs = [
-            *trial_runs(results, workspace, images_per_trial=self.spec.images_per_trial),
+            *trial_runs(results, workspace, images_per_trial=self.config.images_per_trial),
             sweep_run(results, workspace),
         ]
-        target = f"{self.spec.mode} {self.spec.entity or ''}/{self.spec.project}"
+        target = f"{self.config.mode} {self.config.entity or ''}/{self.config.project}"
         try:
             with _quiet_wandb(self.folder):
                 published = self._read_ledger()
@@ -91,11 +91,11 @@ class WandbTracker:
         """Write one run; gives the folder it was written to, relative to `wandb/`."""
         import wandb
 
-        if self.spec.mode == "online" and not wandb.login(prompt=False):
+        if self.config.mode == "online" and not wandb.login(prompt=False):
             raise TrackingError("not logged in; run `wandb login`, or set tracking.mode: offline")
         handle = wandb.init(
-            project=self.spec.project,
-            entity=self.spec.entity,
+            project=self.config.project,
+            entity=self.config.entity,
             id=run.run_id,
             name=run.name,
             group=run.group,
@@ -104,7 +104,7 @@ class WandbTracker:
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(
-                mode=self.spec.mode,
+                mode=self.config.mode,
                 root_dir=str(self.folder),
                 quiet=True,
                 silent=True,
@@ -131,7 +131,7 @@ class WandbTracker:
                 (image, strip.caption) for strip in run.strips if (image := side_by_side(workspace, strip))
             ]
             if strips:
-                shown["pictures"] = [wandb.Image(image, caption=caption) for image, caption in strips]
+                shown["images"] = [wandb.Image(image, caption=caption) for image, caption in strips]
             if run.report is not None:
                 shown["report"] = wandb.Html(Path(run.report).read_text(encoding="utf-8"), inject=False)
             if shown:
@@ -143,7 +143,7 @@ class WandbTracker:
 
     def _drop_unsynced(self, known: dict[str, str] | None) -> None:
         """Remove our earlier offline copy of a run, unless W&B has it already."""
-        if known is None or self.spec.mode != "offline":
+        if known is None or self.config.mode != "offline":
             return
         earlier = self._ledger.parent / known["folder"]
         if earlier.is_dir() and not list(earlier.glob("*.synced")):

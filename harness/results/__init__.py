@@ -16,7 +16,7 @@ __all__ = ["Results", "load"]
 def load(path: str | Path) -> Results:
     """The results in WORKSPACE/sweeps/NAME.
 
-    Raises WorkspaceError where the folder is missing or holds no finished sweep, StageError where a table is
+    Raises WorkspaceError if the folder is missing or holds no finished sweep, ArtifactError if a table is
     damaged or of another schema version.
     """
     return Results.read(Workspace.of_sweep(path)[1])

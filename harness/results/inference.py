@@ -1,6 +1,6 @@
 """Inference on a mean of prompt-level differences, for many contrasts at once. Pure functions on arrays.
 
-The prompt is the unit: pictures of one prompt share its difficulty, so treating them as independent gives
+The prompt is the unit: images of one prompt share its difficulty, so treating them as independent gives
 intervals that are too narrow (Miller 2024, arXiv 2411.00640). Each prompt enters as the mean difference over
 its seeds, and prompts are resampled or flipped whole. Resampling the seeds inside a resampled prompt as well
 would count the variance between seeds twice (Davison & Hinkley 1997, §3.8; Field & Welsh 2007): the spread

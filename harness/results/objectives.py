@@ -36,7 +36,7 @@ def front(gains_TO: pd.DataFrame) -> list[str]:
 
 
 def _contrast(summary: pd.DataFrame, objective: ContrastObjective) -> pd.Series:
-    """`objective` names its metric, arm and control (`SweepSpec.meant`)."""
+    """`objective` names its metric, arm and control (`SweepConfig.meant`)."""
     rows = summary[
         (summary["metric"] == objective.metric)
         & (summary["arm"] == objective.arm)

@@ -1,4 +1,4 @@
-"""Pairs: two pictures of the same prompt and seed, drawn by two arms from the same latents.
+"""Pairs: two images of the same prompt and seed, drawn by two arms from the same latents.
 
 Shape legend: D draws, M metrics, C cells (prompt × seed), K contrasts (trial × arm against one control).
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.errors import StageError
+from harness.errors import ArtifactError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -21,94 +21,94 @@ Ints = NDArray[np.intp]
 class Grid:
     """All scores of a sweep as one dense block, so that pairing is subtraction.
 
-    A cell is a prompt and seed of which any draw has a picture. Cells are in the order of split, prompt id
-    and seed, whatever the order of the pictures: statistics that draw random numbers then do not depend on
+    A cell is a prompt and seed of which any draw has an image. Cells are in the order of split, prompt id
+    and seed, whatever the order of the images: statistics that draw random numbers then do not depend on
     which worker finished first.
     """
 
     images: pd.DataFrame
     scores: pd.DataFrame
     metrics: tuple[str, ...]
-    draws: pd.Index  # [D]
+    arms: pd.Index  # [D]
     cells: pd.DataFrame  # [C] prompt_id, prompt, split, seed
     value_DMC: Floats  # NaN where there is no score
-    image_DC: Ints  # row of `images`, −1 where there is no picture
-    latents_DC: Ints  # code of the starting latents, −1 where there is no picture
+    image_DC: Ints  # row of `images`, −1 where there is no image
+    latents_DC: Ints  # code of the starting latents, −1 where there is no image
 
     @classmethod
     def build(cls, images: pd.DataFrame, scores: pd.DataFrame, *, metrics: Sequence[str]) -> "Grid":
-        """The block of these pictures and scores. Scores of other pictures or metrics are left out."""
-        assert images["image_id"].is_unique, "a picture stands twice in the images table"
-        assert images["latent_hash"].notna().all(), "a picture without the hash of its latents"
+        """The block of these images and scores. Scores of other images or metrics are left out."""
+        assert images["image_id"].is_unique, "an image stands twice in the images table"
+        assert images["latent_hash"].notna().all(), "an image without the hash of its latents"
         keys = ["split", "prompt_id", "seed"]
         cells = images[[*keys, "prompt"]].drop_duplicates().sort_values(keys, ignore_index=True)
         assert not cells.duplicated(keys).any(), "one prompt id stands for two prompts"
-        draws = pd.Index(images["draw_id"].unique())
-        draw = draws.get_indexer(pd.Index(images["draw_id"]))
+        arms = pd.Index(images["arm_id"].unique())
+        arm = arms.get_indexer(pd.Index(images["arm_id"]))
         cell = pd.MultiIndex.from_frame(cells[keys]).get_indexer(pd.MultiIndex.from_frame(images[keys]))
-        image_DC = np.full((len(draws), len(cells)), -1)
-        image_DC[draw, cell] = np.arange(len(images))
-        assert (image_DC >= 0).sum() == len(images), "a draw has two pictures of one prompt and seed"
+        image_DC = np.full((len(arms), len(cells)), -1)
+        image_DC[arm, cell] = np.arange(len(images))
+        assert (image_DC >= 0).sum() == len(images), "a draw has two images of one prompt and seed"
         latents_DC = np.full(image_DC.shape, -1)
-        latents_DC[draw, cell] = pd.factorize(images["latent_hash"])[0]
+        latents_DC[arm, cell] = pd.factorize(images["latent_hash"])[0]
 
         image = pd.Index(images["image_id"]).get_indexer(pd.Index(scores["image_id"]))
         metric = pd.Index(list(metrics)).get_indexer(pd.Index(scores["metric"]))
         known = (image >= 0) & (metric >= 0)
-        value_DMC = np.full((len(draws), len(metrics), len(cells)), np.nan)
-        value_DMC[draw[image[known]], metric[known], cell[image[known]]] = scores["value"].to_numpy(
+        value_DMC = np.full((len(arms), len(metrics), len(cells)), np.nan)
+        value_DMC[arm[image[known]], metric[known], cell[image[known]]] = scores["value"].to_numpy(
             dtype=float, na_value=np.nan
         )[known]
         return cls(
             images=images,
             scores=scores,
             metrics=tuple(metrics),
-            draws=draws,
+            arms=arms,
             cells=cells,
             value_DMC=value_DMC,
             image_DC=image_DC,
             latents_DC=latents_DC,
         )
 
-    def rows(self, draw_ids: pd.Series) -> Ints:
-        """Row of each draw in the block; −1 for one without pictures."""
-        return np.asarray(self.draws.get_indexer(pd.Index(draw_ids)))
+    def rows(self, arm_ids: pd.Series) -> Ints:
+        """Row of each draw in the block; −1 for one without images."""
+        return np.asarray(self.arms.get_indexer(pd.Index(arm_ids)))
 
     def values(self, rows_K: Ints, cells_C: Ints) -> Floats:
-        """Scores [K, M, C] of some draws on some cells; NaN for a draw without pictures."""
+        """Scores [K, M, C] of some draws on some cells; NaN for a draw without images."""
         return _take(self.value_DMC[:, :, cells_C], rows_K, np.nan)
 
-    def pictures(self, rows_K: Ints, cells_C: Ints) -> Ints:
-        """Rows of `images` [K, C]; −1 where there is no picture."""
+    def image_rows(self, rows_K: Ints, cells_C: Ints) -> Ints:
+        """Rows of `images` [K, C]; −1 where there is no image."""
         return _take(self.image_DC[:, cells_C], rows_K, -1)
 
     def check_latents(self, arm_K: Ints, control_K: Ints, cells_C: Ints) -> None:
-        """Raises StageError where the two pictures of a pair did not start from the same latents."""
+        """Raises ArtifactError where the two images of a pair did not start from the same latents."""
         arm_KC, control_KC = (_take(self.latents_DC[:, cells_C], rows, -1) for rows in (arm_K, control_K))
         differs_KC = (arm_KC >= 0) & (control_KC >= 0) & (arm_KC != control_KC)
         if not differs_KC.any():
             return
         contrast, cell = np.argwhere(differs_KC)[0]
         where = self.cells.iloc[cells_C[cell]]
-        arm, control = (self.draws[rows[contrast]] for rows in (arm_K, control_K))
-        raise StageError(
+        arm, control = (self.arms[rows[contrast]] for rows in (arm_K, control_K))
+        raise ArtifactError(
             f"prompt {where['prompt']!r}, seed {where['seed']}: draws {arm} and {control} did not start from "
-            f"the same latents, so their pictures are no pair; delete images/{arm} and images/{control} in "
+            f"the same latents, so their images are no pair; delete images/{arm} and images/{control} in "
             "the workspace and run `harness run` again"
         )
 
 
 def contrasts(
-    trials: pd.DataFrame, draws: pd.DataFrame, *, arms: Sequence[str], control: str
+    trials: pd.DataFrame, arms: pd.DataFrame, *, names: Sequence[str], control: str
 ) -> pd.DataFrame:
     """Every trial × arm with the draw of its control, in order of trial, then of `arms`.
 
     Columns: trial_id, index, trial_reason, arm, arm_place, draw_arm, draw_control.
     """
-    order = {arm: place for place, arm in enumerate(arms)}
-    of_arms = draws[draws["arm"].isin(arms)].rename(columns={"draw_id": "draw_arm"})
-    of_control = draws.loc[draws["arm"] == control, ["trial_id", "draw_id"]].rename(
-        columns={"draw_id": "draw_control"}
+    order = {arm: place for place, arm in enumerate(names)}
+    of_arms = arms[arms["arm"].isin(names)].rename(columns={"arm_id": "draw_arm"})
+    of_control = arms.loc[arms["arm"] == control, ["trial_id", "arm_id"]].rename(
+        columns={"arm_id": "draw_control"}
     )
     frame = trials[["trial_id", "index", "reason"]].rename(columns={"reason": "trial_reason"})
     frame = frame.merge(of_arms, on="trial_id").merge(of_control, on="trial_id", validate="many_to_one")
@@ -124,25 +124,25 @@ def split_cells(grid: Grid, split: str) -> Ints:
 def expected(grid: Grid, arm_K: Ints, cells_C: Ints, split: str) -> NDArray[np.bool_]:
     """Which contrasts [K] a split owes.
 
-    All of them on dev; on test those with a picture, because only the selected trial is drawn there.
+    All of them on dev; on test those with an image, because only the selected trial is drawn there.
     """
     if split == "dev":
         return np.ones(len(arm_K), dtype=bool)
-    drawn: NDArray[np.bool_] = np.any(grid.pictures(arm_K, cells_C) >= 0, axis=1)
+    drawn: NDArray[np.bool_] = np.any(grid.image_rows(arm_K, cells_C) >= 0, axis=1)
     return drawn
 
 
 def pairs_table(
     grid: Grid,
     trials: pd.DataFrame,
-    draws: pd.DataFrame,
+    arms: pd.DataFrame,
     *,
-    arms: Sequence[str],
+    names: Sequence[str],
     control: str,
     split: str | None,
 ) -> pd.DataFrame:
     """The rows of `Results.pairs`."""
-    frame = contrasts(trials, draws, arms=arms, control=control)
+    frame = contrasts(trials, arms, names=names, control=control)
     parts = [_pairs_of_split(grid, frame, control, name) for name in ("dev", "test") if split in (None, name)]
     return pd.concat(parts, ignore_index=True)
 
@@ -204,7 +204,7 @@ def _side_reasons(
     name: str, values: pd.DataFrame, given: pd.Series, *, metric: pd.Series, trial_reason: pd.Series
 ) -> pd.Series:
     scored = given.reindex(pd.MultiIndex.from_arrays([values["image_id"], metric])).set_axis(values.index)
-    undrawn = "no picture" + (" (" + trial_reason + ")").fillna("")
+    undrawn = "no image" + (" (" + trial_reason + ")").fillna("")
     text = name + ": " + scored.fillna("not scored").where(values["image_id"].notna(), undrawn)
     return text.where(values["value"].isna())
 
@@ -212,8 +212,8 @@ def _side_reasons(
 def side(grid: Grid, rows_K: Ints, cells_C: Ints, at: tuple[Ints, Ints, Ints]) -> pd.DataFrame:
     """value, image_id and path of one side of the pairs at (contrast, metric, cell)."""
     k, m, c = at
-    picture = grid.pictures(rows_K, cells_C)[k, c]
-    found = grid.images[["image_id", "path"]].reset_index(drop=True).reindex(picture).reset_index(drop=True)
+    image = grid.image_rows(rows_K, cells_C)[k, c]
+    found = grid.images[["image_id", "path"]].reset_index(drop=True).reindex(image).reset_index(drop=True)
     return found.assign(value=grid.values(rows_K, cells_C)[k, m, c])
 
 

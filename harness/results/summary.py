@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.config.schema.evaluation import AnalysisSpec
-from harness.config.schema.metric import MetricSpec
-from harness.errors import SpecError
+from harness.config.schema.evaluation import AnalysisConfig
+from harness.config.schema.metric import MetricConfig
+from harness.errors import ConfigError
 from harness.results.inference import bootstrap_interval, sign_flip_p, too_few
 from harness.results.pairing import (
     Floats,
@@ -33,12 +33,12 @@ from harness.results.tables import SUMMARY, typed
 
 def summarise(
     trials: pd.DataFrame,
-    draws: pd.DataFrame,
+    arms: pd.DataFrame,
     images: pd.DataFrame,
     scores: pd.DataFrame,
     *,
-    analysis: AnalysisSpec,
-    metrics: Sequence[MetricSpec],
+    analysis: AnalysisConfig,
+    metrics: Sequence[MetricConfig],
 ) -> pd.DataFrame:
     """The summary table: one row per trial × arm × control × metric × split, in that nesting.
 
@@ -49,16 +49,16 @@ def summarise(
     metric, split). `win_rate` is the share of pairs in which the arm is better (for a metric without a better
     direction: higher), ties counting one half.
 
-    On dev every trial has its rows; on test those with pictures. A number that does not exist is null, and
+    On dev every trial has its rows; on test those with images. A number that does not exist is null, and
     `reason` says why: no pairs, too few prompts for an interval, or the same difference on every prompt.
-    Raises StageError where the pictures of a pair did not start from the same latents.
+    Raises ArtifactError where the images of a pair did not start from the same latents.
     """
     grid = Grid.build(images, scores, metrics=[metric.kind for metric in metrics])
-    is_control = draws.drop_duplicates("arm").set_index("arm")["is_control"].astype(bool)
-    arms, controls = list(is_control.index[~is_control]), list(is_control.index[is_control])
+    is_control = arms.drop_duplicates("arm").set_index("arm")["is_control"].astype(bool)
+    names, controls = list(is_control.index[~is_control]), list(is_control.index[is_control])
     frames = []
     for place, control in enumerate(controls):
-        frame = contrasts(trials, draws, arms=arms, control=control)
+        frame = contrasts(trials, arms, names=names, control=control)
         for split in ("dev", "test"):
             rows = _summarise_split(grid, frame, split, analysis=analysis, metrics=metrics)
             frames.append(rows.assign(control=control, control_place=place))
@@ -71,16 +71,16 @@ def summarise(
 
 
 def mean_difference(
-    images: pd.DataFrame, scores: pd.DataFrame, *, arm: str, control: str, metric: str
+    images: pd.DataFrame, scores: pd.DataFrame, *, own: str, control: str, metric: str
 ) -> float | None:
     """One draw − another on a metric: the mean over prompts of each prompt's mean difference over its seeds.
 
-    Null where they have no pair with both scores. Raises StageError where the pictures of a pair did not
+    Null where they have no pair with both scores. Raises ArtifactError where the images of a pair did not
     start from the same latents.
     """
     grid = Grid.build(images, scores, metrics=[metric])
     cells_C = np.arange(len(grid.cells))
-    arm_K, control_K = (grid.rows(pd.Series([draw])) for draw in (arm, control))
+    arm_K, control_K = (grid.rows(pd.Series([arm])) for arm in (own, control))
     grid.check_latents(arm_K, control_K, cells_C)
     means = prompt_means(
         grid.values(arm_K, cells_C)[:, 0],
@@ -92,16 +92,16 @@ def mean_difference(
     return found if np.isfinite(found) else None
 
 
-def select_best(summary: pd.DataFrame, analysis: AnalysisSpec) -> str | None:
+def select_best(summary: pd.DataFrame, analysis: AnalysisConfig) -> str | None:
     """The trial that is best on dev prompts: primary metric, mean difference to `analysis.control`.
 
     Where several arms use a trial's adapter, its best arm counts. The first trial wins a tie. Null where no
-    trial has a difference. Raises SpecError where the primary metric has no better direction.
+    trial has a difference. Raises ConfigError where the primary metric has no better direction.
     """
     rows = summary[(summary["metric"] == analysis.primary) & (summary["split"] == "dev")]
     if rows["higher_is_better"].isna().any():
         directed = summary.loc[summary["higher_is_better"].notna(), "metric"].unique()
-        raise SpecError(
+        raise ConfigError(
             f"analysis.primary {analysis.primary!r} has no better direction, so it cannot select a trial; "
             f"allowed: {', '.join(directed) or 'clip_score or aesthetic, once they are among the metrics'}"
         )
@@ -164,7 +164,7 @@ def prompt_means(arm_KC: Floats, control_KC: Floats, prompt_C: Ints, *, sign_K: 
     )
 
 
-def infer(difference_NK: Floats, analysis: AnalysisSpec) -> pd.DataFrame:
+def infer(difference_NK: Floats, analysis: AnalysisConfig) -> pd.DataFrame:
     """ci_low, ci_high, p_value and reason of each contrast, from prompt-level differences.
 
     NaN is a prompt without pairs. Contrasts with as many prompts share their resamples.
@@ -193,7 +193,7 @@ def infer(difference_NK: Floats, analysis: AnalysisSpec) -> pd.DataFrame:
 
 
 def _summarise_split(
-    grid: Grid, frame: pd.DataFrame, split: str, *, analysis: AnalysisSpec, metrics: Sequence[MetricSpec]
+    grid: Grid, frame: pd.DataFrame, split: str, *, analysis: AnalysisConfig, metrics: Sequence[MetricConfig]
 ) -> pd.DataFrame:
     """Rows of all contrasts with one control on one split, metrics nested in contrasts."""
     cells_C = split_cells(grid, split)
@@ -260,7 +260,7 @@ def _no_pairs(
 ) -> pd.Series:
     """Why a contrast would have no pair at all, told by its first cell."""
     if len(cells_C) == 0:
-        return pd.Series("no pairs: there are no pictures", index=range(len(at[0])), dtype="str")
+        return pd.Series("no pairs: there are no images", index=range(len(at[0])), dtype="str")
     sides: list[Any] = [side(grid, rows_K, cells_C, at) for rows_K in (arm_K, control_K)]
     metric = pd.Series(np.array(grid.metrics, dtype=object)[at[1]], dtype="str")
     reasons = missing_reasons(

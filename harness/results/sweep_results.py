@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from harness.results import tables
 from harness.results.pairing import Grid, pairs_table
 
@@ -19,7 +19,7 @@ class Results:
     """
 
     trials: pd.DataFrame
-    draws: pd.DataFrame
+    arms: pd.DataFrame
     images: pd.DataFrame
     scores: pd.DataFrame
     summary: pd.DataFrame
@@ -36,7 +36,7 @@ class Results:
         return cls(sweep=sweep, **frames)
 
     def pairs(self, *, control: str, arm: str | None = None, split: str | None = None) -> pd.DataFrame:
-        """One row per (trial, arm, prompt, seed, metric): two pictures drawn from the same latents.
+        """One row per (trial, arm, prompt, seed, metric): two images drawn from the same latents.
 
         `control` may be any arm. `arm` null: every other arm in which the trial's own adapter acts. `split`
         null: dev and test. Columns: trial_id, arm, control, prompt_id, prompt, split, seed, metric,
@@ -44,22 +44,22 @@ class Results:
         path_control, reason (why there is no difference, else null). A control that all trials share recurs
         for each.
 
-        Raises SpecError for an unknown name, StageError where the pictures of a pair did not start from the
+        Raises ConfigError for an unknown name, ArtifactError if the images of a pair did not start from the
         same latents.
         """
-        arms = list(dict.fromkeys(self.draws["arm"]))
+        arms = list(dict.fromkeys(self.arms["arm"]))
         _check("control", control, arms)
         _check("arm", arm, [None, *(name for name in arms if name != control)])
         _check("split", split, [None, "dev", "test"])
-        own = list(dict.fromkeys(self.draws.loc[~self.draws["is_control"], "arm"]))
+        own = list(dict.fromkeys(self.arms.loc[~self.arms["is_control"], "arm"]))
         chosen = [name for name in own if name != control] if arm is None else [arm]
         grid = Grid.build(
             self.images, self.scores, metrics=[metric["kind"] for metric in self.sweep["metrics"]]
         )
-        return pairs_table(grid, self.trials, self.draws, arms=chosen, control=control, split=split)
+        return pairs_table(grid, self.trials, self.arms, names=chosen, control=control, split=split)
 
     def wide(self) -> pd.DataFrame:
-        """One row per picture: the columns of `images`, then one per metric (null where not scored)."""
+        """One row per image: the columns of `images`, then one per metric (null where not scored)."""
         metrics = [metric["kind"] for metric in self.sweep["metrics"]]
         values = self.scores.pivot(index="image_id", columns="metric", values="value").reindex(
             columns=metrics
@@ -70,4 +70,4 @@ class Results:
 def _check(what: str, value: str | None, allowed: list[Any]) -> None:
     if value not in allowed:
         names = ", ".join(str(name) for name in allowed if name is not None)
-        raise SpecError(f"{what} {value!r} is not in this sweep; allowed: {names}")
+        raise ConfigError(f"{what} {value!r} is not in this sweep; allowed: {names}")

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 
 SCHEMA_VERSION = "3"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
@@ -40,26 +40,26 @@ TRIALS = _schema(  # one row per trial; before `config` one column per axis, nul
     reason=pa.string(),  # why it is not completed
     run_id=pa.string(),
     dataset_id=pa.string(),
-    config=pa.string(),  # JSON of the TrialSpec
+    config=pa.string(),  # JSON of the TrialConfig
     adapter_path=pa.string(),  # folder, relative to the workspace
     final_loss=pa.float64(),  # mean of the last tenth of the steps
-    validation_loss=pa.float64(),  # at fixed noise on held-out pictures; null where training.holdout is 0
+    validation_loss=pa.float64(),  # at fixed noise on held-out images; null where training.holdout is 0
     train_seconds=pa.float64(),
     selected=pa.bool_(),  # best on the dev prompts
 )
-DRAWS = _schema(  # one row per trial × arm; a shared control's draw recurs
-    "draws",
+ARMS = _schema(  # one row per trial × arm; a shared control's draw recurs
+    "arms",
     trial_id=pa.string(),
     arm=pa.string(),
-    draw_id=pa.string(),
+    arm_id=pa.string(),
     is_control=pa.bool_(),
 )
-IMAGES = _schema(  # one row per picture
+IMAGES = _schema(  # one row per image
     "images",
     image_id=pa.string(),
-    draw_id=pa.string(),
+    arm_id=pa.string(),
     arm=pa.string(),
-    trial_id=pa.string(),  # null where the picture is a control's
+    trial_id=pa.string(),  # null where the image is a control's
     prompt_id=pa.string(),
     prompt=pa.string(),
     tags=pa.list_(pa.string()),
@@ -74,9 +74,9 @@ IMAGES = _schema(  # one row per picture
     path=pa.string(),  # relative to the workspace
     width=pa.int64(),
     height=pa.int64(),
-    draw_seconds=pa.float64(),
+    generation_seconds=pa.float64(),
 )
-SCORES = _schema(  # one row per picture × metric
+SCORES = _schema(  # one row per image × metric
     "scores",
     image_id=pa.string(),
     metric=pa.string(),
@@ -108,7 +108,7 @@ SUMMARY = _schema(  # one row per trial × arm × control × metric × split
     higher_is_better=pa.bool_(),  # null: the metric has no better direction
     reason=pa.string(),  # why a number is null
 )
-SCHEMAS = {"trials": TRIALS, "draws": DRAWS, "images": IMAGES, "scores": SCORES, "summary": SUMMARY}
+SCHEMAS = {"trials": TRIALS, "arms": ARMS, "images": IMAGES, "scores": SCORES, "summary": SUMMARY}
 
 
 def to_arrow(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -145,15 +145,17 @@ def write_table(path: Path, frame: pd.DataFrame, schema: pa.Schema) -> None:
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read one table. Raises StageError where it is missing, damaged or of another schema version."""
+    """Read one table. Raises ArtifactError where it is missing, damaged or of another schema version."""
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowInvalid) as error:
-        raise StageError(f"{path} is missing or damaged; run `harness run` again to write it anew") from error
+        raise ArtifactError(
+            f"{path} is missing or damaged; run `harness run` again to write it anew"
+        ) from error
     version = (table.schema.metadata or {}).get(b"harness_schema", b"none").decode()
     absent = [column for column in schema.names if column not in table.column_names]
     if version != SCHEMA_VERSION or absent:
-        raise StageError(
+        raise ArtifactError(
             f"{path} has schema version {version}, this harness reads {SCHEMA_VERSION}; "
             "run `harness run` again to write it anew (nothing is trained or drawn twice)"
         )
@@ -178,7 +180,7 @@ def write(
     folder: Path,
     *,
     trials: pd.DataFrame,
-    draws: pd.DataFrame,
+    arms: pd.DataFrame,
     images: pd.DataFrame,
     scores: pd.DataFrame,
     summary: pd.DataFrame,
@@ -189,7 +191,7 @@ def write(
     The old `sweep.json` goes first and the new one comes last, so that a folder never mixes two sweeps and
     still looks finished.
     """
-    frames = {"trials": trials, "draws": draws, "images": images, "scores": scores, "summary": summary}
+    frames = {"trials": trials, "arms": arms, "images": images, "scores": scores, "summary": summary}
     text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     tables = {name: to_arrow(frames[name], schema) for name, schema in SCHEMAS.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,11 +215,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
             "or finish the sweep with `harness run`"
         ) from None
     except ValueError as error:
-        raise StageError(
+        raise ArtifactError(
             f"{folder / 'sweep.json'} is damaged; run `harness run` again to write it anew"
         ) from error
     if absent := [fact for fact in FACTS if fact not in sweep]:
-        raise StageError(
+        raise ArtifactError(
             f"{folder / 'sweep.json'} lacks {', '.join(absent)}, so another version of the harness wrote it; "
             "run `harness run` again to write it anew (nothing is trained or drawn twice)"
         )

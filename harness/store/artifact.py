@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 
 MANIFEST = "manifest.json"
 RECORDED = (
@@ -53,17 +53,17 @@ def is_manifest(name: str) -> bool:
 
 
 def is_training_state(name: str) -> bool:
-    """Of a snapshot's files, those that training goes on from."""
+    """Of a checkpoint's files, those that training goes on from."""
     return name.startswith("training_state.")
 
 
 def is_adapter(name: str) -> bool:
-    """Of a snapshot's files, those that pictures are drawn with."""
+    """Of a checkpoint's files, those that images are drawn with."""
     return not is_training_state(name)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Artifact:
     """One folder of the store. `path` is where it is on this machine, once it is finished and `fetch`ed."""
 
     path: Path
@@ -111,7 +111,7 @@ class Stage:
             if not all(isinstance(facts["sha256"], str) for facts in loaded["files"].values()):
                 raise ValueError("its files have no hashes")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StageError(
+            raise ArtifactError(
                 f"{self.place}/{MANIFEST} cannot be read ({error}); delete the folder and run again"
             ) from None
         return loaded
@@ -121,30 +121,30 @@ class Stage:
         return " ".join(_stamp(f"{self.path}/{name}") for name in (MANIFEST, *names))
 
     def read(self, name: str) -> bytes:
-        """A file as it was when the stage was finished. Raises StageError where it is another."""
+        """A file as it was when the stage was finished. Raises ArtifactError where it is another."""
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
-            raise StageError(f"{self.place}/{name} cannot be read: {error.strerror}") from None
+            raise ArtifactError(f"{self.place}/{name} cannot be read: {error.strerror}") from None
         facts = self.manifest()["files"].get(name)
         if facts is None or hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise StageError(f"{self.place}/{name} does not match its manifest")
+            raise ArtifactError(f"{self.place}/{name} does not match its manifest")
         return content
 
     def verify(self) -> None:
-        """Raise StageError for the first file that is missing or does not match its hash."""
+        """Raise ArtifactError for the first file that is missing or does not match its hash."""
         for fault in self.faults():
-            raise StageError(f"{fault}; delete {self.place} and run again")
+            raise ArtifactError(f"{fault}; delete {self.place} and run again")
 
     def whole(self, concerned: Callable[[str], bool] = every) -> bool:
         """True where the manifest can be read and the files with names that are `concerned` match it."""
         try:
             return not any(True for _ in self.faults(concerned))
-        except StageError:
+        except ArtifactError:
             return False
 
     def faults(self, concerned: Callable[[str], bool] = every) -> Iterator[str]:
-        """What is wrong, file by file. Raises StageError where the manifest cannot be read."""
+        """What is wrong, file by file. Raises ArtifactError where the manifest cannot be read."""
         for name, facts in self.manifest()["files"].items():
             file = self.path / name
             if not concerned(name):

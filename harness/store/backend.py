@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from harness.store.artifact import Stage
+from harness.store.artifact import Artifact
 
 Waiting = Callable[[], AbstractContextManager[None]]
 
@@ -43,7 +43,7 @@ class Storage(Protocol):
         """True where the mark is there."""
         ...
 
-    def stage(self, name: str) -> Stage:
+    def artifact(self, name: str) -> Artifact:
         """The stage in this folder, finished or not."""
         ...
 
@@ -62,7 +62,7 @@ class Storage(Protocol):
         """Others have made things: the next survey is to see them."""
         ...
 
-    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+    def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
         """Bring files of many finished stages at once; those that cannot be had are found out when read."""
         ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import WorkspaceError
-from harness.store.artifact import Stage
+from harness.store.artifact import Artifact
 from harness.store.backend import Waiting
 
 
@@ -42,9 +42,9 @@ class LocalStorage:
         """True where the file is there."""
         return (self.root / mark).exists()
 
-    def stage(self, name: str) -> Stage:
+    def artifact(self, name: str) -> Artifact:
         """The stage in this folder, finished or not."""
-        return Stage(self.root / name)
+        return Artifact(self.root / name)
 
     def folders(self, name: str) -> list[str]:
         """Names of the folders in this one, sorted."""
@@ -57,7 +57,7 @@ class LocalStorage:
     def look_again(self) -> None:
         """Each look is a new one."""
 
-    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+    def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
         """They are here."""
 
     def fetch_files(self, folder: str) -> Path:

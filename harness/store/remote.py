@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.errors import StageError
-from harness.store.artifact import MANIFEST, Stage, every, is_manifest, sha256
+from harness.errors import ArtifactError
+from harness.store.artifact import MANIFEST, Artifact, every, is_manifest, sha256
 from harness.store.backend import Waiting
 from harness.store.locks import Leases
 from harness.store.objects import Bucket, Facts
@@ -32,7 +32,7 @@ TOKEN = ".token"  # beside the files on this machine: of which manifest in the b
 
 
 @dataclass(frozen=True)
-class RemoteStage(Stage):
+class RemoteArtifact(Artifact):
     """`path` is where its files come to be; `name` is what it is called in the bucket."""
 
     storage: "RemoteStorage"
@@ -51,12 +51,12 @@ class RemoteStage(Stage):
     def fetch(self, concerned: Callable[[str], bool] = every) -> Path:
         """The folder, its files with names that are `concerned` on this machine, as they were written.
 
-        Raises StageError where one of them is gone or damaged.
+        Raises ArtifactError where one of them is gone or damaged.
         """
         self.storage.fetch([self], concerned)
         for name in self.manifest()["files"]:
             if concerned(name) and not (self.path / name).is_file():
-                raise StageError(f"{self.place}/{name} is missing or does not match its manifest")
+                raise ArtifactError(f"{self.place}/{name} is missing or does not match its manifest")
         return self.path
 
     def contents(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class RemoteStage(Stage):
         return super().manifest()
 
     def read(self, name: str) -> bytes:
-        """A file as it was when the stage was finished. Raises StageError where it is another."""
+        """A file as it was when the stage was finished. Raises ArtifactError where it is another."""
         if not ((self.path / name).is_file() and self._is_here()):
             self.storage.fetch([self], lambda wanted: wanted == name)
         return super().read(name)
@@ -159,7 +159,7 @@ class RemoteStage(Stage):
 
     def lacks(self, concerned: Callable[[str], bool]) -> Sequence[tuple[str, dict[str, Any]]]:
         """Files that are concerned and not on this machine, with what the manifest says of them."""
-        files = Stage.manifest(self)["files"].items()
+        files = Artifact.manifest(self)["files"].items()
         return [
             (name, facts) for name, facts in files if concerned(name) and not (self.path / name).is_file()
         ]
@@ -281,9 +281,9 @@ class RemoteStorage:
         """True where the object is there."""
         return self.bucket.facts(mark) is not None
 
-    def stage(self, name: str) -> RemoteStage:
+    def artifact(self, name: str) -> RemoteArtifact:
         """The stage in this folder, finished or not."""
-        return RemoteStage(path=self.root / name, storage=self, name=name)
+        return RemoteArtifact(path=self.root / name, storage=self, name=name)
 
     def folders(self, name: str) -> list[str]:
         """Names of the folders in this one, sorted."""
@@ -325,49 +325,53 @@ class RemoteStorage:
             return self._survey.files(name)
         return Survey(self.bucket.find(name)).files(name)
 
-    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+    def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
         """Bring files of finished stages to this machine, manifests first; what is here already stays."""
-        wanted = [stage for stage in stages if isinstance(stage, RemoteStage)]
+        wanted = [artifact for artifact in artifacts if isinstance(artifact, RemoteArtifact)]
         self._fetch_manifests(wanted)
-        small: list[tuple[RemoteStage, str, dict[str, Any]]] = []
-        for stage in wanted:
-            with suppress(StageError):  # its manifest is damaged, or gone: found when it is read
-                for name, facts in stage.lacks(concerned):
+        small: list[tuple[RemoteArtifact, str, dict[str, Any]]] = []
+        for artifact in wanted:
+            with suppress(ArtifactError):  # its manifest is damaged, or gone: found when it is read
+                for name, facts in artifact.lacks(concerned):
                     if facts["bytes"] < SMALL:
-                        small.append((stage, name, facts))
+                        small.append((artifact, name, facts))
                     else:
-                        self._fetch_large(stage, name, facts)
+                        self._fetch_large(artifact, name, facts)
         for begin in range(0, len(small), AT_ONCE):
             some = {
-                f"{stage.name}/{name}": (stage, name, facts)
-                for stage, name, facts in small[begin : begin + AT_ONCE]
+                f"{artifact.name}/{name}": (artifact, name, facts)
+                for artifact, name, facts in small[begin : begin + AT_ONCE]
             }
             for full, content in self.bucket.read(list(some)).items():
-                stage, name, facts = some[full]
-                stage.keep(name, content, facts)
+                artifact, name, facts = some[full]
+                artifact.keep(name, content, facts)
 
-    def _fetch_manifests(self, stages: Sequence[RemoteStage]) -> None:
-        tokens = {stage: self.token(stage.name) for stage in stages}
-        for stage, token in tokens.items():
+    def _fetch_manifests(self, artifacts: Sequence[RemoteArtifact]) -> None:
+        tokens = {artifact: self.token(artifact.name) for artifact in artifacts}
+        for artifact, token in tokens.items():
             if token is None:
-                stage.forget()
-        old = [stage for stage, token in tokens.items() if token is not None and not stage.is_current(token)]
+                artifact.forget()
+        old = [
+            artifact
+            for artifact, token in tokens.items()
+            if token is not None and not artifact.is_current(token)
+        ]
         for begin in range(0, len(old), AT_ONCE):
-            some = {f"{stage.name}/{MANIFEST}": stage for stage in old[begin : begin + AT_ONCE]}
+            some = {f"{artifact.name}/{MANIFEST}": artifact for artifact in old[begin : begin + AT_ONCE]}
             contents = self.bucket.read(list(some))
-            for full, stage in some.items():
-                token = tokens[stage]
+            for full, artifact in some.items():
+                token = tokens[artifact]
                 if full in contents and token is not None:
-                    stage.begin_anew(contents[full], token)
+                    artifact.begin_anew(contents[full], token)
                 else:  # gone since it was seen
-                    self._seen.pop(stage.name, None)
-                    stage.forget()
+                    self._seen.pop(artifact.name, None)
+                    artifact.forget()
 
-    def _fetch_large(self, stage: RemoteStage, name: str, facts: dict[str, Any]) -> None:
-        part = stage.path / f".part-{uuid.uuid4().hex[:8]}"
+    def _fetch_large(self, artifact: RemoteArtifact, name: str, facts: dict[str, Any]) -> None:
+        part = artifact.path / f".part-{uuid.uuid4().hex[:8]}"
         try:
-            self.bucket.download(f"{stage.name}/{name}", part)
-            stage.keep_file(name, part, facts)
+            self.bucket.download(f"{artifact.name}/{name}", part)
+            artifact.keep_file(name, part, facts)
         except FileNotFoundError:
             pass  # found when it is read
         finally:
@@ -375,8 +379,8 @@ class RemoteStorage:
 
     def put_stage(self, name: str, files: dict[str, Path], manifest: bytes) -> str:
         """Upload a finished stage, manifest last. Its token; empty where another was as fast."""
-        left_over = [f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)]
-        self.bucket.remove(left_over)
+        partial_folder = [f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)]
+        self.bucket.remove(partial_folder)
         self.bucket.upload({f"{name}/{file}": path for file, path in files.items()})
         first = self.bucket.create(f"{name}/{MANIFEST}", manifest)
         facts = self.bucket.facts(f"{name}/{MANIFEST}")

@@ -2,13 +2,13 @@
 
 Every later sweep of a workspace finds what earlier ones made.
 
-    datasets/<dataset_id>/                  the training pictures of one recipe
+    datasets/<dataset_id>/                  the training images of one recipe
     parts/<dataset_id>/<place>/             some of them, until all are drawn
     latents/<dataset_id>/<view>/            their VAE posteriors: the middle of each, or that mirrored
     texts/<model_id>/<chunk_id>/            some prompts as a model's text encoders have them
-    adapters/<run_id>/steps-000100/         one snapshot of one training run
-    images/<draw_id>/<chunk_id>/            some pictures of one draw, and their rows
-    scores/<metric>/<draw_id>-<chunk_id>/   one metric's scores of those pictures
+    adapters/<run_id>/steps-000100/         one checkpoint of one training run
+    images/<arm_id>/<chunk_id>/            some images of one draw, and their rows
+    scores/<metric>/<arm_id>-<chunk_id>/   one metric's scores of those images
     sweeps/<name>/                          tables, report, the sweep as it was read (sweep.json, the last to
                                             be written) and as it is being run (plan.json, the first)
 
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 from harness.store import Storage, open_storage
-from harness.store.artifact import Stage, every
+from harness.store.artifact import Artifact, every
 from harness.store.backend import Waiting
 
-LEFT_OVERS: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed builder may leave behind
+PARTIAL: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed builder may leave behind
     "dataset": ("datasets/.tmp-{}-*",),
     "part": ("parts/*/.tmp-{}-*",),
     "latents": ("latents/{}/.tmp-*",),
@@ -39,16 +39,16 @@ LEFT_OVERS: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed bu
 }
 
 LOCKS = ".locks"
-SHARES = 8  # of each draw: so many workers at most are at the pictures of one
+SHARES = 8  # of each draw: so many workers at most are at the images of one
 
-PlaceKind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores"]
+PlaceKind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores"]
 FOLDERS: dict[PlaceKind, tuple[str, int]] = {  # and how far below its stages are
     "dataset": ("datasets", 1),
     "part": ("parts", 2),
     "latents": ("latents", 2),
     "texts": ("texts", 2),
-    "snapshot": ("adapters", 2),
-    "pictures": ("images", 2),
+    "checkpoint": ("adapters", 2),
+    "images": ("images", 2),
     "scores": ("scores", 2),
 }
 
@@ -58,7 +58,7 @@ class Place:
     """A folder where a stage is, or was begun. `claim` is what its builder holds."""
 
     kind: PlaceKind
-    stage: Stage
+    artifact: Artifact
     claim: tuple[str, str]
 
 
@@ -72,9 +72,9 @@ def claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
             return kind, name
         case "latents" | "texts":
             return kind, path.parent.name
-        case "snapshot":
+        case "checkpoint":
             return "run", path.parent.name
-        case "pictures":
+        case "images":
             return "draw", path.parent.name
 
 
@@ -85,9 +85,9 @@ def locks_of(kind: str, identity: str) -> list[str]:
     return [f"{LOCKS}/{kind}-{identity}"]
 
 
-def share_lock(draw_id: str, share: int) -> str:
+def share_lock(arm_id: str, share: int) -> str:
     """What is locked to hold one share of a draw."""
-    return f"{LOCKS}/draw-{draw_id}-{share}"
+    return f"{LOCKS}/draw-{arm_id}-{share}"
 
 
 PLAN = "plan.json"
@@ -128,11 +128,11 @@ class Workspace:
         return workspace, workspace.fetch_sweep(name)
 
     @classmethod
-    def of_picture(cls, picture: str) -> tuple[str | None, Path]:
-        """The workspace of a picture that has a URL, else null, and its file on this machine."""
-        if "://" not in picture:
-            return None, Path(picture)
-        address, _, name = picture.rpartition("/images/")
+    def of_image(cls, image: str) -> tuple[str | None, Path]:
+        """The workspace of an image that has a URL, else null, and its file on this machine."""
+        if "://" not in image:
+            return None, Path(image)
+        address, _, name = image.rpartition("/images/")
         return address, cls(address).file(f"images/{name}")
 
     def exists(self) -> bool:
@@ -150,64 +150,64 @@ class Workspace:
         """Others have made things: the next survey is to see them."""
         self._storage.look_again()
 
-    def fetch(self, stages: Iterable[Stage], concerned: Callable[[str], bool]) -> None:
+    def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
         """Bring files of many stages to this machine at once; one that cannot be had is found when read."""
-        self._storage.fetch(stages, concerned)
+        self._storage.fetch(artifacts, concerned)
 
-    def dataset(self, dataset_id: str) -> Stage:
-        """The training pictures of one recipe."""
-        return self.stage(f"datasets/{dataset_id}")
+    def dataset(self, dataset_id: str) -> Artifact:
+        """The training images of one recipe."""
+        return self.artifact(f"datasets/{dataset_id}")
 
-    def part(self, dataset_id: str, first: int) -> Stage:
-        """Some training pictures of a recipe, from this one on."""
-        return self.stage(f"parts/{dataset_id}/{dataset_id}-{first:06d}")
+    def part(self, dataset_id: str, first: int) -> Artifact:
+        """Some training images of a recipe, from this one on."""
+        return self.artifact(f"parts/{dataset_id}/{dataset_id}-{first:06d}")
 
-    def latents(self, dataset_id: str, view: str) -> Stage:
-        """The VAE posteriors of a dataset's pictures, all of them seen in the same way."""
-        return self.stage(f"latents/{dataset_id}/{view}")
+    def latents(self, dataset_id: str, view: str) -> Artifact:
+        """The VAE posteriors of a dataset's images, all of them seen in the same way."""
+        return self.artifact(f"latents/{dataset_id}/{view}")
 
-    def texts(self, model_id: str, chunk_id: str) -> Stage:
+    def texts(self, model_id: str, chunk_id: str) -> Artifact:
         """The embeddings of some texts by one model."""
-        return self.stage(f"texts/{model_id}/{chunk_id}")
+        return self.artifact(f"texts/{model_id}/{chunk_id}")
 
-    def text_chunks(self, model_id: str) -> list[Stage]:
+    def text_chunks(self, model_id: str) -> list[Artifact]:
         """Finished embeddings by one model, in a stable order."""
         return self._finished(f"texts/{model_id}")
 
-    def snapshot(self, run_id: str, steps: int) -> Stage:
+    def checkpoint(self, run_id: str, steps: int) -> Artifact:
         """A training run after `steps` optimizer steps."""
-        return self.stage(f"adapters/{run_id}/steps-{steps:06d}")
+        return self.artifact(f"adapters/{run_id}/steps-{steps:06d}")
 
-    def snapshots(self, run_id: str) -> dict[int, Stage]:
-        """Finished snapshots of a run by steps, ascending; resumable checkpoints are among them."""
+    def checkpoints(self, run_id: str) -> dict[int, Artifact]:
+        """Finished checkpoints of a run by steps, ascending; resumable checkpoints are among them."""
         folder = f"adapters/{run_id}"
         found = {
-            int(name.removeprefix("steps-")): self.stage(f"{folder}/{name}")
+            int(name.removeprefix("steps-")): self.artifact(f"{folder}/{name}")
             for name in self._storage.folders(folder)
             if name.startswith("steps-")
         }
         return {steps: found[steps] for steps in sorted(found) if found[steps].done}
 
-    def images(self, draw_id: str, chunk_id: str) -> Stage:
-        """Some pictures of one draw."""
-        return self.stage(f"images/{draw_id}/{chunk_id}")
+    def images(self, arm_id: str, chunk_id: str) -> Artifact:
+        """Some images of one draw."""
+        return self.artifact(f"images/{arm_id}/{chunk_id}")
 
-    def image_chunks(self, draw_id: str) -> list[Stage]:
-        """Finished pictures of one draw, in a stable order."""
-        return self._finished(f"images/{draw_id}")
+    def image_chunks(self, arm_id: str) -> list[Artifact]:
+        """Finished images of one draw, in a stable order."""
+        return self._finished(f"images/{arm_id}")
 
-    def _finished(self, folder: str) -> list[Stage]:
+    def _finished(self, folder: str) -> list[Artifact]:
         names = self._storage.folders(folder)
-        stages = (self.stage(f"{folder}/{name}") for name in names if not name.startswith("."))
-        return [stage for stage in stages if stage.done]
+        artifacts = (self.artifact(f"{folder}/{name}") for name in names if not name.startswith("."))
+        return [artifact for artifact in artifacts if artifact.done]
 
-    def scores(self, metric: str, chunk: Stage) -> Stage:
+    def scores(self, metric: str, chunk: Artifact) -> Artifact:
         """One metric's scores of one image chunk. `metric` is kind and fingerprint."""
-        return self.stage(f"scores/{metric}/{chunk.path.parent.name}-{chunk.path.name}")
+        return self.artifact(f"scores/{metric}/{chunk.path.parent.name}-{chunk.path.name}")
 
-    def stage(self, name: str) -> Stage:
+    def artifact(self, name: str) -> Artifact:
         """The stage at a path as the tables hold it."""
-        return self._storage.stage(name)
+        return self._storage.artifact(name)
 
     def file(self, name: str) -> Path:
         """A file of a stage by its path in the tables, on this machine; it is not there if it is gone.
@@ -216,8 +216,8 @@ class Workspace:
         """
         folder, _, wanted = name.rpartition("/")
         try:
-            return self.stage(folder).fetch(lambda file: file == wanted) / wanted
-        except StageError:
+            return self.artifact(folder).fetch(lambda file: file == wanted) / wanted
+        except ArtifactError:
             return self.root / name
 
     def sweep(self, name: str) -> Path:
@@ -250,8 +250,8 @@ class Workspace:
             parents = [top] if depth == 1 else [f"{top}/{name}" for name in self._storage.folders(top)]
             for parent in parents:
                 for name in self._storage.folders(parent):
-                    stage = self.stage(f"{parent}/{name}")
-                    yield Place(kind=kind, stage=stage, claim=claim_of(kind, stage.path))
+                    artifact = self.artifact(f"{parent}/{name}")
+                    yield Place(kind=kind, artifact=artifact, claim=claim_of(kind, artifact.path))
 
     def relative(self, path: Path) -> str:
         """A path as the tables hold it: relative to the workspace, with forward slashes."""
@@ -283,34 +283,34 @@ class Workspace:
         with ExitStack() as claims:
             for lock in locks_of(kind, identity):
                 claims.enter_context(self._storage.hold(lock, self.waiting))
-            self.clear_left_overs(kind, identity)
+            self.clear_partial(kind, identity)
             yield
 
-    def clear_left_overs(self, kind: str, identity: str) -> None:
+    def clear_partial(self, kind: str, identity: str) -> None:
         """Remove what a killed builder left behind. The caller holds the claim."""
-        for left_over in self._left_overs(kind, identity):
-            shutil.rmtree(left_over, ignore_errors=True)
+        for partial_folder in self._left_overs(kind, identity):
+            shutil.rmtree(partial_folder, ignore_errors=True)
 
-    def clear_left_overs_if_free(self, kind: str, identity: str) -> None:
+    def clear_partial_if_free(self, kind: str, identity: str) -> None:
         """The same for whoever does not hold the claim; somebody at work is left in peace."""
         if self._left_overs(kind, identity):
             with self.claim_if_free(kind, identity, at_once=True) as free:
                 if free:
-                    self.clear_left_overs(kind, identity)
+                    self.clear_partial(kind, identity)
 
     def _left_overs(self, kind: str, identity: str) -> list[Path]:
-        patterns = (pattern.format(identity) for pattern in LEFT_OVERS[kind])
+        patterns = (pattern.format(identity) for pattern in PARTIAL[kind])
         return [path for pattern in patterns for path in self.root.glob(pattern)]
 
-    def take_away_damaged(
-        self, stage: Stage, claim: tuple[str, str], concerned: Callable[[str], bool] = every
+    def discard_corrupt(
+        self, artifact: Artifact, claim: tuple[str, str], concerned: Callable[[str], bool] = every
     ) -> bool:
         """True where the files concerned were damaged: the stage is gone then, and can be made again."""
-        if stage.whole(concerned):
+        if artifact.whole(concerned):
             return False
         with self.claim(*claim):
-            if stage.done and not stage.whole(concerned):
-                stage.remove()
+            if artifact.done and not artifact.whole(concerned):
+                artifact.remove()
         return True
 
     @contextmanager
@@ -324,13 +324,13 @@ class Workspace:
             free = (claims.enter_context(self._storage.hold_if_free(lock, at_once=at_once)) for lock in locks)
             yield all(free)
 
-    def claim_share(self, draw_id: str, share: int) -> AbstractContextManager[None]:
-        """Hold one share of a draw's pictures; wait while another process does. See `picture_stages.py`."""
-        return self._storage.hold(share_lock(draw_id, share), self.waiting)
+    def claim_share(self, arm_id: str, share: int) -> AbstractContextManager[None]:
+        """Hold one share of a draw's images; wait while another process does. See `image_stages.py`."""
+        return self._storage.hold(share_lock(arm_id, share), self.waiting)
 
-    def claim_share_if_free(self, draw_id: str, share: int) -> AbstractContextManager[bool]:
+    def claim_share_if_free(self, arm_id: str, share: int) -> AbstractContextManager[bool]:
         """The same, or say False while another process does, or did and is dead: `claim_share` finds out."""
-        return self._storage.hold_if_free(share_lock(draw_id, share), at_once=True)
+        return self._storage.hold_if_free(share_lock(arm_id, share), at_once=True)
 
     @contextmanager
     def claim_plans(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
 from benchmarks.simulation import Cluster, lower_bound
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import expand
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.store.workspace import Workspace
 
 SIXTEEN = Path(quickstart.__file__).with_name("sixteen.yaml")
@@ -50,11 +50,11 @@ def test_the_model_is_of_the_engines_own_tasks(tmp_path: Path) -> None:
     """On one GPU it takes the work, a start and the driver's time; the work is the plan's."""
     costs = makespan.Assumed()
     plan = makespan.plan_of(1)
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda kind, count: None)
-    stages = makespan.jobs_of(bench, makespan.assumed_rate(costs), gpus=1)
-    made = {item.name for jobs in stages for job in jobs for item in job.makes}
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda kind, count: None)
+    artifacts = makespan.jobs_of(ctx, makespan.assumed_rate(costs), gpus=1)
+    made = {item.name for jobs in artifacts for job in jobs for item in job.makes}
     assert made >= {*plan.datasets, *plan.runs}
     one = Cluster(gpus=1, start=costs.worker_start, dispatch=costs.dispatch)
-    tasks = sum(map(len, stages))
-    work = lower_bound(stages, 1)
-    assert abs(makespan.simulated(stages, one)[0] - (work + 60 + 0.1 * tasks)) < 1e-6 * work
+    tasks = sum(map(len, artifacts))
+    work = lower_bound(artifacts, 1)
+    assert abs(makespan.simulated(artifacts, one)[0] - (work + 60 + 0.1 * tasks)) < 1e-6 * work

@@ -1,4 +1,4 @@
-"""The plain way and the harness do the same work: the same adapter, the same pictures."""
+"""The plain way and the harness do the same work: the same adapter, the same images."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import picture, subject, training_step
-from benchmarks.plain import plain_lora, plain_picture, plain_training
-from harness.diffusion.models.model import DrawSettings, Fresh
+from benchmarks import image, subject, training_step
+from benchmarks.plain import plain_image, plain_lora, plain_training
+from harness.diffusion.models.model import Fresh, SamplerSettings
 from harness.diffusion.models.pipelines import Pipelines
 from harness.diffusion.models.sdxl import Sdxl
 from harness.diffusion.training import train
@@ -29,15 +29,15 @@ def loaded() -> Loaded:
 def test_the_plain_loop_trains_the_same_adapter(loaded: Loaded, tmp_path: Path) -> None:
     """Given the same start, latents, timesteps and noise."""
     pipelines, model = loaded
-    images = subject.pictures(4, model.resolution)
-    dataset = subject.write(images, tmp_path / "pictures")
+    images = subject.images(4, model.resolution)
+    dataset = subject.write(images, tmp_path / "images")
     run = subject.training_run(model, steps=STEPS, batch_size=2, learning_rate=1e-3)
     with model.attach([Fresh(adapter=run.adapter, seed=run.training.seed)]) as trainable:
         start = trainable.members[0].state_dict()
     saved: list[Checkpoint] = []
     train([subject.job(run, dataset, save=lambda checkpoint, _: saved.append(checkpoint))], model)
     posteriors = Posteriors(model)
-    plan = plan_steps(run, model, pictures=dataset, prior=None, posteriors=posteriors, rank=0, size=1)
+    plan = plan_steps(run, model, images=dataset, prior=None, posteriors=posteriors, rank=0, size=1)
     alphas_cumprod, _ = model.noise_schedule()
     losses = []
     with plain_training(pipelines, images, run.training, rank=8) as loop:
@@ -57,15 +57,15 @@ def test_the_plain_loop_trains_the_same_adapter(loaded: Loaded, tmp_path: Path) 
     assert moved.norm() > 0.1 and apart.norm() < 0.01 * moved.norm()
 
 
-def test_the_stock_pipelines_draw_the_same_pictures(loaded: Loaded, tmp_path: Path) -> None:
+def test_the_stock_pipelines_draw_the_same_images(loaded: Loaded, tmp_path: Path) -> None:
     pipelines, model = loaded
-    settings = DrawSettings(steps=6, refiner_start=0.5)
-    adapter = picture.write_adapter(model, tmp_path / "adapter")
-    rows = picture.rows(adapter, 5)
-    drawn = [np.asarray(found.image, dtype=int) for found in model.draw(rows, settings)]
+    settings = SamplerSettings(steps=6, refiner_start=0.5)
+    adapter = image.write_adapter(model, tmp_path / "adapter")
+    rows = image.rows(adapter, 5)
+    drawn = [np.asarray(found.image, dtype=int) for found in model.generate(rows, settings)]
     with plain_lora(pipelines, adapter):
-        plain = [np.asarray(plain_picture(pipelines, row, settings), dtype=int) for row in rows]
-    without = [np.asarray(plain_picture(pipelines, row, settings), dtype=int) for row in rows]
+        plain = [np.asarray(plain_image(pipelines, row, settings), dtype=int) for row in rows]
+    without = [np.asarray(plain_image(pipelines, row, settings), dtype=int) for row in rows]
     for ours, theirs, control in zip(drawn, plain, without, strict=True):
         assert np.abs(ours - theirs).max() <= 2
         assert np.abs(control - theirs).max() > 20, "the adapter acts"
@@ -74,11 +74,11 @@ def test_the_stock_pipelines_draw_the_same_pictures(loaded: Loaded, tmp_path: Pa
 def test_measuring_leaves_the_model_as_it_was(loaded: Loaded, tmp_path: Path) -> None:
     pipelines, model = loaded
     before = {name: (p.dtype, p.requires_grad) for name, p in pipelines.base.unet.named_parameters()}
-    images = subject.pictures(2, model.resolution)
+    images = subject.images(2, model.resolution)
     run = subject.training_run(model, steps=1, batch_size=1)
     with plain_training(pipelines, images, run.training, rank=2) as loop:
         loop.step()
-    with plain_lora(pipelines, picture.write_adapter(model, tmp_path / "adapter")):
+    with plain_lora(pipelines, image.write_adapter(model, tmp_path / "adapter")):
         pass
     after = {name: (p.dtype, p.requires_grad) for name, p in pipelines.base.unet.named_parameters()}
     assert after == before
@@ -86,12 +86,12 @@ def test_measuring_leaves_the_model_as_it_was(loaded: Loaded, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [(picture, ["--pictures", "2", "--steps", "5"]), (training_step, ["--steps", "2"])],
+    [(image, ["--images", "2", "--steps", "5"]), (training_step, ["--steps", "2"])],
 )
 def test_a_command_prints_its_table(
     module: object, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["picture.py", *arguments, "--rounds", "1"])
+    monkeypatch.setattr(sys, "argv", ["image.py", *arguments, "--rounds", "1"])
     module.main()  # type: ignore[attr-defined]
     printed = capsys.readouterr().out
     assert "| plain " in printed and "| harness " in printed and "torch" in printed

@@ -46,9 +46,9 @@ def test_what_can_be_shared_is_made_by_all_who_need_it() -> None:
 
 def test_a_later_stage_finds_what_an_earlier_one_made() -> None:
     run = item("run", 10)
-    stages = [[Job(makes=(run,))], [Job(needs=(run,), makes=(item("confirmed", 3),))]]
+    artifacts = [[Job(makes=(run,))], [Job(needs=(run,), makes=(item("confirmed", 3),))]]
     simulation = Simulation(Cluster(gpus=2))
-    assert [simulation.run(jobs) for jobs in stages] == [10, 13] and lower_bound(stages, 2) == 13
+    assert [simulation.run(jobs) for jobs in artifacts] == [10, 13] and lower_bound(artifacts, 2) == 13
 
 
 @pytest.mark.parametrize("seed", range(5))

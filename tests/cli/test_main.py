@@ -26,8 +26,8 @@ def harness(*arguments: object) -> int:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
-    return write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip)
+def sweep(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Path:
+    return write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip)
 
 
 def test_check_prints_the_plan_and_makes_nothing(
@@ -49,7 +49,7 @@ def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str
     plan = json.loads(capsys.readouterr().out)
     assert [trial["training.steps"] for trial in plan["trials"]] == [2, 4]
     assert plan["training steps"] == {"asked": 8, "missing": 8, "passes": 8 * 2 * 3}
-    assert plan["adapter pictures"]["asked"] == 2 * 2 * 4
+    assert plan["adapter images"]["asked"] == 2 * 2 * 4
     assert plan["latents"]["missing"] == 4 + 3 and plan["prompt embeddings"]["missing"] == 3 + 2
     assert plan["training_runs_of_trials"] == 1 and plan["prompts"] == {"dev": 2, "test": 1}
     assert plan["name"] == "small" and plan["question"]

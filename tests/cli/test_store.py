@@ -15,8 +15,8 @@ from tests.sweeps.small import small_plan
 
 
 @pytest.fixture
-def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
-    return small_plan(tmp_path, tiny_spec, tiny_clip)
+def plan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
+    return small_plan(tmp_path, tiny_config, tiny_clip)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.Captu
     code, said = harness(capsys, "store", "ls", *where)
     assert code == 0 and "no sweep" in said and "small" in said
     code, said = harness(capsys, "store", "ls", "--json", *where)
-    stages = {stage["name"]: stage for stage in json.loads(said)["stages"]}
-    assert stages["datasets/x1"]["needed_by"] == [] and stages["datasets/x1"]["bytes"] > 0
+    artifacts = {artifact["name"]: artifact for artifact in json.loads(said)["stages"]}
+    assert artifacts["datasets/x1"]["needed_by"] == [] and artifacts["datasets/x1"]["bytes"] > 0
 
     code, said = harness(capsys, "store", "show", own_run(plan).dataset.dataset_id[:6], *where)
     assert code == 0 and "hello" in said and "file.txt" in said
@@ -54,7 +54,7 @@ def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.Captu
     assert json.loads(said)["manifest"]["files"]["file.txt"]["bytes"] == len("content of file.txt")
 
     code, said = harness(capsys, "store", "gc", "--json", *where)
-    assert [stage["name"] for stage in json.loads(said)["unneeded"]] == ["datasets/x1"]
+    assert [artifact["name"] for artifact in json.loads(said)["unneeded"]] == ["datasets/x1"]
     assert workspace.dataset("x1").done
     damage(workspace.dataset("x1"), "flipped")
     code, said = harness(capsys, "store", "verify", *where)

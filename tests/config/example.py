@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from harness.config.loading.load import load_sweep
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.sweep import SweepConfig
 
 SWEEP: dict[str, Any] = {
     "name": "example",
@@ -46,7 +46,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return sweep
 
 
-def load(folder: Path, *overrides: str, text: str | None = None, **changes: Any) -> SweepSpec:
+def load(folder: Path, *overrides: str, text: str | None = None, **changes: Any) -> SweepConfig:
     """The changed example read from `folder/x.yaml`, as a user's file would be."""
     path = folder / "x.yaml"
     path.write_text(yaml.safe_dump(changed(**changes), sort_keys=False) if text is None else text)

@@ -27,7 +27,7 @@ from harness.config.schema.model import SdxlModel
 
 SENTENCE = (
     "a an of on and the in left right red blue green yellow fox cat dog hat tree cup fish bird car star moon "
-    "photo picture bad good wrong ugly blurry noisy grainy low quality jpeg artifacts watermark distorted"
+    "photo image bad good wrong ugly blurry noisy grainy low quality jpeg artifacts watermark distorted"
 )
 WORDS = SENTENCE.split()
 
@@ -75,7 +75,7 @@ def refiner_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-refiner")
 
 
-def tiny_spec(folder: Path, *, refiner: bool = True) -> SdxlModel:
+def tiny_config(folder: Path, *, refiner: bool = True) -> SdxlModel:
     """The specification that loads what `tiny_sdxl(folder)` wrote."""
     return SdxlModel(
         source=str(folder),
@@ -151,7 +151,7 @@ def _unet(latent_channels: int, *, width: int, time_ids: int) -> UNet2DCondition
     for name, parameter in unet.named_parameters():
         if ".to_v." in name or (".to_out." in name and parameter.ndim == 2):
             parameter.data *= 6  # attention must matter, so that words and adapters are seen
-    # Guidance makes a random network chaotic; at full strength rounding would decide the picture.
+    # Guidance makes a random network chaotic; at full strength rounding would decide the image.
     unet.conv_out.weight.data *= 0.1
     return unet.eval()
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from harness.config.plan.plan import Cell, Draw, Plan, TrainingRun
-from harness.store.artifact import Stage, write_json
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, TrainingRun
+from harness.store.artifact import Artifact, write_json
 from harness.store.workspace import PLAN, Workspace
 
 
@@ -14,35 +14,35 @@ def plan_sweep(workspace: Workspace, plan: Plan) -> None:
     write_json(folder / PLAN, plan.sweep.model_dump(mode="json"))
 
 
-def make(stage: Stage, *files: str, **facts: Any) -> str:
+def make(artifact: Artifact, *files: str, **facts: Any) -> str:
     """Make a stage by hand; its name."""
-    with stage.build(**facts) as folder:
+    with artifact.build(**facts) as folder:
         for file in files or ("file.txt",):
             (folder / file).write_text(f"content of {file}")
-    return stage.path.relative_to(stage.path.parents[1]).as_posix()
+    return artifact.path.relative_to(artifact.path.parents[1]).as_posix()
 
 
-def make_pictures(workspace: Workspace, draw_id: str, chunk_id: str, cells: tuple[Cell, ...]) -> Stage:
-    stage = workspace.images(draw_id, chunk_id)
-    make(stage, *(f"{cell.image_id}.png" for cell in cells))
-    return stage
+def make_images(workspace: Workspace, arm_id: str, chunk_id: str, cells: tuple[Cell, ...]) -> Artifact:
+    artifact = workspace.images(arm_id, chunk_id)
+    make(artifact, *(f"{cell.image_id}.png" for cell in cells))
+    return artifact
 
 
 def train(workspace: Workspace, run: TrainingRun, *steps: int, from_step: int = 0) -> None:
     for step in steps:
-        make(workspace.snapshot(run.run_id, step), from_step=from_step, step=step, train_seconds=1.0)
+        make(workspace.checkpoint(run.run_id, step), from_step=from_step, step=step, train_seconds=1.0)
 
 
 def own_run(plan: Plan) -> TrainingRun:
     return plan.runs[plan.trials[0].run_id]
 
 
-def own_draw(plan: Plan) -> Draw:
-    return plan.draws[plan.trials[0].draws["wrong_lora"]]
+def own_draw(plan: Plan) -> ResolvedArm:
+    return plan.arms[plan.trials[0].arms["wrong_lora"]]
 
 
-def damage(stage: Stage, how: str) -> None:
-    file = stage.path / ("manifest.json" if "manifest" in how else "file.txt")
+def damage(artifact: Artifact, how: str) -> None:
+    file = artifact.path / ("manifest.json" if "manifest" in how else "file.txt")
     content = file.read_bytes()
     match how.split()[0]:
         case "truncated":

@@ -77,16 +77,16 @@ def test_whatever_its_tables_are_made_of_is_looked_at(
     assert (file.parent / MANIFEST).is_file() or "sweeps" in file.parts
 
 
-def test_new_pictures_of_a_draw_and_another_specification_are_seen(plan: Plan, workspace: Workspace) -> None:
+def test_new_images_of_a_draw_and_another_specification_are_seen(plan: Plan, workspace: Workspace) -> None:
     other = expand(load_sweep(QUICKSTART, [*CHANGES, "compute.batch_size=4"]))
     assert marked(other, workspace) is None, "sweep.json would say something else"
-    draw_id = next(iter(plan.draws))
-    with workspace.images(draw_id, "another").build():
+    arm_id = next(iter(plan.arms))
+    with workspace.images(arm_id, "another").build():
         pass
     try:
         assert marked(plan, workspace) is None
     finally:
-        workspace.images(draw_id, "another").remove()
+        workspace.images(arm_id, "another").remove()
 
 
 def test_check_says_whether_the_selected_trial_is_confirmed(
@@ -94,12 +94,12 @@ def test_check_says_whether_the_selected_trial_is_confirmed(
 ) -> None:
     sets = [word for change in CHANGES for word in ("--set", change)]
     command = ["check", str(QUICKSTART), *sets, "-w"]
-    test_pictures = len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
-    asked = test_pictures * sum(arm.needs_training for arm in plan.sweep.arms)
+    test_images = len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
+    asked = test_images * sum(arm.needs_training for arm in plan.sweep.arms)
     for place, rest in ((workspace.root / "empty", "once selected"), (workspace.root, f"{asked} 0")):
         main.app([*command, str(place)], standalone_mode=False)
         (row,) = [line for line in capsys.readouterr().out.splitlines() if "confirmation" in line]
-        assert " ".join(row.split()) == f"confirmation pictures {asked} {rest}"
+        assert " ".join(row.split()) == f"confirmation images {asked} {rest}"
 
 
 def test_what_was_not_shown_is_not_finished(plan: Plan, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_in_a_bucket_a_finished_sweep_is_known_on_another_machine(
     there = Workspace(s3)
     assert marked(plan, there) is not None
     assert not list(there.root.glob("scores/*")), "it was asked what there is; nothing was fetched"
-    there.image_chunks(next(iter(plan.draws)))[0].remove()
+    there.image_chunks(next(iter(plan.arms)))[0].remove()
     there.look_again()
     assert marked(plan, there) is None
 

@@ -11,7 +11,7 @@ from harness.config.plan.rungs import Look, steps_of_looks
 from harness.config.schema.search import AshaScheduler, MedianScheduler
 from harness.engine.accounting.inventory import LOOKS, inventory, looks, total, training_steps
 from harness.engine.early_stopping import Decision, Decisions, as_decided
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.store.workspace import Workspace
 from tests.config.example import load
 
@@ -52,12 +52,12 @@ def test_what_was_stopped_and_what_it_alone_needs_is_not_left(
     kept = as_decided(plan, decided(plan, tmp_path, step=step))
     assert [trial.index for trial in kept.trials] == left
     stopped = kept.runs[plan.trials[0].run_id]
-    assert stopped.snapshots == ((25,) if step == 25 else (100,))
+    assert stopped.checkpoints == ((25,) if step == 25 else (100,))
     assert stopped.training == plan.runs[stopped.run_id].training
-    needed = {draw_id for trial in kept.trials for draw_id in trial.draws.values()}
-    assert set(kept.draws) == needed
+    needed = {arm_id for trial in kept.trials for arm_id in trial.arms.values()}
+    assert set(kept.arms) == needed
     shams = [run for run_id, run in kept.runs.items() if run_id not in plan.own_runs]
-    assert sorted(run.snapshots for run in shams) == ([(100, 200)] if step == 25 else [(100,), (100, 200)])
+    assert sorted(run.checkpoints for run in shams) == ([(100, 200)] if step == 25 else [(100,), (100, 200)])
 
 
 def test_decisions_are_read_again_and_only_under_the_same_rules(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_decisions_are_read_again_and_only_under_the_same_rules(tmp_path: Path) 
 
 def test_what_is_counted_is_what_is_left(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
-    counts = inventory(bench)
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
+    counts = inventory(ctx)
     assert counts[LOOKS].asked == 2 * 2  # runs × looks at 25 and 50 steps; at 100 they are a trial's own
     assert counts["training steps"].missing == 4 * 200
-    left = replace(bench, plan=as_decided(plan, decided(plan, tmp_path, step=25)))
+    left = replace(ctx, plan=as_decided(plan, decided(plan, tmp_path, step=25)))
     counts = inventory(left)
     assert counts[LOOKS].asked == 2
     assert counts["training steps"].missing == 25 + 200 + 200

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from harness.config.plan.plan import Plan
-from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.model import SdxlModel
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import trial_tasks
 from harness.engine.worker import Executor
 from harness.store.workspace import Workspace
@@ -23,12 +23,12 @@ AXES = {"adapter.rank": [2, 4], "training.learning_rate": [0.01, 0.02]}
 
 
 def carry_out(plan: Plan, root: Path, executor: Executor) -> SweepRun:
-    bench = Bench(plan=plan, workspace=Workspace(root), report=lambda *_: None)
-    return run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=lambda *_: None)
+    return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def packed(plan: Plan, pack: Any) -> Plan:
-    compute = ComputeSpec(**{**plan.sweep.compute.model_dump(), "pack": pack})
+    compute = ComputeConfig(**{**plan.sweep.compute.model_dump(), "pack": pack})
     return replace(plan, sweep=plan.sweep.model_copy(update={"compute": compute}))
 
 
@@ -49,21 +49,21 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def rows(run: SweepRun) -> pd.DataFrame:
     images = run.results.images.set_index("image_id").sort_index()
-    return images[["draw_id", "sha256", "latent_hash"]]
+    return images[["arm_id", "sha256", "latent_hash"]]
 
 
 @pytest.mark.slow
-def test_packed_or_not_a_sweep_gives_the_same_pictures_and_scores(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, trained: list[int]
+def test_packed_or_not_a_sweep_gives_the_same_images_and_scores(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, trained: list[int]
 ) -> None:
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=AXES)
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes=AXES)
     one_by_one = carry_out(packed(plan, "off"), tmp_path / "off", LocalExecutor())
     assert set(trained) == {1}
     trained.clear()
     together = carry_out(packed(plan, 4), tmp_path / "packed", LocalExecutor())
     assert max(trained) == 4
-    pictures = [rows(run) for run in (one_by_one, together)]
-    assert (pictures[0]["latent_hash"] == pictures[1]["latent_hash"]).all()
+    images = [rows(run) for run in (one_by_one, together)]
+    assert (images[0]["latent_hash"] == images[1]["latent_hash"]).all()
     scores = [run.results.scores.set_index(["image_id", "metric"])["value"] for run in (one_by_one, together)]
     pd.testing.assert_series_equal(scores[0].sort_index(), scores[1].sort_index(), rtol=1e-3)
     losses = [run.results.trials["final_loss"] for run in (one_by_one, together)]
@@ -71,10 +71,10 @@ def test_packed_or_not_a_sweep_gives_the_same_pictures_and_scores(
 
 
 def test_a_run_of_a_pack_that_fails_is_one_row_and_the_pack_goes_on(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     axes = {"training.learning_rate": [0.01, 1e30]}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
     run = carry_out(packed(plan, 8), tmp_path / "w", LocalExecutor())
     good, bad = run.results.trials.sort_values("training.learning_rate").to_dict("records")
     assert good["status"] == "completed" and pd.isna(good["reason"])
@@ -85,14 +85,14 @@ def test_a_run_of_a_pack_that_fails_is_one_row_and_the_pack_goes_on(
 
 
 def test_packs_left_open_are_one_for_each_worker(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    plan = packed(small_plan(tmp_path, tiny_spec, tiny_clip, axes=AXES), "auto")
+    plan = packed(small_plan(tmp_path, tiny_config, tiny_clip, axes=AXES), "auto")
     sizes = {
         workers: sorted(len(task.runs) for task in trial_tasks(plan, workers=workers))
         for workers in (1, 2, 9)
     }
     runs = len(plan.runs)
     assert sizes == {1: [runs], 2: [runs // 2, runs - runs // 2], 9: [1] * runs}
-    drawn = [draw for task in trial_tasks(plan, workers=2) for draw in task.draws]
-    assert sorted(drawn) == sorted(draw for task in trial_tasks(packed(plan, "off")) for draw in task.draws)
+    drawn = [arm for task in trial_tasks(plan, workers=2) for arm in task.arms]
+    assert sorted(drawn) == sorted(arm for task in trial_tasks(packed(plan, "off")) for arm in task.arms)

@@ -17,7 +17,7 @@ from harness.engine.early_stopping import Decisions
 from harness.engine.events import Events
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep, run_trial
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import Task, control_tasks, trial_tasks
 from harness.engine.worker import Outcome
 from harness.reporting.wandb_runs import trial_runs
@@ -37,14 +37,14 @@ class Made:
 
 def carry_out(plan: Plan, root: Path) -> tuple[SweepRun, Counter[str]]:
     made = Made()
-    bench = Bench(plan=plan, workspace=Workspace(root), report=made)
-    finished = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=made)
+    finished = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     return finished, made.counts
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
-    return small_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip)
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
+    return small_plan(tmp_path_factory.mktemp("sweep"), tiny_config, tiny_clip)
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +59,16 @@ def test_a_finished_sweep_tells_its_time_and_its_losses(
     root, run, _ = finished
     assert run.results.sweep["seconds"] > sum(run.results.trials["train_seconds"].drop_duplicates()) / 2
     mirrored = list(trial_runs(run.results, Workspace(root), images_per_trial=0))
-    assert [len(one.losses) for one in mirrored] == [trial.spec.training.steps for trial in plan.trials]
+    assert [len(one.losses) for one in mirrored] == [trial.config.training.steps for trial in plan.trials]
 
 
 def test_a_sweep_makes_everything_once(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
     _, run, made = finished
     assert not [outcome for outcome in run.outcomes if outcome.failed]
     assert made == {
-        "dataset_pictures": 4 + 3,  # keywords × guidance, and the sham's plain pictures
-        "training_steps": 4 + 4,  # one run with two snapshots, and its sham's
-        "pictures": 2 * 6
-        + 4 * 4
-        + 2 * 2,  # controls on all prompts, adapters on dev, the selected one on test
+        "dataset_images": 4 + 3,  # keywords × guidance, and the sham's plain images
+        "training_steps": 4 + 4,  # one run with two checkpoints, and its sham's
+        "images": 2 * 6 + 4 * 4 + 2 * 2,  # controls on all prompts, adapters on dev, the selected one on test
         "trials": 2,
     }
 
@@ -104,17 +102,17 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
     root, first, _ = finished
 
     class Refusing:
-        def workers(self, bench: Bench) -> int:
+        def workers(self, ctx: Context) -> int:
             return 1
 
-        def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+        def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
             raise AssertionError(f"asked to run {tasks}")
 
-        def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+        def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
             raise AssertionError(f"asked to race {tasks}")
 
-    bench = Bench(plan=plan, workspace=Workspace(root), report=Made())
-    again = run_sweep(bench, Refusing(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=Made())
+    again = run_sweep(ctx, Refusing(), announce=lambda *_: None, publish=lambda _: True)
     assert again.outcomes == []
     pd.testing.assert_frame_equal(again.results.summary, first.results.summary)
 
@@ -122,9 +120,9 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"axes": {"training.steps": [2, 4, 6]}}, {"training_steps": 2 + 2, "pictures": 4 + 4}),
+        ({"axes": {"training.steps": [2, 4, 6]}}, {"training_steps": 2 + 2, "images": 4 + 4}),
         ({"axes": {"training.steps": [2, 4], "adapter.rank": [2, 3]}}, {"training_steps": 8}),
-        ({"seeds": [0, 1, 2]}, {"pictures": 2 * 3 + 4 * 2 + 2}),
+        ({"seeds": [0, 1, 2]}, {"images": 2 * 3 + 4 * 2 + 2}),
     ],
     ids=["more steps", "another rank", "another seed"],
 )
@@ -133,32 +131,32 @@ def test_an_extended_sweep_makes_what_is_missing(
     expected: dict[str, int],
     finished: tuple[Path, SweepRun, Counter[str]],
     tmp_path: Path,
-    tiny_spec: SdxlModel,
+    tiny_config: SdxlModel,
     tiny_clip: str,
 ) -> None:
-    extended = small_plan(tmp_path, tiny_spec, tiny_clip, name="extended", **changes)
+    extended = small_plan(tmp_path, tiny_config, tiny_clip, name="extended", **changes)
     run, made = carry_out(extended, finished[0])
     assert not [outcome for outcome in run.outcomes if outcome.failed]
-    assert made["dataset_pictures"] == 0
+    assert made["dataset_images"] == 0
     for kind, count in expected.items():
-        if kind == "pictures":  # another trial may be selected, so that its test pictures are drawn as well
+        if kind == "images":  # another trial may be selected, so that its test images are drawn as well
             assert count <= made[kind] <= count + 6
         else:
             assert made[kind] == count
 
 
-def test_a_new_metric_scores_the_old_pictures(
-    finished: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+def test_a_new_metric_scores_the_old_images(
+    finished: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     metrics = [{"kind": "clip_score", "encoder": tiny_clip}, "contrast"]
     run, made = carry_out(
-        small_plan(tmp_path, tiny_spec, tiny_clip, name="metric", metrics=metrics), finished[0]
+        small_plan(tmp_path, tiny_config, tiny_clip, name="metric", metrics=metrics), finished[0]
     )
-    assert made["pictures"] == made["training_steps"] == 0
+    assert made["images"] == made["training_steps"] == 0
     assert set(run.results.scores["metric"]) == {"clip_score", "contrast"}
 
 
-def test_the_same_sweep_gives_the_same_pictures_and_scores(
+def test_the_same_sweep_gives_the_same_images_and_scores(
     finished: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path
 ) -> None:
     again, _ = carry_out(plan, tmp_path)
@@ -168,10 +166,10 @@ def test_the_same_sweep_gives_the_same_pictures_and_scores(
 
 
 def test_a_failed_run_is_a_row_and_loses_no_other(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     axes = {"training.learning_rate": [0.01, 1e30]}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes=axes, training={"steps": 4, "batch_size": 2})
     run, _ = carry_out(plan, tmp_path / "w")
     good, bad = run.results.trials.sort_values("training.learning_rate").to_dict("records")
     assert good["status"] == "completed"
@@ -185,15 +183,15 @@ def test_a_failed_run_is_a_row_and_loses_no_other(
 def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
     finished: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path
 ) -> None:
-    """As where its time was over: the pictures that it has must not stand for it."""
+    """As where its time was over: the images that it has must not stand for it."""
     root = tmp_path / "w"
     shutil.copytree(finished[0], root)
     trials = finished[1].results.trials
     best = trials[trials["selected"]].iloc[0]["trial_id"]
     trial = next(trial for trial in plan.trials if trial.trial_id == best)
-    draw_id, workspace = trial.draws["wrong_lora"], Workspace(root)
-    workspace.image_chunks(draw_id)[0].remove()
-    found = collect(plan, workspace, {draw_id: "it took too long"}, Events(workspace, plan.sweep.name))
+    arm_id, workspace = trial.arms["wrong_lora"], Workspace(root)
+    workspace.image_chunks(arm_id)[0].remove()
+    found = collect(plan, workspace, {arm_id: "it took too long"}, Events(workspace, plan.sweep.name))
     row = found.trials.set_index("trial_id").loc[best]
     assert (row["status"], row["reason"], row["selected"]) == ("failed", "it took too long", False)
     own = found.images.loc[found.images["trial_id"] == best, "image_id"]
@@ -207,8 +205,8 @@ def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
 
 
 def test_one_trial_runs_alone(plan: Plan, tmp_path: Path) -> None:
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=Made())
-    got = run_trial(bench, plan.trials[1], announce=lambda _: None)
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=Made())
+    got = run_trial(ctx, plan.trials[1], announce=lambda _: None)
     assert list(got.trials["status"]) == ["missing", "completed"]
     assert got.trials["reason"][0] == "not run yet"
 
@@ -216,12 +214,12 @@ def test_one_trial_runs_alone(plan: Plan, tmp_path: Path) -> None:
 def test_tasks_name_each_thing_once(plan: Plan) -> None:
     tasks = control_tasks(plan) + trial_tasks(plan)
     assert Counter(run for task in tasks for run in task.runs) == dict.fromkeys(plan.runs, 1)
-    drawn = Counter(pair for task in tasks for pair in task.draws)
+    drawn = Counter(pair for task in tasks for pair in task.arms)
     assert set(drawn.values()) == {1}
     assert len(plan.runs) == 2 and PLAIN["kind"] == "plain"
 
 
-def test_arms_may_have_several_adapters(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
+def test_arms_may_have_several_adapters(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:
     """The trial's own, its average, another recipe's with settings of its own, a file, and merges of them."""
     subject = {
         "recipe": PLAIN,
@@ -250,9 +248,9 @@ def test_arms_may_have_several_adapters(tmp_path: Path, tiny_spec: SdxlModel, ti
             },
         ],
     }
-    first = carry_out(small_plan(tmp_path, tiny_spec, tiny_clip, **changes), tmp_path / "w")[0].results
+    first = carry_out(small_plan(tmp_path, tiny_config, tiny_clip, **changes), tmp_path / "w")[0].results
     drawn = first.images[first.images["split"] == "dev"].groupby("arm")["sha256"].agg(tuple)
-    assert len(set(drawn)) == len(drawn) == 6, "every arm draws pictures of its own"
+    assert len(set(drawn)) == len(drawn) == 6, "every arm draws images of its own"
     assert set(first.summary["arm"]) == {"wrong_lora", "average", "two", "merged"}
     assert set(first.summary["control"]) == {"placebo", "subject"}
     assert first.trials["validation_loss"].notna().all()
@@ -263,7 +261,7 @@ def test_arms_may_have_several_adapters(tmp_path: Path, tiny_spec: SdxlModel, ti
         {"name": "from_file", "negative": "wrong", "adapters": [{**own, "file": str(file)}]},
         {"name": "wrong_lora", "negative": "wrong", "adapters": [own]},
     ]
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, **{**changes, "arms": arms})
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, **{**changes, "arms": arms})
     again = carry_out(plan, tmp_path / "w")[0].results
     scores = again.wide().pivot_table(index=["prompt_id", "seed"], columns="arm", values="clip_score")
     pd.testing.assert_series_equal(scores["from_file"], scores["wrong_lora"], check_names=False)

@@ -12,11 +12,11 @@ from harness.config.plan.axes import key_of
 from harness.config.plan.plan import expand
 from harness.config.schema.model import SdxlModel
 from harness.config.schema.search import ContrastObjective, LossObjective, OptunaSearch
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.sweep import SweepConfig
 from harness.engine.executors import make_executor
 from harness.engine.pipeline import run_sweep
 from harness.engine.search import next_round, with_points, with_remembered_points
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.results import Results, tables
 from harness.results.objectives import front, gains
 from harness.store.workspace import Workspace
@@ -32,11 +32,11 @@ AXES: dict[str, Any] = {
 }
 
 
-def searching(folder: Path, **search: Any) -> SweepSpec:
+def searching(folder: Path, **search: Any) -> SweepConfig:
     return load(folder, axes=AXES, search={"kind": "optuna", **search})
 
 
-def results_of(sweep: SweepSpec, value: Any) -> Results:
+def results_of(sweep: SweepConfig, value: Any) -> Results:
     """Tables in which each trial's contrast is what `value` gives for its point; null for a failed one."""
     trials, rows = [], []
     for trial in expand(sweep).trials:
@@ -60,11 +60,11 @@ def results_of(sweep: SweepSpec, value: Any) -> Results:
                 "higher_is_better": True,
             }
         )
-    empty = {name: tables.empty(name) for name in ("draws", "images", "scores")}
+    empty = {name: tables.empty(name) for name in ("arms", "images", "scores")}
     return Results(trials=pd.DataFrame(trials), summary=pd.DataFrame(rows), sweep={}, **empty)
 
 
-def searched(sweep: SweepSpec, value: Any) -> SweepSpec:
+def searched(sweep: SweepConfig, value: Any) -> SweepConfig:
     """All rounds of a search over a function."""
     results = None
     while (asked := next_round(sweep, results)) is not None:
@@ -73,7 +73,7 @@ def searched(sweep: SweepSpec, value: Any) -> SweepSpec:
     return sweep
 
 
-def points_of(sweep: SweepSpec) -> tuple[dict[str, Any], ...]:
+def points_of(sweep: SweepConfig) -> tuple[dict[str, Any], ...]:
     assert isinstance(sweep.search, OptunaSearch)
     return sweep.search.points
 
@@ -169,33 +169,33 @@ def run(folder: Path, model: SdxlModel, clip: str, root: Path, trials: int) -> t
     search = {"kind": "optuna", "trials": trials, "at_once": 2}
     display = Display()
     plan = small_plan(folder, model, clip, search=search, **SMALL)
-    bench = Bench(plan=plan, workspace=Workspace(root), report=display.report)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
     with make_executor("local") as workers:
-        done = run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
+        done = run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
     return done.results, display
 
 
 def test_a_search_is_carried_out_extended_and_not_repeated(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     root = tmp_path / "ws"
-    first, made = run(tmp_path, tiny_spec, tiny_clip, root, 3)
+    first, made = run(tmp_path, tiny_config, tiny_clip, root, 3)
     assert list(first.trials["status"]) == ["completed"] * 3
     assert made.counts["training_steps"] == 3 * 2
     assert first.sweep["search"]["points"] and len(first.sweep["search"]["points"]) == 3
-    again, made = run(tmp_path, tiny_spec, tiny_clip, root, 3)
+    again, made = run(tmp_path, tiny_config, tiny_clip, root, 3)
     assert not made.counts
     pd.testing.assert_frame_equal(again.trials, first.trials)
-    more, made = run(tmp_path, tiny_spec, tiny_clip, root, 5)
+    more, made = run(tmp_path, tiny_config, tiny_clip, root, 5)
     assert made.counts["training_steps"] == 2 * 2
     assert list(more.trials["trial_id"][:3]) == list(first.trials["trial_id"])
 
 
 def test_points_are_remembered_only_for_the_same_search(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     search = {"kind": "optuna", "trials": 4, "at_once": 2}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, search=search, **SMALL)
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, search=search, **SMALL)
     workspace = Workspace(tmp_path / "ws")
 
     class Interrupted:
@@ -206,12 +206,12 @@ def test_points_are_remembered_only_for_the_same_search(
         workers = run
 
     with pytest.raises(KeyboardInterrupt):
-        bench = Bench(plan=plan, workspace=workspace, report=lambda *_: None)
-        run_sweep(bench, Interrupted(), announce=lambda *_: None, publish=lambda _: False)
+        ctx = Context(plan=plan, workspace=workspace, report=lambda *_: None)
+        run_sweep(ctx, Interrupted(), announce=lambda *_: None, publish=lambda _: False)
     remembered = points_of(with_remembered_points(plan.sweep, workspace))
     assert len(remembered) == 2
     fewer = replace(plan, sweep=with_points(plan.sweep, ()))
     assert points_of(with_remembered_points(fewer.sweep, workspace)) == remembered
     for name, value in {"seeds": [0], "axes": {"adapter.rank": [1, 2, 3, 4]}}.items():
-        other = small_plan(tmp_path, tiny_spec, tiny_clip, search=search, **{**SMALL, name: value})
+        other = small_plan(tmp_path, tiny_config, tiny_clip, search=search, **{**SMALL, name: value})
         assert points_of(with_remembered_points(other.sweep, workspace)) == ()

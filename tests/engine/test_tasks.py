@@ -8,14 +8,14 @@ from tests.sweeps.small import small_plan
 
 
 def test_where_workers_are_left_over_several_draw_together(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, seeds=list(range(20)))
-    (draw, *_) = plan.control_draws
-    many, few = (task for task in control_tasks(plan) if task.draws), control_tasks(plan)[:1]
-    control = next(task for task in many if task.draws[0][0] == draw.draw_id)
-    pictures = sum(len(plan.cells(draw, split)) for split in ("dev", "test"))
-    assert pictures == 60  # less than four workers have two batches of
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, seeds=list(range(20)))
+    (arm, *_) = plan.control_arms
+    many, few = (task for task in control_tasks(plan) if task.arms), control_tasks(plan)[:1]
+    control = next(task for task in many if task.arms[0][0] == arm.arm_id)
+    images = sum(len(plan.cells(arm, split)) for split in ("dev", "test"))
+    assert images == 60  # less than four workers have two batches of
     tasks = [*few, control, *trial_tasks(plan)]
     assert shared_out(tasks, plan, workers=len(tasks)) == tasks
     shared = shared_out(tasks, plan, workers=100)

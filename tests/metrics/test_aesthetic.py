@@ -22,9 +22,9 @@ needs_laion = pytest.mark.skipif(
 
 def test_the_rating_is_linear_in_the_unit_embedding(encoder: Encoder) -> None:
     head = LinearHead(weight_D=torch.linspace(-1, 1, WIDTH).double(), bias=5.0, source="a test")
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-    found = Aesthetic(encoder, head).measure(Batch(pictures, ["red", "red"]))
-    expected = 5 + encoder.embed_pictures(pictures).double() @ head.weight_D
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    found = Aesthetic(encoder, head).measure(Batch(images, ["red", "red"]))
+    expected = 5 + encoder.embed_images(images).double() @ head.weight_D
     assert [one.value for one in found] == pytest.approx(expected.tolist())
     assert found[0].prompt_truncated is None
 
@@ -106,10 +106,10 @@ def test_a_missing_file_says_which_one_is_meant(tmp_path: Path) -> None:
 
 
 @needs_laion
-def test_the_laion_head_on_a_small_encoder_stops_before_any_picture(clip_folder: Path) -> None:
-    spec = AestheticMetric(encoder=f"local-dir:{clip_folder}", head=str(LAION))
+def test_the_laion_head_on_a_small_encoder_stops_before_any_image(clip_folder: Path) -> None:
+    config = AestheticMetric(encoder=f"local-dir:{clip_folder}", head=str(LAION))
     with pytest.raises(ModelError, match="the LAION head belongs to ViT-L-14-quickgelu/openai"):
-        build_metrics([spec], device="cpu")
+        build_metrics([config], device="cpu")
 
 
 def test_the_embedded_head_is_weight_and_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The embedded scorer knows a good picture from a damaged one, and what a picture shows."""
+"""The embedded scorer knows a good image from a damaged one, and what an image shows."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, MetricSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, MetricConfig
 from harness.diffusion import models
 from harness.metrics import build_metrics, weights
 
@@ -21,33 +21,33 @@ MODEL = Path(models.__file__).parent / "emoji"
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Pictures of four prompts: as drawn, blurred, and with the next picture's prompt."""
+    """Images of four prompts: as drawn, blurred, and with the next image's prompt."""
     from harness.config.schema.model import EmojiModel
-    from harness.diffusion.models.model import DrawSettings, Row
+    from harness.diffusion.models.model import Row, SamplerSettings
 
     if not (weights.EMBEDDED / "clip").is_dir() or not MODEL.is_dir():
         pytest.skip("the embedded weights are not in this checkout (experiments/000_emoji_model makes them)")
     rows = [Row(prompt=prompt, negative="", seed=seed, guidance=5.0) for seed, prompt in enumerate(PROMPTS)]
     model = models.load_model(EmojiModel(), device="cpu")
-    drawn = [picture.image for picture in model.draw(rows, DrawSettings(steps=20, refiner_start=0.8))]
+    drawn = [image.image for image in model.generate(rows, SamplerSettings(steps=20, refiner_start=0.8))]
     folder = tmp_path_factory.mktemp("emoji")
     cases: dict[str, list[Image.Image]] = {
         "drawn": drawn,
-        "blurred": [picture.filter(ImageFilter.GaussianBlur(3)) for picture in drawn],
+        "blurred": [image.filter(ImageFilter.GaussianBlur(3)) for image in drawn],
         "other": [*drawn[1:], drawn[0]],
     }
-    images = []
-    for case, pictures in cases.items():
-        for number, picture in enumerate(pictures):
-            picture.save(folder / f"{case}-{number}.png")
-            images.append(
+    opened = []
+    for case, images in cases.items():
+        for number, image in enumerate(images):
+            image.save(folder / f"{case}-{number}.png")
+            opened.append(
                 {"image_id": f"{case}-{number}", "prompt": PROMPTS[number], "path": f"{case}-{number}.png"}
             )
-    specs: list[MetricSpec] = [
+    configs: list[MetricConfig] = [
         ClipScoreMetric(encoder="emoji"),
         AestheticMetric(encoder="emoji", head="emoji"),
     ]
-    found = build_metrics(specs, device="cpu").score(pd.DataFrame(images), folder)
+    found = build_metrics(configs, device="cpu").score(pd.DataFrame(opened), folder)
     assert found["reason"].isna().all()
     return found.assign(case=found["image_id"].str.partition("-")[0])
 
@@ -56,7 +56,7 @@ def mean(scores: pd.DataFrame, case: str, metric: str) -> float:
     return float(scores.loc[(scores["case"] == case) & (scores["metric"] == metric), "value"].mean())
 
 
-def test_a_sharp_picture_rates_higher_than_the_same_one_blurred(scores: pd.DataFrame) -> None:
+def test_a_sharp_image_rates_higher_than_the_same_one_blurred(scores: pd.DataFrame) -> None:
     assert mean(scores, "drawn", "aesthetic") > mean(scores, "blurred", "aesthetic") + 0.5
     assert -2 < mean(scores, "drawn", "aesthetic") < 12
 

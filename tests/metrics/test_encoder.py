@@ -13,7 +13,7 @@ from harness.metrics.encoder import Encoder, resolve
 from tests.metrics.tiny import CONTEXT, WIDTH, tiny_clip
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40 + i, 64, 3), dtype=np.uint8)) for i in range(count)]
 
@@ -23,16 +23,16 @@ def test_embeddings_are_open_clips_own(encoder: Encoder, clip_folder: Path) -> N
     assert not isinstance(model, tuple)
     tokens = open_clip.get_tokenizer(f"local-dir:{clip_folder}")(["red fox", "cup"])
     with torch.inference_mode():
-        images = torch.cat([model.eval().encode_image(preprocess(picture)[None]) for picture in pictures(3)])
+        opened = torch.cat([model.eval().encode_image(preprocess(image)[None]) for image in images(3)])
         texts = model.encode_text(tokens)
-    ours = encoder.embed_pictures(pictures(3)) @ encoder.embed_prompts(["red fox", "cup"])[0].T
+    ours = encoder.embed_images(images(3)) @ encoder.embed_prompts(["red fox", "cup"])[0].T
     assert ours.shape == (3, 2)
-    assert torch.allclose(ours, pairwise_cosine_similarity(images, texts), atol=1e-5)
+    assert torch.allclose(ours, pairwise_cosine_similarity(opened, texts), atol=1e-5)
     assert encoder.width == WIDTH
 
 
 def test_embeddings_are_unit_and_without_chance(encoder: Encoder) -> None:
-    first, second = encoder.embed_pictures(pictures(2)), encoder.embed_pictures(pictures(2))
+    first, second = encoder.embed_images(images(2)), encoder.embed_images(images(2))
     assert torch.equal(first, second)
     assert torch.allclose(first.norm(dim=1), torch.ones(2))
     assert first.dtype == torch.float32

@@ -42,10 +42,10 @@ def test_clipped_pixels(rgb: tuple[int, int, int], value: float) -> None:
 
 
 def test_clipped_pixels_counts_pixels_not_channels() -> None:
-    picture = flat(128, 128, 128).copy()
-    picture[0, 0] = (0, 255, 0)
-    picture[0, 1] = (0, 10, 10)
-    assert clipped_pixels(picture) == pytest.approx(2 / 48)
+    image = flat(128, 128, 128).copy()
+    image[0, 0] = (0, 255, 0)
+    image[0, 1] = (0, 10, 10)
+    assert clipped_pixels(image) == pytest.approx(2 / 48)
 
 
 def test_contrast() -> None:
@@ -55,7 +55,7 @@ def test_contrast() -> None:
     assert contrast(dimmed) == pytest.approx(0.1)
 
 
-def test_sharpness_of_known_pictures() -> None:
+def test_sharpness_of_known_images() -> None:
     assert sharpness(flat(30, 60, 90)) == pytest.approx(0, abs=1e-18)
     ramp = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(9, axis=0)
     assert sharpness(ramp) == pytest.approx(0, abs=1e-18)  # a straight gradient has no second derivative
@@ -73,12 +73,12 @@ def test_sharpness_agrees_with_torchmetrics_gradients() -> None:
 
 
 def test_blur_lowers_sharpness() -> None:
-    picture = noise().astype(np.float64)
-    blurred = (picture[:-1, :-1] + picture[1:, :-1] + picture[:-1, 1:] + picture[1:, 1:]) / 4
+    image = noise().astype(np.float64)
+    blurred = (image[:-1, :-1] + image[1:, :-1] + image[:-1, 1:] + image[1:, 1:]) / 4
     assert sharpness(blurred.astype(np.uint8)) < 0.5 * sharpness(noise())
 
 
-def test_a_picture_too_small_for_a_laplacian_is_no_number() -> None:
+def test_a_image_too_small_for_a_laplacian_is_no_number() -> None:
     assert np.isnan(sharpness(flat(1, 2, 3)[:2]))
 
 
@@ -86,9 +86,9 @@ def test_a_picture_too_small_for_a_laplacian_is_no_number() -> None:
     ("guard", "low", "high"), [(saturation, 0, 1), (clipped_pixels, 0, 1), (contrast, 0, 0.5)]
 )
 @pytest.mark.parametrize(
-    "picture", [noise(), checkerboard(), flat(0, 0, 0), flat(255, 255, 255), flat(255, 0, 0)]
+    "image", [noise(), checkerboard(), flat(0, 0, 0), flat(255, 255, 255), flat(255, 0, 0)]
 )
 def test_the_declared_range(
-    guard: Callable[[NDArray[np.uint8]], float], low: float, high: float, picture: NDArray[np.uint8]
+    guard: Callable[[NDArray[np.uint8]], float], low: float, high: float, image: NDArray[np.uint8]
 ) -> None:
-    assert low <= guard(picture) <= high
+    assert low <= guard(image) <= high

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config.schema.metric import ClipScoreMetric, GuardMetric, MetricSpec
+from harness.config.schema.metric import ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.metrics import build_metrics
 from harness.metrics.aesthetic import Aesthetic, LinearHead
 from harness.metrics.clip_score import ClipScore
 from harness.metrics.encoder import Encoder
 from harness.metrics.image_stats import Guard
 from harness.metrics.metric import Metric
-from harness.metrics.score import PICTURES_AT_ONCE, Scorer
+from harness.metrics.score import IMAGES_PER_BATCH, Scorer
 from harness.results.tables import SCORES
 from tests.metrics.tiny import WIDTH
 
@@ -25,8 +25,10 @@ PROMPTS = ("red fox", "cup", "red fox cup sky red fox cup sky", "sky")
 
 
 def test_every_kind_is_under_contract() -> None:
-    union, _ = get_args(MetricSpec)
-    declared = {kind for spec in get_args(union) for kind in get_args(spec.model_fields["kind"].annotation)}
+    union, _ = get_args(MetricConfig)
+    declared = {
+        kind for config in get_args(union) for kind in get_args(config.model_fields["kind"].annotation)
+    }
     assert declared == set(KINDS)
 
 
@@ -39,18 +41,18 @@ def metrics(encoder: Encoder) -> list[Metric]:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
-    """More pictures than are open at once, of several sizes, two of them unreadable."""
+    """More images than are open at once, of several sizes, two of them unreadable."""
     folder = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(PICTURES_AT_ONCE + 6):
-        picture = Image.fromarray(rng.integers(0, 256, (64, 48 + number % 3, 3), dtype=np.uint8))
-        picture.save(folder / f"{number}.png")
+    for number in range(IMAGES_PER_BATCH + 6):
+        image = Image.fromarray(rng.integers(0, 256, (64, 48 + number % 3, 3), dtype=np.uint8))
+        image.save(folder / f"{number}.png")
         prompt = PROMPTS[number % len(PROMPTS)]
         rows.append({"image_id": f"i{number}", "prompt": prompt, "path": f"{number}.png", "seed": number})
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:2000])
     (folder / "5.png").unlink()
-    (folder / "7.png").write_text("not a picture")
+    (folder / "7.png").write_text("not an image")
     return pd.DataFrame(rows), folder
 
 
@@ -69,7 +71,7 @@ def test_rows_are_the_scores_table(metrics: list[Metric], drawn: tuple[pd.DataFr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unreadable_picture_is_null_with_a_reason_and_harms_no_other(
+def test_an_unreadable_image_is_null_with_a_reason_and_harms_no_other(
     metrics: list[Metric], drawn: tuple[pd.DataFrame, Path], kind: str
 ) -> None:
     images, folder = drawn
@@ -77,9 +79,9 @@ def test_an_unreadable_picture_is_null_with_a_reason_and_harms_no_other(
     scores = scores[scores["metric"] == kind].set_index("image_id")
     bad = scores[scores["value"].isna()]
     assert list(bad.index) == ["i3", "i5", "i7"]
-    assert bad["reason"]["i5"] == "the picture cannot be read: No such file or directory"
-    assert bad["reason"]["i7"] == "the picture cannot be read: not a picture"
-    assert bad["reason"]["i3"].startswith("the picture cannot be read: ")
+    assert bad["reason"]["i5"] == "the image cannot be read: No such file or directory"
+    assert bad["reason"]["i7"] == "the image cannot be read: not an image"
+    assert bad["reason"]["i3"].startswith("the image cannot be read: ")
     assert not bad["reason"].str.contains(str(folder), regex=False).any()
     good = scores.drop(index=bad.index)
     assert np.isfinite(good["value"].to_numpy()).all()
@@ -111,14 +113,14 @@ def test_one_pass_feeds_all_metrics_of_an_encoder(
     assert sum(seen) == 3
 
 
-def test_no_pictures_give_an_empty_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+def test_no_images_give_an_empty_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
     scores = Scorer(metrics).score(images.head(0), folder)
     assert len(scores) == 0
     assert list(scores.columns) == SCORES.names
 
 
-def test_only_unreadable_pictures(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+def test_only_unreadable_images(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
     assert Scorer(metrics).score(images.iloc[[5, 7]], folder)["reason"].notna().all()
 
@@ -126,17 +128,19 @@ def test_only_unreadable_pictures(metrics: list[Metric], drawn: tuple[pd.DataFra
 def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
     clip = ClipScoreMetric(encoder=f"local-dir:{clip_folder}")
-    scorer = build_metrics([clip, GuardMetric(kind="contrast"), clip], device="cpu")
+    scorer = build_metrics([clip, ImageStatsMetric(kind="contrast"), clip], device="cpu")
     first, guard, second = scorer.metrics
     assert isinstance(first, ClipScore)
     assert isinstance(second, ClipScore)
     assert first.encoder is second.encoder
     assert guard.kind == "contrast"
-    scores = build_metrics([clip, GuardMetric(kind="contrast")], device="cpu").score(images.head(2), folder)
+    scores = build_metrics([clip, ImageStatsMetric(kind="contrast")], device="cpu").score(
+        images.head(2), folder
+    )
     assert scores["value"].notna().all()
 
 
-def test_a_grey_or_transparent_picture_is_read_as_rgb(metrics: list[Metric], tmp_path: Path) -> None:
+def test_a_grey_or_transparent_image_is_read_as_rgb(metrics: list[Metric], tmp_path: Path) -> None:
     Image.new("L", (16, 16), 128).save(tmp_path / "grey.png")
     Image.new("RGBA", (16, 16), (128, 128, 128, 10)).save(tmp_path / "clear.png")
     images = pd.DataFrame(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, GuardMetric, MetricSpec
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.errors import ModelError
 from harness.metrics import metric_fingerprint
 
@@ -27,15 +27,15 @@ def test_the_fingerprint_follows_the_content_not_the_place(clip_folder: Path, tm
 def test_metrics_encoders_and_heads_differ(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
-    specs: list[MetricSpec] = [
-        GuardMetric(kind="contrast"),
-        GuardMetric(kind="sharpness"),
+    configs: list[MetricConfig] = [
+        ImageStatsMetric(kind="contrast"),
+        ImageStatsMetric(kind="sharpness"),
         ClipScoreMetric(encoder="ViT-L-14-quickgelu/openai"),
         ClipScoreMetric(encoder="ViT-H-14/laion2b_s32b_b79k"),
         AestheticMetric(encoder="ViT-L-14-quickgelu/openai", head=str(tmp_path / "one")),
         AestheticMetric(encoder="ViT-L-14-quickgelu/openai", head=str(tmp_path / "two")),
     ]
-    assert len({metric_fingerprint(spec) for spec in specs}) == len(specs)
+    assert len({metric_fingerprint(config) for config in configs}) == len(configs)
 
 
 def test_missing_weights_stop_a_sweep_before_it_starts(tmp_path: Path) -> None:
@@ -46,17 +46,17 @@ def test_missing_weights_stop_a_sweep_before_it_starts(tmp_path: Path) -> None:
 
 
 def test_a_new_definition_is_a_new_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = GuardMetric(kind="contrast")
-    before = metric_fingerprint(spec)
-    monkeypatch.setattr(GuardMetric, "version", "2")
-    assert metric_fingerprint(spec) != before
+    config = ImageStatsMetric(kind="contrast")
+    before = metric_fingerprint(config)
+    monkeypatch.setattr(ImageStatsMetric, "version", "2")
+    assert metric_fingerprint(config) != before
 
 
 def test_fingerprints_need_no_torch() -> None:
     code = (
         "import sys; from harness.metrics import metric_fingerprint; "
-        "from harness.config.schema.metric import GuardMetric; "
-        "metric_fingerprint(GuardMetric(kind='contrast')); "
+        "from harness.config.schema.metric import ImageStatsMetric; "
+        "metric_fingerprint(ImageStatsMetric(kind='contrast')); "
         "print([m for m in ('torch', 'open_clip', 'pandas', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -27,7 +27,7 @@ def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
-        for parameter in model.parameters():  # not open_clip's start, under which all pictures look alike
+        for parameter in model.parameters():  # not open_clip's start, under which all images look alike
             torch.nn.init.normal_(parameter, std=0.3)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     config["text_cfg"] = {**text_cfg, "hf_tokenizer_name": "tiny"}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.diffusion.training.record import RECORD
-from harness.errors import StageError
+from harness.errors import ArtifactError
 from harness.reporting.wandb_runs import Run, side_by_side, sweep_run, trial_runs
 from harness.results import Results
 from harness.store.workspace import Workspace
@@ -24,7 +24,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(workspace: Path) -> Results:
     """One recipe, ranks 4 and 16, 100 and 200 steps; trial 2 failed."""
-    sweep = example.spec(
+    sweep = example.config(
         axes={"adapter.rank": [4, 16], "training.steps": [100, 200]}, n_prompts=12, seeds=(0,)
     )
     return example.build(workspace, sweep, gain=2.0)
@@ -86,7 +86,7 @@ def test_a_finished_adapter_without_its_record_is_an_error(
         file.unlink()
     else:
         file.write_text("{")
-    with pytest.raises(StageError, match=RECORD):
+    with pytest.raises(ArtifactError, match=RECORD):
         list(trial_runs(results, Workspace(copy), images_per_trial=0))
 
 

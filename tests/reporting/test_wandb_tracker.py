@@ -83,7 +83,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(workspace: Path) -> Results:
     """Ranks 4 and 16; trial 1 failed. A page lies beside the tables."""
-    sweep = example.spec(axes={"adapter.rank": [4, 16]}, n_prompts=12, seeds=(0,))
+    sweep = example.config(axes={"adapter.rank": [4, 16]}, n_prompts=12, seeds=(0,))
     results = example.build(workspace, sweep, gain=2.0, failed=(1,))
     (workspace / "sweeps" / "example" / "report.html").write_text("<p>the page</p>")
     return results
@@ -101,9 +101,7 @@ def test_there_is_a_run_per_trial_and_one_for_the_sweep(published: Path, results
     assert set(offline_runs(published)) == {*ids, "example-sweep"}
 
 
-def test_a_trials_run_holds_its_config_losses_contrasts_and_pictures(
-    published: Path, results: Results
-) -> None:
+def test_a_trials_run_holds_its_config_losses_contrasts_and_images(published: Path, results: Results) -> None:
     trial_id = results.trials["trial_id"].iloc[0]
     folder = offline_runs(published)[f"example-{trial_id}"]
     found = content(folder)
@@ -119,10 +117,10 @@ def test_a_trials_run_holds_its_config_losses_contrasts_and_pictures(
     key = "contrast/test/wrong_lora/placebo/aesthetic"
     assert found["summary"][f"{key}/difference"] == pytest.approx(row["mean_difference"])
     assert found["summary"]["status"] == "completed" and found["summary"]["selected"] is True
-    (shown,) = [row for row in found["history"] if "pictures/filenames" in row]
-    assert len(shown["pictures/filenames"]) == 2
-    assert "left to right: baseline" in shown["pictures/captions"][0]
-    assert all((folder / "files" / name).is_file() for name in shown["pictures/filenames"])
+    (shown,) = [row for row in found["history"] if "images/filenames" in row]
+    assert len(shown["images/filenames"]) == 2
+    assert "left to right: baseline" in shown["images/captions"][0]
+    assert all((folder / "files" / name).is_file() for name in shown["images/filenames"])
     assert found["exit"] == 0
 
 
@@ -130,7 +128,7 @@ def test_a_failed_trial_is_a_failed_run_with_its_reason(published: Path, results
     found = content(offline_runs(published)[f"example-{results.trials['trial_id'].iloc[1]}"])
     assert found["exit"] == 1
     assert found["summary"]["status"] == "failed" and "NaN at step 61" in found["summary"]["reason"]
-    assert not [row for row in found["history"] if "loss" in row or "pictures/filenames" in row]
+    assert not [row for row in found["history"] if "loss" in row or "images/filenames" in row]
 
 
 def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: Results) -> None:
@@ -222,7 +220,7 @@ def test_a_sweep_does_not_care_whether_wandb_answers(
     server: Callable[[], AbstractContextManager[str]],
     told: str,
     tmp_path: Path,
-    tiny_spec: SdxlModel,
+    tiny_config: SdxlModel,
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -233,7 +231,7 @@ def test_a_sweep_does_not_care_whether_wandb_answers(
     prompts = [{"text": "a green cat", "split": "dev"}, {"text": "a yellow hat", "split": "dev"}]
     online = {"kind": "wandb", "mode": "online"}
     changes = {"tracking": online, "axes": {}, "prompts": prompts}
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **changes)
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip, **changes)
     monkeypatch.setattr(
         sys, "argv", ["harness", "run", str(sweep), "-w", str(tmp_path), "--executor", "local"]
     )

@@ -1,4 +1,4 @@
-"""Small sweeps as tables, without drawing a picture."""
+"""Small sweeps as tables, without drawing an image."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config.schema.evaluation import AnalysisSpec
-from harness.config.schema.metric import AestheticMetric, GuardMetric
+from harness.config.schema.evaluation import AnalysisConfig
+from harness.config.schema.metric import AestheticMetric, ImageStatsMetric
 from harness.results import tables
 
-METRICS = (AestheticMetric(encoder="emoji", head="emoji"), GuardMetric(kind="saturation"))
-ANALYSIS = AnalysisSpec(primary="aesthetic", control="placebo", resamples=2000)
+METRICS = (AestheticMetric(encoder="emoji", head="emoji"), ImageStatsMetric(kind="saturation"))
+ANALYSIS = AnalysisConfig(primary="aesthetic", control="placebo", resamples=2000)
 CONTROLS = ("baseline", "placebo")
 ARM = "wrong_lora"
 
@@ -29,9 +29,9 @@ def make_tables(
 ) -> dict[str, pd.DataFrame]:
     """Tables of a sweep with arms baseline, placebo, wrong_lora. `prompts`: how many on dev and on test.
 
-    A value of null is a score that could not be computed. Failed trials have no pictures.
+    A value of null is a score that could not be computed. Failed trials have no images.
     """
-    trial_rows, draws, images, scores = [], [], [], []
+    trial_rows, arms, images, scores = [], [], [], []
     for index in range(trials):
         trial = f"t{index}"
         broken = index in set(failed)
@@ -52,44 +52,44 @@ def make_tables(
                 "selected": False,
             }
         )
-        for arm in (*CONTROLS, ARM):
-            draw = f"d-{trial}" if arm == ARM else f"d-{arm}"
-            draws.append({"trial_id": trial, "arm": arm, "draw_id": draw, "is_control": arm != ARM})
+        for name in (*CONTROLS, ARM):
+            arm = f"d-{trial}" if name == ARM else f"d-{name}"
+            arms.append({"trial_id": trial, "arm": name, "arm_id": arm, "is_control": name != ARM})
     drawn: list[tuple[str, int | None]] = [(control, None) for control in CONTROLS]
     drawn += [(ARM, index) for index in range(trials) if index not in set(failed)]
-    for arm, owner in drawn:
-        name = None if owner is None else f"t{owner}"
+    for name, owner in drawn:
+        own = None if owner is None else f"t{owner}"
         for split, count in prompts.items():
             if split == "test" and owner is not None and owner not in set(test_trials):
                 continue
             for prompt, seed in itertools.product(range(count), range(seeds)):
-                picture = _picture(arm, name, split, prompt, seed)
-                images.append(picture)
+                image = _image(name, own, split, prompt, seed)
+                images.append(image)
                 for metric in METRICS:
-                    found = value(arm, name, prompt, seed, metric.kind)
-                    scores.append(_score(picture, metric.kind, found))
+                    found = value(name, own, prompt, seed, metric.kind)
+                    scores.append(_score(image, metric.kind, found))
     return {
         "trials": pd.DataFrame(trial_rows),
-        "draws": tables.typed(pd.DataFrame(draws), tables.DRAWS),
+        "arms": tables.typed(pd.DataFrame(arms), tables.ARMS),
         "images": tables.typed(pd.DataFrame(images, columns=tables.IMAGES.names), tables.IMAGES),
         "scores": tables.typed(pd.DataFrame(scores, columns=tables.SCORES.names), tables.SCORES),
     }
 
 
-def _picture(arm: str, trial: str | None, split: str, prompt: int, seed: int) -> dict[str, Any]:
-    draw = f"d-{trial}" if trial else f"d-{arm}"
-    image_id = f"{draw}-{split}{prompt:03}-{seed}"
+def _image(name: str, trial: str | None, split: str, prompt: int, seed: int) -> dict[str, Any]:
+    arm = f"d-{trial}" if trial else f"d-{name}"
+    image_id = f"{arm}-{split}{prompt:03}-{seed}"
     return {
         "image_id": image_id,
-        "draw_id": draw,
-        "arm": arm,
+        "arm_id": arm,
+        "arm": name,
         "trial_id": trial,
         "prompt_id": f"{split}{prompt:03}",
         "prompt": f"{split} prompt {prompt}",
         "tags": ["animal"] if prompt % 2 else [],
         "split": split,
         "seed": seed,
-        "negative": "" if arm == "baseline" else "wrong",
+        "negative": "" if name == "baseline" else "wrong",
         "guidance": 5.0,
         "steps": 20,
         "refiner_start": None,
@@ -98,16 +98,16 @@ def _picture(arm: str, trial: str | None, split: str, prompt: int, seed: int) ->
         "path": f"images/{image_id}.png",
         "width": 64,
         "height": 64,
-        "draw_seconds": 0.1,
+        "generation_seconds": 0.1,
     }
 
 
-def _score(picture: dict[str, Any], metric: str, value: float | None) -> dict[str, Any]:
+def _score(image: dict[str, Any], metric: str, value: float | None) -> dict[str, Any]:
     return {
-        "image_id": picture["image_id"],
+        "image_id": image["image_id"],
         "metric": metric,
         "value": value,
-        "reason": "the picture cannot be read: not a picture" if value is None else None,
+        "reason": "the image cannot be read: not an image" if value is None else None,
         "metric_version": "1",
         "weights_hash": None,
         "prompt_truncated": None,

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from harness.config.schema.evaluation import AnalysisSpec
+from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import AestheticMetric
-from harness.errors import SpecError, StageError
+from harness.errors import ArtifactError, ConfigError
 from harness.results.inference import bootstrap_interval, sign_flip_p
 from harness.results.summary import holm, infer, prompt_means, select_best, summarise
 from tests.results.sweeps import ANALYSIS, ARM, METRICS, Value, make_tables
@@ -23,7 +23,7 @@ def noise(seed: int, gain: float = 0.0) -> Value:
     return value
 
 
-def summary_of(tables: dict[str, pd.DataFrame], analysis: AnalysisSpec = ANALYSIS) -> pd.DataFrame:
+def summary_of(tables: dict[str, pd.DataFrame], analysis: AnalysisConfig = ANALYSIS) -> pd.DataFrame:
     return summarise(**tables, analysis=analysis, metrics=METRICS)
 
 
@@ -42,7 +42,7 @@ def test_one_row_per_contrast_with_the_numbers_of_its_pairs() -> None:
         return 10.0 * prompt + (prompt + 1) * (1 if seed else 3) - (6 if prompt == 0 else 0)
 
     summary = summary_of(make_tables(value, trials=2, prompts={"dev": 6}))
-    assert len(summary) == 2 * 2 * 2  # trials × controls × metrics; no test pictures, no test rows
+    assert len(summary) == 2 * 2 * 2  # trials × controls × metrics; no test images, no test rows
     row = row_of(summary, trial_id="t1")
     per_prompt = np.array([2.0 - 6, 4, 6, 8, 10, 12])
     assert row["mean_difference"] == pytest.approx(per_prompt.mean())
@@ -82,7 +82,7 @@ def test_ties_count_one_half_and_lower_can_win() -> None:
 def test_every_failure_is_null_with_a_reason() -> None:
     tables = make_tables(noise(0), trials=2, prompts={"dev": 8}, failed=[1])
     row = row_of(summary_of(tables), trial_id="t1")
-    assert row["reason"] == "no pairs: arm: no picture (the loss became NaN)"
+    assert row["reason"] == "no pairs: arm: no image (the loss became NaN)"
     assert (row["n_prompts"], row["n_pairs"], row["n_missing"]) == (0, 0, 16)
     numbers = [
         "mean_arm",
@@ -123,11 +123,11 @@ def test_the_same_difference_everywhere_has_no_interval(gain: float) -> None:
     assert row["reason"] == "every prompt has the same difference: no interval and no p"
 
 
-def test_no_pictures_at_all() -> None:
+def test_no_images_at_all() -> None:
     tables = make_tables(noise(0), trials=2, prompts={})
     summary = summary_of(tables)
     assert len(summary) == 2 * 2 * 2
-    assert (summary["reason"] == "no pairs: there are no pictures").all()
+    assert (summary["reason"] == "no pairs: there are no images").all()
     assert select_best(summary, ANALYSIS) is None
 
 
@@ -137,7 +137,7 @@ def test_the_order_of_the_tables_does_not_matter() -> None:
     pd.testing.assert_frame_equal(summary_of(tables), summary_of(shuffled))
 
 
-def test_test_rows_are_those_with_test_pictures() -> None:
+def test_test_rows_are_those_with_test_images() -> None:
     tables = make_tables(noise(3), trials=3, prompts={"dev": 6, "test": 7}, test_trials=[1])
     summary = summary_of(tables)
     test = summary[summary["split"] == "test"]
@@ -148,9 +148,9 @@ def test_test_rows_are_those_with_test_pictures() -> None:
 
 def test_a_pair_from_different_latents_is_an_error() -> None:
     tables = make_tables(noise(0), trials=1, prompts={"dev": 6})
-    tables["images"].loc[tables["images"]["draw_id"] == "d-t0", "latent_hash"] = "other"
+    tables["images"].loc[tables["images"]["arm_id"] == "d-t0", "latent_hash"] = "other"
     with pytest.raises(
-        StageError, match=r"prompt 'dev prompt 0', seed 0: draws d-t0 and d-baseline did not start"
+        ArtifactError, match=r"prompt 'dev prompt 0', seed 0: draws d-t0 and d-baseline did not start"
     ):
         summary_of(tables)
 
@@ -172,12 +172,12 @@ def test_holm_corrects_over_trials_within_arm_control_metric_and_split() -> None
     assert set(summary.groupby(["arm", "control", "metric", "split"]).size()) == {5, 1}
 
 
-def test_pictures_of_one_prompt_are_not_independent() -> None:
-    """Intervals over pictures would be much too narrow where prompts differ in how much they gain."""
+def test_images_of_one_prompt_are_not_independent() -> None:
+    """Intervals over images would be much too narrow where prompts differ in how much they gain."""
     rng = np.random.default_rng(5)
     prompts, seeds, samples = 12, 8, 600
     gain = rng.normal(0, 1, size=(prompts, 1, samples)) + rng.normal(0, 1, size=(prompts, seeds, samples))
-    analysis = AnalysisSpec(resamples=500)
+    analysis = AnalysisConfig(resamples=500)
     clustered = infer(gain.mean(axis=1), analysis)
     naive = infer(gain.reshape(prompts * seeds, samples), analysis)
 
@@ -233,9 +233,9 @@ def test_the_best_trial_follows_the_direction_and_ignores_failures() -> None:
 def test_a_primary_metric_without_direction_is_an_error() -> None:
     summary = summary_of(make_tables(noise(0), trials=1, prompts={"dev": 6}))
     with pytest.raises(
-        SpecError, match=r"analysis.primary 'saturation' has no better direction.*allowed: aesthetic"
+        ConfigError, match=r"analysis.primary 'saturation' has no better direction.*allowed: aesthetic"
     ):
-        select_best(summary, AnalysisSpec(primary="saturation"))
+        select_best(summary, AnalysisConfig(primary="saturation"))
 
 
 def test_a_metric_that_nobody_scored_says_so() -> None:

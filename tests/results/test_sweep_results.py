@@ -4,7 +4,7 @@ import sys
 import pandas as pd
 import pytest
 
-from harness.errors import SpecError, StageError
+from harness.errors import ArtifactError, ConfigError
 from harness.results import Results
 from tests.results.sweeps import ARM, METRICS, make_tables
 
@@ -22,7 +22,7 @@ def results() -> Results:
     return Results(**frames, summary=pd.DataFrame(), sweep=sweep)
 
 
-def test_a_pair_is_two_pictures_of_one_prompt_and_seed(results: Results) -> None:
+def test_a_pair_is_two_images_of_one_prompt_and_seed(results: Results) -> None:
     pairs = results.pairs(control="baseline")
     dev, test = (pairs[pairs["split"] == split] for split in ("dev", "test"))
     assert len(dev) == 3 * 3 * 2 * 2  # trials × prompts × seeds × metrics, the failed trial among them
@@ -41,13 +41,13 @@ def test_a_missing_side_is_null_with_its_own_reason(results: Results) -> None:
     unread = rows.loc[["t0 dev001"]]
     assert unread["value_arm"].tolist() == [110.0]
     assert unread["difference"].isna().all()
-    assert unread["reason"].tolist() == ["control: the picture cannot be read: not a picture"]
+    assert unread["reason"].tolist() == ["control: the image cannot be read: not an image"]
     undrawn = rows.loc[["t2 dev000"]]
     assert undrawn[["image_id_arm", "path_arm", "value_arm"]].isna().all(axis=None)
     assert undrawn["value_control"].tolist() == [0.0]
-    assert undrawn["reason"].tolist() == ["arm: no picture (the loss became NaN)"]
+    assert undrawn["reason"].tolist() == ["arm: no image (the loss became NaN)"]
     both = rows.loc["t2 dev001"]["reason"]
-    assert both == "arm: no picture (the loss became NaN); control: the picture cannot be read: not a picture"
+    assert both == "arm: no image (the loss became NaN); control: the image cannot be read: not an image"
     assert pairs["reason"].isna().equals(pairs["difference"].notna())
 
 
@@ -59,9 +59,9 @@ def test_an_arm_may_be_any_arm(results: Results) -> None:
 
 
 def test_a_control_with_a_draw_per_trial_is_paired_with_its_own_trial(results: Results) -> None:
-    """A sham is trained with each trial's settings: only the draws table knows which pictures are whose."""
-    of_t1 = (results.draws["trial_id"] == "t1") & (results.draws["arm"] == "placebo")
-    results.draws.loc[of_t1, "draw_id"] = "d-baseline"
+    """A sham is trained with each trial's settings: only the draws table knows which images are whose."""
+    of_t1 = (results.arms["trial_id"] == "t1") & (results.arms["arm"] == "placebo")
+    results.arms.loc[of_t1, "arm_id"] = "d-baseline"
     pairs = results.pairs(control="placebo", split="dev")
     pairs = pairs[(pairs["metric"] == "aesthetic") & (pairs["prompt_id"] == "dev001")]
     assert pairs.loc[pairs["trial_id"] == "t0", "value_control"].isna().all()
@@ -80,18 +80,20 @@ def test_a_control_with_a_draw_per_trial_is_paired_with_its_own_trial(results: R
     ],
 )
 def test_a_wrong_name_lists_the_right_ones(results: Results, asked: dict[str, str], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(ConfigError, match=message):
         results.pairs(**asked)
 
 
 def test_pairs_start_from_the_same_latents(results: Results) -> None:
     results.images.loc[results.images["image_id"] == "d-t1-test001-0", "latent_hash"] = "other"
     assert len(results.pairs(control="placebo", split="dev"))
-    with pytest.raises(StageError, match=r"'test prompt 1', seed 0: draws d-t1 and d-placebo did not start"):
+    with pytest.raises(
+        ArtifactError, match=r"'test prompt 1', seed 0: draws d-t1 and d-placebo did not start"
+    ):
         results.pairs(control="placebo")
 
 
-def test_wide_has_one_row_per_picture_and_one_column_per_metric(results: Results) -> None:
+def test_wide_has_one_row_per_image_and_one_column_per_metric(results: Results) -> None:
     wide = results.wide()
     assert len(wide) == len(results.images)
     assert list(wide.columns) == [*results.images.columns, "aesthetic", "saturation"]

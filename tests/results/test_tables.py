@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import results
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 from harness.results import tables
 from harness.results.summary import summarise
 from tests.results.sweeps import ANALYSIS, METRICS, make_tables
@@ -32,13 +32,13 @@ def test_what_is_written_is_read(written: Path) -> None:
     loaded = results.load(written)
     pd.testing.assert_frame_equal(loaded.images, frames["images"])
     pd.testing.assert_frame_equal(loaded.scores, frames["scores"])
-    pd.testing.assert_frame_equal(loaded.draws, frames["draws"])
+    pd.testing.assert_frame_equal(loaded.arms, frames["arms"])
     assert loaded.trials["adapter.rank"].tolist() == [4, 8]
     assert loaded.sweep["name"] == "x"
     assert sorted(path.name for path in written.iterdir()) == sorted(
         [
             "trials.parquet",
-            "draws.parquet",
+            "arms.parquet",
             "images.parquet",
             "scores.parquet",
             "summary.parquet",
@@ -110,13 +110,15 @@ def test_a_damaged_table(written: Path, damage: str) -> None:
     path.unlink()
     if damage == "cut":
         path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StageError, match=r"scores\.parquet is missing or damaged; run `harness run` again"):
+    with pytest.raises(
+        ArtifactError, match=r"scores\.parquet is missing or damaged; run `harness run` again"
+    ):
         results.load(written)
 
 
 def test_a_damaged_description(written: Path) -> None:
     (written / "sweep.json").write_text('{"name": ')
-    with pytest.raises(StageError, match=r"sweep\.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"sweep\.json is damaged"):
         results.load(written)
 
 
@@ -124,7 +126,7 @@ def test_a_table_of_another_version(written: Path) -> None:
     path = written / "images.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"harness_schema": "0"}), path)
-    with pytest.raises(StageError, match="has schema version 0, this harness reads 3"):
+    with pytest.raises(ArtifactError, match="has schema version 0, this harness reads 3"):
         results.load(written)
 
 

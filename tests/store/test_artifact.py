@@ -11,15 +11,15 @@ from harness.config.schema.model import SdxlModel
 from harness.engine.accounting.gc import collect_garbage, find, holdings, verify
 from harness.engine.stages.scoring import metric_name
 from harness.errors import WorkspaceError
-from harness.store.artifact import Stage, write_json
+from harness.store.artifact import Artifact, write_json
 from harness.store.workspace import PLAN, Workspace
-from tests.engine.stages_by_hand import damage, make, make_pictures, own_draw, own_run, plan_sweep, train
+from tests.engine.stages_by_hand import damage, make, make_images, own_draw, own_run, plan_sweep, train
 from tests.sweeps.small import small_plan
 
 
 @pytest.fixture
-def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
-    return small_plan(tmp_path, tiny_spec, tiny_clip)
+def plan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
+    return small_plan(tmp_path, tiny_config, tiny_clip)
 
 
 @pytest.fixture
@@ -33,30 +33,30 @@ def unneeded(workspace: Workspace) -> set[str]:
 
 def steps_left(workspace: Workspace, run: TrainingRun) -> list[int]:
     collect_garbage(workspace, delete=True)
-    return list(workspace.snapshots(run.run_id))
+    return list(workspace.checkpoints(run.run_id))
 
 
 def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
-    run, draw = own_run(plan), own_draw(plan)
-    cells = plan.cells(draw, "dev")
+    run, arm = own_run(plan), own_draw(plan)
+    cells = plan.cells(arm, "dev")
     make(workspace.dataset(run.dataset.dataset_id))
-    train(workspace, run, *run.snapshots)
-    test_cells = plan.cells(draw, "test")
+    train(workspace, run, *run.checkpoints)
+    test_cells = plan.cells(arm, "test")
     chunks = [
-        make_pictures(workspace, draw.draw_id, "c1", cells),
-        make_pictures(workspace, draw.draw_id, "c2", test_cells),
+        make_images(workspace, arm.arm_id, "c1", cells),
+        make_images(workspace, arm.arm_id, "c2", test_cells),
     ]
     for metric in plan.sweep.metrics:
         make(workspace.scores(metric_name(metric), chunks[0]))
     assert unneeded(workspace) == set()
     assert {entry.needed_by for entry in holdings(workspace).entries} == {("small",)}
 
-    others = [Stage(workspace.root / name) for name in ("datasets/d1", "adapters/r1/steps-000002")]
-    for stage in others:
-        make(stage)
-    foreign = make_pictures(workspace, "draw1", "c1", cells)
-    make_pictures(workspace, draw.draw_id, "c3", ())  # pictures of a seed that the sweep no longer has
+    others = [Artifact(workspace.root / name) for name in ("datasets/d1", "adapters/r1/steps-000002")]
+    for artifact in others:
+        make(artifact)
+    foreign = make_images(workspace, "draw1", "c1", cells)
+    make_images(workspace, arm.arm_id, "c3", ())  # images of a seed that the sweep no longer has
     make(workspace.scores("contrast-0", chunks[0]))
     make(workspace.scores(metric_name(plan.sweep.metrics[0]), foreign))
     clip = metric_name(plan.sweep.metrics[0])
@@ -64,8 +64,8 @@ def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, 
         "datasets/d1",
         "adapters/r1/steps-000002",
         "images/draw1/c1",
-        f"images/{draw.draw_id}/c3",
-        f"scores/contrast-0/{draw.draw_id}-c1",
+        f"images/{arm.arm_id}/c3",
+        f"scores/contrast-0/{arm.arm_id}-c1",
         f"scores/{clip}/draw1-c1",
     }
 
@@ -73,10 +73,10 @@ def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, 
 def test_gc_says_first_and_does_what_it_said(workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
     make(workspace.dataset(own_run(plan).dataset.dataset_id))
-    make(workspace.snapshot("r1", 2))
+    make(workspace.checkpoint("r1", 2))
     said = collect_garbage(workspace, delete=False)
     assert [(finding.entry.name, finding.state) for finding in said] == [("adapters/r1/steps-000002", "kept")]
-    assert workspace.snapshot("r1", 2).done
+    assert workspace.checkpoint("r1", 2).done
     done = collect_garbage(workspace, delete=True)
     assert [(finding.entry.name, finding.state) for finding in done] == [
         ("adapters/r1/steps-000002", "removed")
@@ -88,18 +88,18 @@ def test_gc_says_first_and_does_what_it_said(workspace: Workspace, plan: Plan) -
 
 
 def test_what_a_sweep_let_go_of_is_needed_by_the_other(
-    workspace: Workspace, plan: Plan, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    workspace: Workspace, plan: Plan, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     (tmp_path / "other").mkdir()
     other = small_plan(
-        tmp_path / "other", tiny_spec, tiny_clip, name="other", axes={"training.steps": [4, 8]}
+        tmp_path / "other", tiny_config, tiny_clip, name="other", axes={"training.steps": [4, 8]}
     )
     run = own_run(plan)
     assert own_run(other).run_id == run.run_id
     train(workspace, run, 2, 4, 8)
     plan_sweep(workspace, plan)
     plan_sweep(workspace, other)
-    needed_by = {entry.place.stage.path.name: entry.needed_by for entry in holdings(workspace).entries}
+    needed_by = {entry.place.artifact.path.name: entry.needed_by for entry in holdings(workspace).entries}
     assert needed_by == {
         "steps-000002": ("small",),
         "steps-000004": ("other", "small"),
@@ -132,27 +132,27 @@ def test_checkpoints_stay_while_they_are_of_use(
 @pytest.mark.parametrize("kind", ["dataset", "run", "draw"])
 def test_what_somebody_is_at_work_on_stays(kind: str, workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
-    stages = {
+    artifacts = {
         "dataset": workspace.dataset("x1"),
-        "run": workspace.snapshot("x1", 5),
+        "run": workspace.checkpoint("x1", 5),
         "draw": workspace.images("x1", "c1"),
     }
-    make(stages[kind])
+    make(artifacts[kind])
     with Workspace(workspace.root).claim(kind, "x1"):  # as another process would
-        half = stages[kind].path.parent / f".tmp-{stages[kind].path.name}-0123abcd"
+        half = artifacts[kind].path.parent / f".tmp-{artifacts[kind].path.name}-0123abcd"
         half.mkdir()
         for delete in (False, True):
             states = {finding.state for finding in collect_garbage(workspace, delete=delete)}
             assert states == {"in use"}
-        assert stages[kind].done and half.exists()
+        assert artifacts[kind].done and half.exists()
     collect_garbage(workspace, delete=True)
-    assert not stages[kind].done and not half.exists()
+    assert not artifacts[kind].done and not half.exists()
 
 
 def test_left_overs_are_nobodys_result(workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
     run = own_run(plan)
-    (workspace.snapshot(run.run_id, 2).path).mkdir(parents=True)  # its removal was killed
+    (workspace.checkpoint(run.run_id, 2).path).mkdir(parents=True)  # its removal was killed
     entries = holdings(workspace).entries
     assert [(entry.kind, entry.needed_by) for entry in entries] == [("left-over", ())]
     collect_garbage(workspace, delete=True)
@@ -181,9 +181,9 @@ def test_what_a_finished_sweeps_tables_name_is_needed(workspace: Workspace, plan
     trials = pd.DataFrame({"dataset_id": ["d1", "d1"], "adapter_path": ["adapters/r1/steps-000002", None]})
     trials.to_parquet(folder / "trials.parquet")
     pd.DataFrame({"path": ["images/x1/c1/a.png"]}).to_parquet(folder / "images.parquet")
-    for stage in (workspace.dataset("d1"), workspace.snapshot("r1", 2), workspace.images("x1", "c1")):
-        make(stage)
-    make(workspace.snapshot("r1", 4))
+    for artifact in (workspace.dataset("d1"), workspace.checkpoint("r1", 2), workspace.images("x1", "c1")):
+        make(artifact)
+    make(workspace.checkpoint("r1", 4))
     assert unneeded(workspace) == {"adapters/r1/steps-000004"}
 
 
@@ -194,11 +194,11 @@ def test_scores_of_a_metric_whose_weights_are_elsewhere_stay(
     content = json.loads((workspace.sweep("small") / PLAN).read_text())
     content["metrics"][0]["encoder"] = f"local-dir:{tmp_path / 'gone'}"
     write_json(workspace.sweep("small") / PLAN, content)
-    draw = own_draw(plan)
-    chunk = make_pictures(workspace, draw.draw_id, "c1", plan.cells(draw, "dev"))
+    arm = own_draw(plan)
+    chunk = make_images(workspace, arm.arm_id, "c1", plan.cells(arm, "dev"))
     make(workspace.scores("clip_score-0", chunk))
     make(workspace.scores("contrast-0", chunk))
-    assert unneeded(workspace) == {f"scores/contrast-0/{draw.draw_id}-c1"}
+    assert unneeded(workspace) == {f"scores/contrast-0/{arm.arm_id}-c1"}
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "truncated manifest", "flipped manifest"])
@@ -229,7 +229,7 @@ def test_every_fault_of_a_stage_is_named(workspace: Workspace) -> None:
 
 
 def test_one_is_found_by_the_beginning_of_its_id(workspace: Workspace) -> None:
-    make(workspace.snapshot("abc123", 2))
+    make(workspace.checkpoint("abc123", 2))
     make(workspace.dataset("abd456"))
     found = holdings(workspace)
     assert find(found, "abc").name == find(found, "adapters/abc123/steps-000002").name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 from harness.store.remote import TOPS
 from harness.store.workspace import FOLDERS, Workspace
 from tests.store import server
@@ -32,16 +32,16 @@ def test_what_one_machine_builds_another_reads(s3: str, monkeypatch: pytest.Monk
     assert not here.dataset("d1").done and not here.exists()
     build(here, "d1", "hello")
     there = on_another_machine(here, monkeypatch, "there")
-    stage = there.dataset("d1")
-    assert here.dataset("d1").done and stage.done and there.exists()
+    artifact = there.dataset("d1")
+    assert here.dataset("d1").done and artifact.done and there.exists()
     assert not there.root.exists()
-    assert stage.manifest()["facts"] == {"note": "hello"}
-    assert not (stage.path / "a.txt").exists()
-    assert stage.read("a.txt") == b"hello"
-    assert not (stage.path / "below").exists()
-    assert (stage.fetch() / "below" / "b.txt").read_text() == "hello"
-    assert set(stage.contents()) == {"a.txt", "below/b.txt", "manifest.json"}
-    stage.verify()
+    assert artifact.manifest()["facts"] == {"note": "hello"}
+    assert not (artifact.path / "a.txt").exists()
+    assert artifact.read("a.txt") == b"hello"
+    assert not (artifact.path / "below").exists()
+    assert (artifact.fetch() / "below" / "b.txt").read_text() == "hello"
+    assert set(artifact.contents()) == {"a.txt", "below/b.txt", "manifest.json"}
+    artifact.verify()
 
 
 def test_an_error_leaves_nothing_here_or_there(s3: str, s3_endpoint: str) -> None:
@@ -62,7 +62,7 @@ def test_without_a_manifest_it_is_nobodys_result_and_goes_when_it_is_built(s3: s
     fs.pipe_file(f"{bucket}/datasets/d1/old.txt", b"of a killed builder")
     again = Workspace(s3)
     assert not again.dataset("d1").done
-    assert [again.relative(place.stage.path) for place in again.places()] == ["datasets/d1"]
+    assert [again.relative(place.artifact.path) for place in again.places()] == ["datasets/d1"]
     build(again, "d1", "again")
     assert "old.txt" not in again.dataset("d1").contents()
     assert again.dataset("d1").read("a.txt") == b"again"
@@ -83,9 +83,9 @@ def test_damage_in_the_bucket_is_found(
     assert here.dataset("d1").whole()  # as it was built here
     assert [fault for fault in here.dataset("d1").damage() if "a.txt" in fault]
     there = on_another_machine(here, monkeypatch, "there")
-    with pytest.raises(StageError, match=r"s3://.*a\.txt"):
+    with pytest.raises(ArtifactError, match=r"s3://.*a\.txt"):
         there.dataset("d1").fetch()
-    assert there.take_away_damaged(there.dataset("d1"), ("dataset", "d1"))
+    assert there.discard_corrupt(there.dataset("d1"), ("dataset", "d1"))
     assert not there.dataset("d1").done and not Workspace(s3).dataset("d1").done
     build(there, "d1", "hello")
     assert there.dataset("d1").whole()
@@ -95,7 +95,7 @@ def test_damage_on_this_machine_is_fetched_again(s3: str) -> None:
     workspace = Workspace(s3)
     build(workspace, "d1", "hello")
     (workspace.dataset("d1").path / "a.txt").write_text("hellp")
-    assert not workspace.take_away_damaged(workspace.dataset("d1"), ("dataset", "d1"))
+    assert not workspace.discard_corrupt(workspace.dataset("d1"), ("dataset", "d1"))
     assert workspace.dataset("d1").read("a.txt") == b"hello"
 
 
@@ -113,26 +113,26 @@ def test_what_was_made_anew_elsewhere_replaces_what_is_here(s3: str, monkeypatch
 def test_a_survey_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None:
     workspace = Workspace(s3)
     for steps in (1000, 20, 300):
-        with workspace.snapshot("r", steps).build():
+        with workspace.checkpoint("r", steps).build():
             pass
     with workspace.images("d", "c1").build() as folder:
         (folder / "x.png").write_bytes(b"1")
     other = Workspace(s3)
     with other.survey():
-        assert list(other.snapshots("r")) == [20, 300, 1000]
+        assert list(other.checkpoints("r")) == [20, 300, 1000]
         assert [chunk.path.name for chunk in other.image_chunks("d")] == ["c1"]
         assert not other.dataset("d1").done
         build(other, "d1", "x")
         assert other.dataset("d1").done
-        other.snapshot("r", 300).remove()
-        assert list(other.snapshots("r")) == [20, 1000]
-        assert [place.kind for place in other.places()] == ["dataset", "snapshot", "snapshot", "pictures"]
-    with workspace.snapshot("r", 40).build():
+        other.checkpoint("r", 300).remove()
+        assert list(other.checkpoints("r")) == [20, 1000]
+        assert [place.kind for place in other.places()] == ["dataset", "checkpoint", "checkpoint", "images"]
+    with workspace.checkpoint("r", 40).build():
         pass
     other.look_again()
     with other.survey():
-        assert list(other.snapshots("r")) == [20, 40, 1000]
-    assert list(other.snapshots("r")) == [20, 40, 1000]
+        assert list(other.checkpoints("r")) == [20, 40, 1000]
+    assert list(other.checkpoints("r")) == [20, 40, 1000]
 
 
 def test_a_sweeps_folder_is_uploaded_the_last_file_last(s3: str, s3_endpoint: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import StageError, WorkspaceError
+from harness.errors import ArtifactError, WorkspaceError
 from harness.store.workspace import Workspace
 
 
@@ -21,14 +21,14 @@ def build(workspace: Workspace, dataset_id: str, text: str) -> None:
 def test_a_finished_stage_holds_its_files_and_a_manifest(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     build(workspace, "d1", "hello")
-    stage = workspace.dataset("d1")
-    assert stage.done
-    assert (stage.path / "a.txt").read_text() == "hello"
-    manifest = stage.manifest()
+    artifact = workspace.dataset("d1")
+    assert artifact.done
+    assert (artifact.path / "a.txt").read_text() == "hello"
+    manifest = artifact.manifest()
     assert manifest["facts"] == {"note": "hello"}
     assert manifest["files"]["a.txt"]["bytes"] == 5
     assert manifest["versions"]["torch"]
-    stage.verify()
+    artifact.verify()
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
             file.write_text("hellp")
         case "remove":
             file.unlink()
-    with pytest.raises(StageError, match=r"a\.txt"):
+    with pytest.raises(ArtifactError, match=r"a\.txt"):
         workspace.dataset("d1").verify()
 
 
@@ -125,10 +125,10 @@ def test_a_workspace_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         Workspace(file / "below").check_writable()
 
 
-def test_snapshots_are_in_order_and_only_finished_ones(tmp_path: Path) -> None:
+def test_checkpoints_are_in_order_and_only_finished_ones(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for steps in (1000, 20, 300):
-        with workspace.snapshot("r", steps).build():
+        with workspace.checkpoint("r", steps).build():
             pass
-    workspace.snapshot("r", 50).path.mkdir()
-    assert list(workspace.snapshots("r")) == [20, 300, 1000]
+    workspace.checkpoint("r", 50).path.mkdir()
+    assert list(workspace.checkpoints("r")) == [20, 300, 1000]

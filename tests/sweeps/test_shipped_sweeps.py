@@ -77,11 +77,11 @@ def test_a_subject_stands_beside_the_trials_own_and_each_alone(name: str) -> Non
     assert subject.dataset.recipe.count == 6 and subject.dataset.recipe.captioned
     for trial in found.trials:
         acting = {
-            arm: {adapter.run_id for adapter in found.draws[draw_id].adapters}
-            for arm, draw_id in trial.draws.items()
+            arm: {adapter.run_id for adapter in found.arms[arm_id].adapters}
+            for arm, arm_id in trial.arms.items()
         }
         assert acting["subject"] == acting["subject_plain"] == {subject.run_id}
         assert acting["wrong"] == {trial.run_id}  # the trial's own training, not one more
         both = {subject.run_id, trial.run_id}
         assert acting["subject_wrong-scale-1"] == acting["subject_wrong_merged"] == both
-    assert len({trial.draws["subject"] for trial in found.trials}) == 1
+    assert len({trial.arms["subject"] for trial in found.trials}) == 1

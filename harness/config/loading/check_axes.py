@@ -24,10 +24,10 @@ from harness.config.plan.axes import (
     trial_points,
 )
 from harness.config.plan.plan import param_label
-from harness.config.schema.adapter import AdapterSpec
-from harness.config.schema.base import HOW, fingerprint
-from harness.config.schema.model import ModelSpec
-from harness.config.schema.recipe import RecipeSpec
+from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.base import NOT_HASHED, fingerprint
+from harness.config.schema.model import ModelConfig
+from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.search import (
     Axis,
     ConditionalValues,
@@ -36,13 +36,13 @@ from harness.config.schema.search import (
     conditions,
     values_of,
 )
-from harness.config.schema.sweep import SweepSpec, TrialSpec
-from harness.errors import SpecError
+from harness.config.schema.sweep import SweepConfig, TrialConfig
+from harness.errors import ConfigError
 
 WHOLE_SECTIONS: dict[str, TypeAdapter[Any]] = {  # those that have kinds to choose between
-    "model": TypeAdapter(ModelSpec),
-    "recipe": TypeAdapter(RecipeSpec),
-    "adapter": TypeAdapter(AdapterSpec),
+    "model": TypeAdapter(ModelConfig),
+    "recipe": TypeAdapter(RecipeConfig),
+    "adapter": TypeAdapter(AdapterConfig),
 }
 
 
@@ -50,20 +50,20 @@ def axis_names() -> tuple[str, ...]:
     """Every name an axis may have: a section with kinds, or a field that bears identity, however deep."""
     names = set[str](WHOLE_SECTIONS)
     for section in TRIAL_SECTIONS:
-        names |= set(_fields_below(section, TrialSpec.model_fields[section].annotation))
+        names |= set(_fields_below(section, TrialConfig.model_fields[section].annotation))
     return tuple(sorted(names))
 
 
 def _fields_below(prefix: str, annotation: Any) -> Iterator[str]:
     for kind in members_of(annotation):
         for name, field in kind.model_fields.items():
-            if name != "digest" and HOW not in field.metadata:
+            if name != "digest" and NOT_HASHED not in field.metadata:
                 yield f"{prefix}.{name}"
                 yield from _fields_below(f"{prefix}.{name}", field.annotation)
 
 
 def check_axes_as_written(axes: Any) -> None:
-    """Raise SpecError for each key that is not allowed in an axis given as a mapping."""
+    """Raise ConfigError for each key that is not allowed in an axis given as a mapping."""
     lines = []
     for name, axis in axes.items() if isinstance(axes, dict) else ():
         if not isinstance(axis, dict):
@@ -79,11 +79,11 @@ def check_axes_as_written(axes: Any) -> None:
     _raise_if(iter(lines))
 
 
-def checked_axes(sweep: SweepSpec) -> dict[str, Any]:
+def checked_axes(sweep: SweepConfig) -> dict[str, Any]:
     """The axes with each value as its specification holds it (`8.0` for a rank becomes `8`).
 
     Raises:
-        SpecError: one line per axis, condition or value that is not allowed.
+        ConfigError: one line per axis, condition or value that is not allowed.
     """
     _raise_if(unknown(name, axis_names(), prefix="axes.") for name in sweep.axes if name not in axis_names())
     _raise_if(_overwritten(sweep.axes))
@@ -97,26 +97,26 @@ def checked_axes(sweep: SweepSpec) -> dict[str, Any]:
     return axes
 
 
-def check_trials(sweep: SweepSpec) -> None:
+def check_trials(sweep: SweepConfig) -> None:
     """Every point makes a trial, and no two the same one, as two names for one recipe would."""
     require_enough_points(sweep)
     seen: dict[str, dict[str, Any]] = {}
     try:
-        for point, spec in trial_points(sweep):
+        for point, config in trial_points(sweep):
             labels = {name: param_label(value) for name, value in point.items()}
-            first = seen.setdefault(fingerprint("trial", spec=spec), labels)
+            first = seen.setdefault(fingerprint("trial", config=config), labels)
             if first is not labels:
-                raise SpecError(f"axes: {show(first)} and {show(labels)} are the same trial")
+                raise ConfigError(f"axes: {show(first)} and {show(labels)} are the same trial")
     except ValidationError as error:  # of fields that do not go together, where not all points are tried
         _raise_if(
-            f"axes: a point is not allowed: {fault.line(fault.name)}" for fault in faults(error, TrialSpec)
+            f"axes: a point is not allowed: {fault.line(fault.name)}" for fault in faults(error, TrialConfig)
         )
 
 
 def _raise_if(found: Iterator[str]) -> None:
     lines = list(dict.fromkeys(found))
     if lines:
-        raise SpecError("\n".join(lines))
+        raise ConfigError("\n".join(lines))
 
 
 def _overwritten(axes: Mapping[str, Axis]) -> Iterator[str]:
@@ -167,7 +167,7 @@ def _with_values(axis: Axis, values: list[Any]) -> Axis:
             return tuple(values)
 
 
-def _bad_conditions(sweep: SweepSpec) -> Iterator[str]:
+def _bad_conditions(sweep: SweepConfig) -> Iterator[str]:
     """A condition names a field, can hold, and does not wait for itself."""
     names = {*axis_names(), "recipe.name"} - WHOLE_SECTIONS.keys()
     for name, axis in sweep.axes.items():
@@ -184,7 +184,7 @@ def _bad_conditions(sweep: SweepSpec) -> Iterator[str]:
         yield f"axes: conditions wait for each other: {' → '.join(error.args[1])}"
 
 
-def _values_taken(sweep: SweepSpec, field: str) -> list[Any]:
+def _values_taken(sweep: SweepConfig, field: str) -> list[Any]:
     """The values that a field may have in this sweep's trials."""
     taken: list[Any] = []
     deciding = {name: axis for name, axis in sweep.axes.items() if f"{field}.".startswith(f"{name}.")}
@@ -196,7 +196,7 @@ def _values_taken(sweep: SweepSpec, field: str) -> list[Any]:
     return [value for place, value in enumerate(taken) if value not in taken[:place]]
 
 
-def _ranges_without_end(sweep: SweepSpec) -> Iterator[str]:
+def _ranges_without_end(sweep: SweepConfig) -> Iterator[str]:
     if not isinstance(sweep.search, GridSearch):
         return
     for name, axis in sweep.axes.items():
@@ -207,7 +207,7 @@ def _ranges_without_end(sweep: SweepSpec) -> Iterator[str]:
             )
 
 
-def _validated(sweep: SweepSpec) -> dict[str, Any]:
+def _validated(sweep: SweepConfig) -> dict[str, Any]:
     base, order = base_trial(sweep), order_of(sweep.axes)
     values = {name: list(values_of(axis)) for name, axis in sweep.axes.items()}
     found: list[str] = []
@@ -217,9 +217,9 @@ def _validated(sweep: SweepSpec) -> dict[str, Any]:
         at = {name: _place(name, sweep.axes[name], indices[name]) for name in point}
         raw = apply_axes(base, point)
         try:
-            trial = TrialSpec.model_validate(raw).model_dump(mode="json")
+            trial = TrialConfig.model_validate(raw).model_dump(mode="json")
         except ValidationError as error:
-            found += [_line(fault, at, raw) for fault in faults(error, TrialSpec)]
+            found += [_line(fault, at, raw) for fault in faults(error, TrialConfig)]
             continue
         for name in point:
             if not any(other.startswith(f"{name}.") for other in sweep.axes):

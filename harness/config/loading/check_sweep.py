@@ -9,28 +9,28 @@ from harness.config.loading.messages import faults
 from harness.config.plan.axes import sample_trials
 from harness.config.plan.plan import adapter_trial
 from harness.config.schema.adapter import TextualInversion
-from harness.config.schema.evaluation import NO_HAND_OVER, ArmSpec, SamplerSpec, Scheduler
+from harness.config.schema.evaluation import NO_HAND_OVER, ArmConfig, SamplerConfig, Scheduler
 from harness.config.schema.model import EmojiModel, SdxlModel
-from harness.config.schema.recipe import Drawn, FolderRecipe
+from harness.config.schema.recipe import FolderRecipe, GeneratedRecipe
 from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, ProbeObjective
-from harness.config.schema.sweep import Objective, SweepSpec, TrialSpec
+from harness.config.schema.sweep import Objective, SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 
-def check_combinations(sweep: SweepSpec) -> None:
-    """Raise SpecError, one line per fault, where something could not be done or would do nothing."""
+def check_combinations(sweep: SweepConfig) -> None:
+    """Raise ConfigError, one line per fault, where something could not be done or would do nothing."""
     found = [*_sampler(sweep), *_compute(sweep), *_search(sweep), *_scheduler(sweep)]
-    for spec in sample_trials(sweep):
-        found += _captions(spec, "training.prompt")
-        found += _model(sweep, spec)
+    for config in sample_trials(sweep):
+        found += _captions(config, "training.prompt")
+        found += _model(sweep, config)
         for arm in sweep.arms:
-            found += _arm(sweep, arm, spec)
+            found += _arm(sweep, arm, config)
     if found:
-        raise SpecError("\n".join(dict.fromkeys(found)))
+        raise ConfigError("\n".join(dict.fromkeys(found)))
 
 
-def _sampler(sweep: SweepSpec) -> Iterator[str]:
+def _sampler(sweep: SweepConfig) -> Iterator[str]:
     if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
         yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
     if sweep.sampler.scheduler in NO_HAND_OVER and sweep.sampler.refiner_start is not None:
@@ -40,9 +40,9 @@ def _sampler(sweep: SweepSpec) -> Iterator[str]:
         )
 
 
-def _compute(sweep: SweepSpec) -> Iterator[str]:
+def _compute(sweep: SweepConfig) -> Iterator[str]:
     workers = sweep.compute.training_workers
-    trials = [spec.training for spec in sample_trials(sweep)]
+    trials = [config.training for config in sample_trials(sweep)]
     sections = [*trials, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
     rows = min(section.batch_size * section.gradient_accumulation for section in sections)
     if rows < workers:
@@ -52,7 +52,7 @@ def _compute(sweep: SweepSpec) -> Iterator[str]:
         )
 
 
-def _search(sweep: SweepSpec) -> Iterator[str]:
+def _search(sweep: SweepConfig) -> Iterator[str]:
     if not isinstance(sweep.search, OptunaSearch):
         return
     for place, objective in enumerate(sweep.search.objectives):
@@ -61,11 +61,11 @@ def _search(sweep: SweepSpec) -> Iterator[str]:
             yield f"search.objectives[{place}]: is given twice"
 
 
-def _scheduler(sweep: SweepSpec) -> Iterator[str]:
+def _scheduler(sweep: SweepConfig) -> Iterator[str]:
     scheduler = sweep.scheduler
     if isinstance(scheduler, FifoScheduler):
         return
-    if not any(scheduler.looks(spec.training.steps) for spec in sample_trials(sweep)):
+    if not any(scheduler.looks(config.training.steps) for config in sample_trials(sweep)):
         yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
     if sweep.compute.training_workers > 1:
         yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
@@ -89,12 +89,12 @@ def _scheduler(sweep: SweepSpec) -> Iterator[str]:
             )
 
 
-def _objective(sweep: SweepSpec, objective: Objective, where: str) -> Iterator[str]:
+def _objective(sweep: SweepConfig, objective: Objective, where: str) -> Iterator[str]:
     """What a trial is judged by exists and has a better direction."""
     meant = sweep.meant(objective)
     if isinstance(meant, LossObjective):
-        if any(spec.training.holdout == 0 for spec in sample_trials(sweep)):
-            yield f"{where}: validation_loss needs training.holdout in every trial: pictures kept from it"
+        if any(config.training.holdout == 0 for config in sample_trials(sweep)):
+            yield f"{where}: validation_loss needs training.holdout in every trial: images kept from it"
         return
     allowed: dict[str, list[str]] = {
         "metric": [metric.kind for metric in sweep.metrics if metric.higher_is_better is not None],
@@ -106,29 +106,29 @@ def _objective(sweep: SweepSpec, objective: Objective, where: str) -> Iterator[s
             yield f"{where}.{name}: {getattr(meant, name)} cannot be compared; allowed: {', '.join(names)}"
 
 
-def _captions(spec: TrialSpec, where: str) -> Iterator[str]:
-    recipe = spec.recipe
-    if CAPTION in spec.training.prompt and isinstance(recipe, FolderRecipe) and not recipe.captioned:
+def _captions(config: TrialConfig, where: str) -> Iterator[str]:
+    recipe = config.recipe
+    if CAPTION in config.training.prompt and isinstance(recipe, FolderRecipe) and not recipe.captioned:
         yield (
-            f"{where}: {CAPTION} needs a caption for every picture of {recipe.path} "
+            f"{where}: {CAPTION} needs a caption for every image of {recipe.path} "
             "(fox.txt beside fox.png, or a metadata.jsonl with file_name and text)"
         )
 
 
-def _model(sweep: SweepSpec, spec: TrialSpec) -> Iterator[str]:
+def _model(sweep: SweepConfig, config: TrialConfig) -> Iterator[str]:
     if (
-        isinstance(spec.model, SdxlModel)
-        and spec.model.refiner is None
+        isinstance(config.model, SdxlModel)
+        and config.model.refiner is None
         and sweep.sampler.refiner_start is not None
     ):
         yield "sampler.refiner_start: the model has no refiner; set it to null, or give model.refiner"
-    if isinstance(spec.model, EmojiModel):
+    if isinstance(config.model, EmojiModel):
         yield from _steps_of_the_refiner("sampler", sweep.sampler)
-        if isinstance(spec.recipe, Drawn):
-            yield from _steps_of_the_refiner("recipe", spec.recipe)
+        if isinstance(config.recipe, GeneratedRecipe):
+            yield from _steps_of_the_refiner("recipe", config.recipe)
 
 
-def _steps_of_the_refiner(where: str, drawn: SamplerSpec | Drawn) -> Iterator[str]:
+def _steps_of_the_refiner(where: str, drawn: SamplerConfig | GeneratedRecipe) -> Iterator[str]:
     """The embedded model walks equal steps from the noisiest on; other models' spacing is theirs to say."""
     if drawn.refiner_start is not None and drawn.steps * (1 - drawn.refiner_start) < 1 - 1e-9:
         yield (
@@ -137,7 +137,7 @@ def _steps_of_the_refiner(where: str, drawn: SamplerSpec | Drawn) -> Iterator[st
         )
 
 
-def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:
+def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[str]:
     for place, adapter in enumerate(arm.adapters):
         where = f"arms.{arm.name}.adapters[{place}]"
         if adapter.branch == "negative" and _guidance(sweep, arm) <= 1:
@@ -147,9 +147,9 @@ def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:
         if adapter.file is not None:
             continue
         try:
-            trained = adapter_trial(spec, adapter)
+            trained = adapter_trial(config, adapter)
         except ValidationError as error:
-            yield from (f"{where}: {fault.line(fault.name)}" for fault in faults(error, TrialSpec))
+            yield from (f"{where}: {fault.line(fault.name)}" for fault in faults(error, TrialConfig))
             continue
         if not adapter.is_own:
             yield from _captions(trained, f"{where}.training.prompt")
@@ -161,5 +161,5 @@ def _arm(sweep: SweepSpec, arm: ArmSpec, spec: TrialSpec) -> Iterator[str]:
                 yield f"{where}: arms.{arm.name}.negative must hold the word {word!r} that the adapter learns"
 
 
-def _guidance(sweep: SweepSpec, arm: ArmSpec) -> float:
+def _guidance(sweep: SweepConfig, arm: ArmConfig) -> float:
     return sweep.sampler.guidance if arm.guidance is None else arm.guidance

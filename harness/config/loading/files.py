@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 
 class _CoreSafeLoader(yaml.SafeLoader):
@@ -57,31 +57,31 @@ _CoreSafeLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file the user named. Raises SpecError where it cannot be read."""
+    """The text of a file the user named. Raises ConfigError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"{path} does not exist") from None
+        raise ConfigError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse(text: str, *, source: str) -> Any:
     """What a YAML text says. `source` names it in errors: a file, or an override.
 
     Raises:
-        SpecError: with `source:line` where the text is not valid YAML.
+        ConfigError: with `source:line` where the text is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_CoreSafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise SpecError(f"{source}{line}: {error.problem or error.context}") from None
+        raise ConfigError(f"{source}{line}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -96,21 +96,21 @@ def read_prompts(path: Path) -> list[Any]:
     skipped. `.tsv`: PartiPrompts' layout, a header with `Prompt`; `Category` and `Challenge` become tags.
 
     Raises:
-        SpecError: the file is missing, empty or of another kind, or a prompt stands in it twice.
+        ConfigError: the file is missing, empty or of another kind, or a prompt stands in it twice.
     """
     match path.suffix.lower():
         case ".yaml" | ".yml":
             found = read_yaml(path)
             if not isinstance(found, list | None):
-                raise SpecError(f"{path}: must be a list of prompts")
+                raise ConfigError(f"{path}: must be a list of prompts")
         case ".txt":
             found = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         case ".tsv":
             found = _read_tsv(path)
         case other:
-            raise SpecError(f"{path}: prompts cannot be read from {other!r}; allowed: .yaml, .txt, .tsv")
+            raise ConfigError(f"{path}: prompts cannot be read from {other!r}; allowed: .yaml, .txt, .tsv")
     if not found:
-        raise SpecError(f"{path} has no prompts")
+        raise ConfigError(f"{path} has no prompts")
     _check_distinct(found, path)
     return list(found)
 
@@ -133,7 +133,7 @@ def _read_tsv(path: Path) -> list[dict[str, Any]]:
     # Quoting off: PartiPrompts has prompts with a lone quotation mark.
     rows = csv.DictReader(read_text(path).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     if "Prompt" not in (rows.fieldnames or ()):
-        raise SpecError(f"{path}: its first line must name a column Prompt")
+        raise ConfigError(f"{path}: its first line must name a column Prompt")
     prompts: list[dict[str, Any]] = []
     for row in rows:
         tags = [row[name] for name in ("Category", "Challenge") if row.get(name)]
@@ -148,5 +148,5 @@ def _check_distinct(prompts: Sequence[Any], path: Path) -> None:
         if not isinstance(text, str):
             continue  # validation names it
         if text.strip() in seen:
-            raise SpecError(f"{path}: the prompt {text.strip()!r} is given twice")
+            raise ConfigError(f"{path}: the prompt {text.strip()!r} is given twice")
         seen.add(text.strip())

@@ -1,4 +1,4 @@
-"""How many pictures a recipe makes, known before any is made."""
+"""How many images a recipe makes, known before any is made."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from harness.config.schema.recipe import RecipeSpec
-from harness.errors import SpecError
+from harness.config.schema.recipe import RecipeConfig
+from harness.errors import ConfigError
 
 
-def picture_count(recipe: RecipeSpec) -> int:
-    """How many pictures a recipe has. Looks into a folder recipe's folder if need be."""
+def image_count(recipe: RecipeConfig) -> int:
+    """How many images a recipe has. Looks into a folder recipe's folder if need be."""
     if recipe.count is not None:
         return recipe.count
 
-    return scan(recipe.path).pictures
+    return scan(recipe.path).images
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -36,32 +36,32 @@ UNREADABLE = (
 
 
 class Scan(NamedTuple):
-    """What is known of a folder once every picture of it has been read."""
+    """What is known of a folder once every image of it has been read."""
 
     digest: str
-    pictures: int
-    captioned: bool  # whether every picture has a caption
+    images: int
+    captioned: bool  # whether every image has a caption
 
 
 def scan(path: Path) -> Scan:
-    """Read and decode every picture of the folder.
+    """Read and decode every image of the folder.
 
     Raises:
-        SpecError: the folder is missing, holds no picture, or a picture or a caption cannot be read.
+        ConfigError: the folder is missing, holds no image, or an image or a caption cannot be read.
     """
-    files = find_pictures(path)
+    files = find_images(path)
     for file in files:
-        read_picture(file)
+        read_image(file)
     captions = read_captions(path, files)
     return Scan(
-        digest=digest_of(path, files, captions), pictures=len(files), captioned=None not in captions.values()
+        digest=digest_of(path, files, captions), images=len(files), captioned=None not in captions.values()
     )
 
 
 def digest_of(path: Path, files: Sequence[Path], captions: Mapping[Path, str | None]) -> str:
-    """sha256 over each picture's name in the folder, the sha256 of its bytes, and its caption.
+    """sha256 over each image's name in the folder, the sha256 of its bytes, and its caption.
 
-    The names count because they give the order, and because `repeats` picks pictures by them.
+    The names count because they give the order, and because `repeats` picks images by them.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -70,20 +70,20 @@ def digest_of(path: Path, files: Sequence[Path], captions: Mapping[Path, str | N
     return digest.hexdigest()
 
 
-def find_pictures(path: Path) -> list[Path]:
-    """Every picture below the folder, in order of their relative names. Hidden files are left out."""
+def find_images(path: Path) -> list[Path]:
+    """Every image below the folder, in order of their relative names. Hidden files are left out."""
     if not path.is_dir():
-        raise SpecError(f"recipe.path: {path} is not a folder")
+        raise ConfigError(f"recipe.path: {path} is not a folder")
     found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
     names = {file.relative_to(path): file for file in found}
     visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     if not visible:
-        raise SpecError(f"recipe.path: no pictures in {path}; allowed: {', '.join(SUFFIXES)}")
+        raise ConfigError(f"recipe.path: no images in {path}; allowed: {', '.join(SUFFIXES)}")
     return [names[name] for name in sorted(visible, key=lambda name: name.as_posix())]
 
 
-def read_picture(file: Path) -> Image.Image:
-    """The picture upright as its EXIF orientation says, RGB, transparency laid on white."""
+def read_image(file: Path) -> Image.Image:
+    """The image upright as its EXIF orientation says, RGB, transparency laid on white."""
     try:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened)
@@ -91,15 +91,15 @@ def read_picture(file: Path) -> Image.Image:
                 return upright.convert("RGB")
             layers = upright.convert("RGBA")
     except UNREADABLE as error:
-        raise SpecError(f"recipe.path: {file} cannot be read as a picture: {error}") from error
+        raise ConfigError(f"recipe.path: {file} cannot be read as an image: {error}") from error
     white = Image.new("RGBA", layers.size, "white")
     return Image.alpha_composite(white, layers).convert("RGB")
 
 
 def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
-    """Each picture's caption: its text file's, else its `text` in `metadata.jsonl`, else None.
+    """Each image's caption: its text file's, else its `text` in `metadata.jsonl`, else None.
 
-    Space around it is left out, and an empty one is none. Raises SpecError where one cannot be read.
+    Space around it is left out, and an empty one is none. Raises ConfigError where one cannot be read.
     """
     listed = _listed_captions(path)
     captions: dict[Path, str | None] = {}
@@ -110,13 +110,13 @@ def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
                 text.read_text(encoding="utf-8") if text.is_file() else listed.get(_name(path, file), "")
             )
         except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"recipe.path: the caption {text} cannot be read: {error}") from error
+            raise ConfigError(f"recipe.path: the caption {text} cannot be read: {error}") from error
         captions[file] = caption.strip() or None
     return captions
 
 
 def _listed_captions(path: Path) -> dict[str, str]:
-    """The captions in the folder's `metadata.jsonl`, by the pictures' names; some may have none."""
+    """The captions in the folder's `metadata.jsonl`, by the images' names; some may have none."""
     file, found = path / "metadata.jsonl", {}
     if not file.is_file():
         return {}
@@ -128,7 +128,7 @@ def _listed_captions(path: Path) -> dict[str, str]:
                 if not isinstance(row["text"], str):
                     raise TypeError("text must be a string")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(
+        raise ConfigError(
             f"recipe.path: {file} has a line that is not a JSON object with file_name and text "
             f"({type(error).__name__}: {error})"
         ) from error

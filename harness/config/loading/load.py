@@ -25,9 +25,9 @@ from harness.config.loading.local_files import with_local_files
 from harness.config.loading.messages import faults, show
 from harness.config.plan.axes import sample_trials
 from harness.config.plan.plan import adapter_trial
-from harness.config.schema.evaluation import ArmSpec
-from harness.config.schema.sweep import SweepSpec, TrialSpec
-from harness.errors import SpecError
+from harness.config.schema.evaluation import ArmConfig
+from harness.config.schema.sweep import SweepConfig, TrialConfig
+from harness.errors import ConfigError
 
 Content = dict[str, Any]
 
@@ -36,7 +36,7 @@ def expanded_arms(arms: Sequence[Any]) -> list[Any]:
     """The raw arms, each that has `axes` replaced by one arm per point, the last axis fastest.
 
     Raises:
-        SpecError: an axis names nothing in the arm, has no values, or a value that is not allowed there.
+        ConfigError: an axis names nothing in the arm, has no values, or a value that is not allowed there.
     """
     return [point for arm in arms for point in (_points(arm) if _has_axes(arm) else [arm])]
 
@@ -49,10 +49,10 @@ def _points(arm: Content) -> list[Content]:
     name, axes = arm.get("name"), arm["axes"]
     where = f"arms.{name}.axes"
     if not isinstance(axes, dict) or not axes:
-        raise SpecError(f"{where}: must be a mapping, as {{adapters.0.scale: [0.5, 1]}}")
+        raise ConfigError(f"{where}: must be a mapping, as {{adapters.0.scale: [0.5, 1]}}")
     for dotted, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise SpecError(f"{where}.{dotted}: must be a list of at least 1")
+            raise ConfigError(f"{where}.{dotted}: must be a list of at least 1")
     rest = {key: value for key, value in arm.items() if key != "axes"}
     return [
         _point(rest, dict(zip(axes, values, strict=True)), where)
@@ -63,7 +63,7 @@ def _points(arm: Content) -> list[Content]:
 def _point(arm: Content, params: Content, where: str) -> Content:
     family = arm.get("name")
     if {"name", "family", "params"} & params.keys():
-        raise SpecError(f"{where}: a name is not varied; allowed: negative, guidance, adapters.0.scale, …")
+        raise ConfigError(f"{where}: a name is not varied; allowed: negative, guidance, adapters.0.scale, …")
     labels = {dotted.rpartition(".")[2]: value for dotted, value in params.items()}
     if len(labels) < len(params):  # two adapters' scales
         labels = dict(params)
@@ -71,10 +71,10 @@ def _point(arm: Content, params: Content, where: str) -> Content:
     for dotted, value in params.items():
         point = _with_arm_value(point, dotted.split("."), value, f"{where}.{dotted}")
     try:
-        ArmSpec.model_validate(point)
+        ArmConfig.model_validate(point)
     except ValidationError as error:
-        lines = [fault.line(fault.name) for fault in faults(error, ArmSpec)]
-        raise SpecError("\n".join(f"{where}: {show(params)}: {line}" for line in lines)) from None
+        lines = [fault.line(fault.name) for fault in faults(error, ArmConfig)]
+        raise ConfigError("\n".join(f"{where}: {show(params)}: {line}" for line in lines)) from None
     return dict(point)
 
 
@@ -93,36 +93,36 @@ def _with_arm_value(raw: Any, steps: Sequence[str], value: Any, where: str) -> A
         return [*raw[:place], inner, *raw[place + 1 :]]
     if isinstance(raw, dict):
         return {**raw, head: _with_arm_value(raw.get(head, {}), rest, value, where) if rest else value}
-    raise SpecError(f"{where}: there is no {head!r}; an adapter is named by its place, as adapters.0.scale")
+    raise ConfigError(f"{where}: there is no {head!r}; an adapter is named by its place, as adapters.0.scale")
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read, complete and check a sweep. Prompts are read from their file, digests are filled in.
 
     `overrides` are `key=value` with the value in YAML: `training.seed=3`, `axes.adapter.rank=[4, 8]`.
     Relative paths, in overrides too, are relative to the sweep's file.
 
     Raises:
-        SpecError: one line per fault, each beginning with the file's name.
+        ConfigError: one line per fault, each beginning with the file's name.
     """
     raw = read_yaml(path)
     try:
         if not isinstance(raw, dict):
-            raise SpecError("must be a mapping, as name: value")
+            raise ConfigError("must be a mapping, as name: value")
         for override in overrides:
             raw = _overridden(raw, override)
         return _loaded(raw, path.parent)
-    except SpecError as error:
-        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
-def _loaded(raw: dict[str, Any], folder: Path) -> SweepSpec:
+def _loaded(raw: dict[str, Any], folder: Path) -> SweepConfig:
     raw = _with_prompts(_with_metric_kinds(raw), folder)
     if isinstance(raw.get("arms"), list):
         raw = {**raw, "arms": expanded_arms(raw["arms"])}
     check_axes_as_written(raw.get("axes"))
     sweep = _validated(raw)
-    sweep = SweepSpec.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
+    sweep = SweepConfig.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
     sweep = with_local_files(sweep, folder).with_meant_objectives()
     check_trials(sweep)
     check_combinations(sweep)
@@ -134,7 +134,7 @@ def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
     """A copy with one `key=value` applied. Below `axes`, the rest of the key is the axis' dotted name."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise SpecError(f"--set {override}: must be key=value")
+        raise ConfigError(f"--set {override}: must be key=value")
     value = parse(text, source=f"--set {key}")
     steps = key.split(".", 1) if key.startswith("axes.") else key.split(".")
     return _with(raw, steps, value, key)
@@ -142,7 +142,7 @@ def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _with(raw: Any, steps: Sequence[str], value: Any, key: str) -> dict[str, Any]:
     if not isinstance(raw, dict | None):
-        raise SpecError(f"--set {key}: {steps[0]!r} lies below a list or a plain value; set that whole")
+        raise ConfigError(f"--set {key}: {steps[0]!r} lies below a list or a plain value; set that whole")
     raw = raw or {}
     head, *rest = steps
     return {**raw, head: _with(raw.get(head), rest, value, key) if rest else value}
@@ -162,30 +162,30 @@ def _with_prompts(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(prompts, str):
         try:
             prompts = read_prompts(folder / Path(prompts).expanduser())
-        except SpecError as error:
-            raise SpecError(f"prompts: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"prompts: {error}") from error
     if not isinstance(prompts, list):
         return raw
     return {**raw, "prompts": [with_split(prompt) for prompt in prompts]}
 
 
-def _validated(raw: dict[str, Any]) -> SweepSpec:
+def _validated(raw: dict[str, Any]) -> SweepConfig:
     """The sweep's own fields checked. A section that an axis replaces whole need not be given beside it."""
     lent = {name: values[0] for name, values in _whole_axes(raw).items() if name not in raw}
     for name, values in _whole_axes(raw).items():
         if name in raw and raw[name] not in values:
-            raise SpecError(
+            raise ConfigError(
                 f"{name} is used by no trial, since axes.{name} replaces it; remove it or add it there"
             )
     try:
-        return SweepSpec.model_validate({**raw, **lent})
+        return SweepConfig.model_validate({**raw, **lent})
     except ValidationError as error:
         lines = []
-        for fault in faults(error, SweepSpec):
+        for fault in faults(error, SweepConfig):
             section = fault.name.partition(".")[0]
             at = f"axes.{section}[0]" if section in lent else section
             lines.append(fault.line(at + fault.name.removeprefix(section)))
-        raise SpecError("\n".join(lines)) from None
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _whole_axes(raw: dict[str, Any]) -> dict[str, list[Any]]:
@@ -195,37 +195,37 @@ def _whole_axes(raw: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: axes[name] for name in WHOLE_SECTIONS if isinstance(axes.get(name), list) and axes[name]}
 
 
-def _check_prompt_lengths(sweep: SweepSpec) -> None:
+def _check_prompt_lengths(sweep: SweepConfig) -> None:
     """No text is longer than a model's tokenizer takes; the rest of it would be dropped without a word."""
     from harness.config.loading.tokens import check_prompt_lengths
 
-    specs = list(sample_trials(sweep))
-    for model in dict.fromkeys(spec.model for spec in specs):
-        for where, texts in _texts(sweep, [spec for spec in specs if spec.model == model]).items():
+    configs = list(sample_trials(sweep))
+    for model in dict.fromkeys(config.model for config in configs):
+        for where, texts in _texts(sweep, [config for config in configs if config.model == model]).items():
             try:
                 check_prompt_lengths(model, dict.fromkeys(texts))
-            except SpecError as error:
-                raise SpecError(f"{where}: {error}") from error
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
 
 
-def _texts(sweep: SweepSpec, specs: Sequence[TrialSpec]) -> dict[str, list[str]]:
+def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list[str]]:
     """Every text that the model of these trials will encode, by where it stands."""
     others = [
-        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(spec, adapter))
+        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(config, adapter))
         for arm in sweep.arms
         for place, adapter in enumerate(arm.adapters)
         if adapter.recipe is not None
-        for spec in specs
+        for config in configs
     ]
     texts: dict[str, list[str]] = {
         "prompts": [prompt.text for prompt in sweep.prompts],
         **{f"arms.{arm.name}.negative": [arm.negative] for arm in sweep.arms},
     }
-    for where, spec in [("", spec) for spec in specs] + others:
+    for where, config in [("", config) for config in configs] + others:
         section = f"{where}." if where else ""
-        prior = spec.training.prior
-        texts.setdefault(f"{section}training.prompt", []).append(spec.training.prompt)
-        texts.setdefault(f"{section}recipe", []).extend(spec.recipe.texts)
+        prior = config.training.prior
+        texts.setdefault(f"{section}training.prompt", []).append(config.training.prompt)
+        texts.setdefault(f"{section}recipe", []).extend(config.recipe.texts)
         if prior is not None:
             texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
     return texts

@@ -12,29 +12,29 @@ from pydantic import TypeAdapter
 
 from harness.config.loading.messages import show
 from harness.config.plan.axes import sample_trials
-from harness.config.schema.model import ModelSpec
-from harness.config.schema.sweep import SweepSpec
-from harness.errors import SpecError
+from harness.config.schema.model import ModelConfig
+from harness.config.schema.sweep import SweepConfig
+from harness.errors import ConfigError
 
 Content = dict[str, Any]
-_MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 _LOCAL_DIR = "local-dir:"
 
 
-def with_local_files(sweep: SweepSpec, folder: Path) -> SweepSpec:
+def with_local_files(sweep: SweepConfig, folder: Path) -> SweepConfig:
     """The sweep with absolute paths, and with the digests and counts of what they lead to.
 
     Raises:
-        SpecError: something is missing or broken, or is not what a digest in the sweep says.
+        ConfigError: something is missing or broken, or is not what a digest in the sweep says.
     """
     content = sweep.model_dump(mode="json")
     fill = _Fill(folder)
     for where, section, key, do in _places(content, fill):
         try:
             section[key] = do(section[key])
-        except SpecError as error:
-            raise SpecError(f"{where}: {error}") from error
-    filled = SweepSpec.model_validate(content)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    filled = SweepConfig.model_validate(content)
     _check_digests(filled, fill)
     return filled
 
@@ -92,7 +92,7 @@ class _Fill:
     def file_digest(self, where: str, file: str, stated: str | None) -> str:
         path = self.absolute(file)
         if not path.is_file():
-            raise SpecError(f"{where}: {path} is not a file; give a .safetensors file")
+            raise ConfigError(f"{where}: {path} is not a file; give a .safetensors file")
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         _expect(stated, digest, path)
@@ -121,7 +121,7 @@ class _Fill:
         if path.is_dir():
             return str(path)
         if source.startswith((".", "/", "~")):
-            raise SpecError(f"{path} is not a folder")
+            raise ConfigError(f"{path} is not a folder")
         return source
 
     def encoder(self, encoder: str) -> str:
@@ -129,7 +129,7 @@ class _Fill:
             return encoder
         path = self.absolute(encoder.removeprefix(_LOCAL_DIR))
         if not path.is_dir():
-            raise SpecError(f"{path} is not a folder")
+            raise ConfigError(f"{path} is not a folder")
         return f"{_LOCAL_DIR}{path}"
 
     def head(self, head: str) -> str:
@@ -137,24 +137,24 @@ class _Fill:
             return head
         path = self.absolute(head)
         if not path.is_file():
-            raise SpecError(f"{path} is not a file; allowed: emoji, or the path of a head's weights")
+            raise ConfigError(f"{path} is not a file; allowed: emoji, or the path of a head's weights")
         return str(path)
 
 
 def _expect(stated: str | None, found: str | None, what: object) -> None:
     if stated not in (None, found):
-        raise SpecError(
+        raise ConfigError(
             f"{what} is not what the sweep's digest {stated} says; remove the digest to use it as it is"
         )
 
 
-def _check_digests(sweep: SweepSpec, fill: _Fill) -> None:
+def _check_digests(sweep: SweepConfig, fill: _Fill) -> None:
     """An axis that changes which folder a model is read from would leave it with another folder's digest."""
     varied = [name for name in sweep.axes if name.startswith("model.")]
     if not varied:
         return
-    for spec in sample_trials(sweep):
-        if fill.digest(spec.model.model_dump(mode="json")) != spec.model.digest:
-            raise SpecError(
+    for config in sample_trials(sweep):
+        if fill.digest(config.model.model_dump(mode="json")) != config.model.digest:
+            raise ConfigError(
                 f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"
             )

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.schema.model import EmojiModel, ModelSpec, SdxlModel
-from harness.errors import SpecError
+from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
+from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,26 +31,26 @@ def plain_text(prompt: str) -> str:
     return _WEIGHTED_WORD.sub("", prompt)
 
 
-def check_prompt_lengths(spec: ModelSpec, prompts: Iterable[str]) -> None:
-    """Raise SpecError for the first prompt that the text encoders would cut.
+def check_prompt_lengths(config: ModelConfig, prompts: Iterable[str]) -> None:
+    """Raise ConfigError for the first prompt that the text encoders would cut.
 
     Weights are not counted. Where the tokenizers' files are not on this machine (a hub id that was never
     downloaded), nothing is checked.
     """
-    folders = [folder for folder in _tokenizer_folders(spec) if folder is not None]
+    folders = [folder for folder in _tokenizer_folders(config) if folder is not None]
     for prompt in prompts:
         for folder in folders:
             tokens, limit = _token_count(folder, plain_text(prompt))
             if tokens > limit:
-                raise SpecError(
+                raise ConfigError(
                     f"prompt {prompt!r} has {tokens} tokens, and the model's {folder.name} takes {limit} "
                     "(two of them mark start and end); shorten it"
                 )
 
 
-def model_digest(spec: ModelSpec) -> str | None:
+def model_digest(config: ModelConfig) -> str | None:
     """The sha256 of weights and configuration in the model's local folders; null where there is none."""
-    folders = [folder for folder in _local_folders(spec) if folder is not None]
+    folders = [folder for folder in _local_folders(config) if folder is not None]
     if not folders:
         return None
     digest = hashlib.sha256()
@@ -65,7 +65,7 @@ def model_digest(spec: ModelSpec) -> str | None:
 def local_folder(source: str | None) -> Path | None:
     """The folder that a source names, or null where it is a hub id.
 
-    Raises SpecError where it has the form of a path and there is no such folder.
+    Raises ConfigError where it has the form of a path and there is no such folder.
     """
     if source is None:
         return None
@@ -73,31 +73,31 @@ def local_folder(source: str | None) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise SpecError(
+        raise ConfigError(
             f"model folder {source} does not exist; give a folder in diffusers' layout or a hub id"
         )
     return None
 
 
-def _local_folders(spec: ModelSpec) -> list[Path | None]:
-    match spec:
+def _local_folders(config: ModelConfig) -> list[Path | None]:
+    match config:
         case EmojiModel():
             return [EMOJI_FOLDER]
         case SdxlModel():
-            return [local_folder(spec.source), local_folder(spec.refiner), local_folder(spec.vae)]
+            return [local_folder(config.source), local_folder(config.refiner), local_folder(config.vae)]
 
 
-def _tokenizer_folders(spec: ModelSpec) -> list[Path | None]:
+def _tokenizer_folders(config: ModelConfig) -> list[Path | None]:
     names = ("tokenizer", "tokenizer_2")
-    match spec:
+    match config:
         case EmojiModel():
             folders = [EMOJI_FOLDER / "base" / name for name in names]
             return [folder for folder in folders if folder.is_dir()]  # else loading says what is missing
         case SdxlModel():
-            folder = local_folder(spec.source)
+            folder = local_folder(config.source)
             if folder is not None:
                 return [folder / name for name in names]
-            return [_cached(spec.source, spec.revision, name) for name in names]
+            return [_cached(config.source, config.revision, name) for name in names]
 
 
 def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
@@ -127,7 +127,7 @@ def _tokenizer(folder: Path) -> tuple["Tokenizer", int]:
             tokenizer = _from_vocabulary(folder)
         config = json.loads((folder / "tokenizer_config.json").read_text())
     except Exception as error:  # tokenizers raises bare Exception for whatever it cannot read
-        raise SpecError(
+        raise ConfigError(
             f"tokenizer {folder} cannot be read ({error}); the model folder is not complete"
         ) from error
     tokenizer.no_truncation()

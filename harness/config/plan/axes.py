@@ -20,8 +20,8 @@ from harness.config.schema.search import (
     conditions,
     values_of,
 )
-from harness.config.schema.sweep import SweepSpec, TrialSpec
-from harness.errors import SpecError
+from harness.config.schema.sweep import SweepConfig, TrialConfig
+from harness.errors import ConfigError
 
 TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
 MISSES = 100  # times the points found so far; after so many old ones in a row there are hardly new ones
@@ -29,7 +29,7 @@ MISSES = 100  # times the points found so far; after so many old ones in a row t
 Point = dict[str, Any]
 
 
-def trial_points(sweep: SweepSpec) -> Iterator[tuple[Point, TrialSpec]]:
+def trial_points(sweep: SweepConfig) -> Iterator[tuple[Point, TrialConfig]]:
     """Each point and the trial it makes. In a grid the last axis is the fastest.
 
     Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
@@ -37,21 +37,21 @@ def trial_points(sweep: SweepSpec) -> Iterator[tuple[Point, TrialSpec]]:
     """
     base = base_trial(sweep)
     for point in points(sweep, base):
-        yield point, TrialSpec.model_validate(apply_axes(base, point))
+        yield point, TrialConfig.model_validate(apply_axes(base, point))
 
 
-def sample_trials(sweep: SweepSpec) -> Iterator[TrialSpec]:
+def sample_trials(sweep: SweepConfig) -> Iterator[TrialConfig]:
     """Trials to look for faults in: all there are, and where more are to come, the corners of those."""
-    for _, spec in trial_points(sweep):
-        yield spec
+    for _, config in trial_points(sweep):
+        yield config
     if isinstance(sweep.search, OptunaSearch):
         base, order = base_trial(sweep), order_of(sweep.axes)
         for indices in corners(sweep):
             chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
-            yield TrialSpec.model_validate(apply_axes(base, applied(sweep.axes, order, base, chosen)))
+            yield TrialConfig.model_validate(apply_axes(base, applied(sweep.axes, order, base, chosen)))
 
 
-def points(sweep: SweepSpec, base: Mapping[str, Any]) -> Iterator[Point]:
+def points(sweep: SweepConfig, base: Mapping[str, Any]) -> Iterator[Point]:
     """The points of a sweep's search, no two alike."""
     order = order_of(sweep.axes)
     match sweep.search:
@@ -69,14 +69,14 @@ def points(sweep: SweepSpec, base: Mapping[str, Any]) -> Iterator[Point]:
             yield from asked_for
 
 
-def require_enough_points(sweep: SweepSpec) -> None:
-    """Raise SpecError where a search is to try more points than there are."""
+def require_enough_points(sweep: SweepConfig) -> None:
+    """Raise ConfigError where a search is to try more points than there are."""
     if isinstance(sweep.search, GridSearch):
         return
     asked, base = sweep.search.trials, base_trial(sweep)
     there = sum(1 for _ in itertools.islice(random_points(sweep.axes, base, seed=sweep.search.seed), asked))
     if there < asked:
-        raise SpecError(
+        raise ConfigError(
             f"search.trials: {asked} are asked for, and the axes have {there} points; "
             f"allowed: at most {there}, or more values"
         )
@@ -162,7 +162,7 @@ def holds(axis: Axis, raw: Mapping[str, Any]) -> bool:
     return all(look_up(raw, name) in allowed for name, allowed in conditions(axis).items())
 
 
-def corners(sweep: SweepSpec) -> Iterator[dict[str, int]]:
+def corners(sweep: SweepConfig) -> Iterator[dict[str, int]]:
     """The numbers of the values that are checked together: all of a grid; else each pair of two axes' values.
 
     With a pair goes what the two axes' conditions ask for, so that they are applied.
@@ -220,6 +220,6 @@ def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def base_trial(sweep: SweepSpec) -> dict[str, Any]:
+def base_trial(sweep: SweepConfig) -> dict[str, Any]:
     """The raw trial mapping that axes are applied to."""
     return {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}

@@ -9,8 +9,8 @@ GUIDANCE_ROWS = 2
 FORWARD_AND_BACKWARD = 3
 
 
-def picture_passes(steps: int) -> int:
-    """What one picture costs."""
+def image_passes(steps: int) -> int:
+    """What one image costs."""
     return steps * GUIDANCE_ROWS
 
 
@@ -19,15 +19,15 @@ def step_passes(batch_size: int, accumulated: int, *, prior: bool) -> int:
     return batch_size * accumulated * (2 if prior else 1) * FORWARD_AND_BACKWARD
 
 
-def planned_passes(plan: Plan, runs: Iterable[str], draws: Iterable[tuple[str, str]]) -> int:
-    """What training runs, to their last snapshots, and draws on a split cost together on an empty store."""
+def planned_passes(plan: Plan, runs: Iterable[str], arms: Iterable[tuple[str, str]]) -> int:
+    """What training runs, to their last checkpoints, and draws on a split cost together on an empty store."""
     prompts = Counter[str](prompt.split for prompt in plan.sweep.prompts)
     passes = 0
     for run in (plan.runs[run_id] for run_id in runs):
         batch, accumulated = run.training.batch_size, run.training.gradient_accumulation
-        passes += run.snapshots[-1] * step_passes(batch, accumulated, prior=run.prior is not None)
-    for draw_id, split in draws:
-        passes += prompts[split] * len(plan.sweep.seeds) * picture_passes(plan.draws[draw_id].steps)
+        passes += run.checkpoints[-1] * step_passes(batch, accumulated, prior=run.prior is not None)
+    for arm_id, split in arms:
+        passes += prompts[split] * len(plan.sweep.seeds) * image_passes(plan.arms[arm_id].steps)
     return passes
 
 

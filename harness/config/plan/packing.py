@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from harness.config.plan.plan import Plan, TrainingRun
 from harness.config.schema.adapter import TextualInversion
-from harness.config.schema.compute import ComputeSpec
-from harness.config.schema.model import ModelSpec
+from harness.config.schema.compute import ComputeConfig
+from harness.config.schema.model import ModelConfig
 
 MOST_TOGETHER = 16  # so that a lost worker costs the time of no more
 
@@ -21,7 +21,7 @@ def trained_alone(run: TrainingRun) -> str | None:
     return None
 
 
-def why_alone(run: TrainingRun, compute: ComputeSpec) -> str:
+def why_alone(run: TrainingRun, compute: ComputeConfig) -> str:
     """Why a run has a pack to itself."""
     if compute.pack in ("off", 1):
         return "compute.pack is off"
@@ -54,7 +54,7 @@ def packs(runs: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
     """
     if size == 1:
         return [[run] for run in runs]
-    by_base: dict[ModelSpec, list[TrainingRun]] = {}
+    by_base: dict[ModelConfig, list[TrainingRun]] = {}
     found: list[list[TrainingRun]] = []
     for run in runs:
         if trained_alone(run):
@@ -68,18 +68,18 @@ def packs(runs: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
 
 def _likeness(run: TrainingRun) -> tuple[int, int]:
     assert not isinstance(run.adapter, TextualInversion)
-    return run.adapter.rank, rows_per_step(run) * run.snapshots[-1]
+    return run.adapter.rank, rows_per_step(run) * run.checkpoints[-1]
 
 
 def rows_per_step(run: TrainingRun) -> int:
-    """Pictures of one optimizer step, those of the class included."""
+    """Images of one optimizer step, those of the class included."""
     training = run.training
-    pictures = training.batch_size * training.gradient_accumulation
-    return pictures if training.prior is None else 2 * pictures
+    images = training.batch_size * training.gradient_accumulation
+    return images if training.prior is None else 2 * images
 
 
 def _work(pack: Sequence[TrainingRun]) -> int:
-    return sum(rows_per_step(run) * run.snapshots[-1] for run in pack)
+    return sum(rows_per_step(run) * run.checkpoints[-1] for run in pack)
 
 
 def _evenly(runs: Sequence[TrainingRun], parts: int) -> list[list[TrainingRun]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.config.plan.plan import Cell, Draw, Plan, cells, draw_at
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, arm_at, cells
 from harness.config.schema.search import FifoScheduler, ProbeObjective
 
 
@@ -22,34 +22,34 @@ def steps_of_looks(plan: Plan, run_id: str) -> tuple[int, ...]:
     scheduler = plan.sweep.scheduler
     if isinstance(scheduler, FifoScheduler) or run_id not in plan.own_runs:
         return ()
-    return scheduler.looks(plan.runs[run_id].snapshots[-1])
+    return scheduler.looks(plan.runs[run_id].checkpoints[-1])
 
 
-def probe_draws(plan: Plan, run_id: str, step: int) -> tuple[Draw, Draw]:
-    """The arm with the run's snapshot at this step, and the control; neither needs other training."""
+def probe_draws(plan: Plan, run_id: str, step: int) -> tuple[ResolvedArm, ResolvedArm]:
+    """The arm with the run's checkpoint at this step, and the control; neither needs other training."""
     objective = probe_objective(plan)
     assert isinstance(objective, ProbeObjective)
     trial = next(trial for trial in plan.trials if trial.run_id == run_id)
-    arm, control = (plan.draws[trial.draws[str(name)]] for name in (objective.arm, objective.control))
-    return draw_at(arm, step), control
+    arm, control = (plan.arms[trial.arms[str(name)]] for name in (objective.arm, objective.control))
+    return arm_at(arm, step), control
 
 
-def probe_cells(plan: Plan, draw: Draw) -> tuple[Cell, ...]:
-    """The pictures of a draw that a look is at."""
+def probe_cells(plan: Plan, arm: ResolvedArm) -> tuple[Cell, ...]:
+    """The images of a draw that a look is at."""
     objective = probe_objective(plan)
     assert isinstance(objective, ProbeObjective)
     dev = [prompt for prompt in plan.sweep.prompts if prompt.split == "dev"]
-    return tuple(cells(draw, tuple(dev[: objective.prompts]), plan.sweep.seeds[: objective.seeds], "dev"))
+    return tuple(cells(arm, tuple(dev[: objective.prompts]), plan.sweep.seeds[: objective.seeds], "dev"))
 
 
-def probes_of_run(plan: Plan, run_id: str) -> Iterator[Draw]:
-    """What is drawn of a run at its looks alone, where they are at pictures."""
+def probes_of_run(plan: Plan, run_id: str) -> Iterator[ResolvedArm]:
+    """What is drawn of a run at its looks alone, where they are at images."""
     if not isinstance(probe_objective(plan), ProbeObjective):
         return
     for step in steps_of_looks(plan, run_id):
-        draw, _ = probe_draws(plan, run_id, step)
-        if draw.draw_id not in plan.draws:
-            yield draw
+        arm, _ = probe_draws(plan, run_id, step)
+        if arm.arm_id not in plan.arms:
+            yield arm
 
 
 def probe_objective(plan: Plan) -> object:

@@ -83,6 +83,6 @@ def _lora_unless_said(raw: Any) -> Any:
     return {"kind": "lora", **raw} if isinstance(raw, dict) else raw
 
 
-AdapterSpec = Annotated[
+AdapterConfig = Annotated[
     LowRankAdapter | TextualInversion, Field(discriminator="kind"), BeforeValidator(_lora_unless_said)
 ]

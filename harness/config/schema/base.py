@@ -1,6 +1,6 @@
 """Identity: the sha256 of what decides a result, and of nothing else.
 
-A value written as a literal bears identity; a field marked `HOW` (a path, a label, a batch size for
+A value written as a literal bears identity; a field marked `NOT_HASHED` (a path, a label, a batch size for
 drawing) never does. Anything without a stable form raises, rather than falling back to `str()`.
 
 The base of every specification: frozen, closed, and honest about what bears identity.
@@ -22,7 +22,7 @@ class How:
     """
 
 
-HOW = How()
+NOT_HASHED = How()
 
 
 class Frozen(BaseModel):
@@ -34,12 +34,12 @@ class Frozen(BaseModel):
 
     def how(self) -> set[str]:
         """The fields that never enter this specification's fingerprint."""
-        return {name for name, field in type(self).model_fields.items() if HOW in field.metadata}
+        return {name for name, field in type(self).model_fields.items() if NOT_HASHED in field.metadata}
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Label = Annotated[str | None, Field(default=None, max_length=40), HOW]
+Label = Annotated[str | None, Field(default=None, max_length=40), NOT_HASHED]
 
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]

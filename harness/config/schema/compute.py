@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.config.schema.base import Frozen, Text
 
 
-class ComputeSpec(Frozen):
+class ComputeConfig(Frozen):
     """Resources of one worker and how failures are met. A worker trains a run, or a pack of them."""
 
     cpus_per_trial: Annotated[float, Field(gt=0, description="of a worker, whatever it trains")] = 1
@@ -38,7 +38,7 @@ class ComputeSpec(Frozen):
         ),
     ] = None
     batch_size: Annotated[
-        int | None, Field(ge=1, description="pictures drawn in one batch; null: as many as memory allows")
+        int | None, Field(ge=1, description="images drawn in one batch; null: as many as memory allows")
     ] = 8
     gradient_checkpointing: Annotated[
         bool, Field(description="train in less memory, about a third slower")
@@ -52,7 +52,7 @@ class ComputeSpec(Frozen):
     ] = "auto"
     checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
     keep_checkpoints: Annotated[
-        int, Field(ge=1, description="of one run, besides its trials' snapshots; older ones are removed")
+        int, Field(ge=1, description="of one run, besides its trials' checkpoints; older ones are removed")
     ] = 2
 
     @field_validator("resources")
@@ -68,7 +68,7 @@ class ComputeSpec(Frozen):
         return self.workers_per_trial or max(1, int(self.gpus_per_trial))
 
     @model_validator(mode="after")
-    def _whole_workers(self) -> "ComputeSpec":
+    def _whole_workers(self) -> "ComputeConfig":
         if self.gpus_per_trial > 1 and self.gpus_per_trial % self.training_workers:
             raise ValueError("gpus_per_trial above 1 must be a multiple of workers_per_trial")
         return self

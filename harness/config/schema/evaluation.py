@@ -1,14 +1,14 @@
-"""How pictures are drawn and compared: arms, prompts, sampler, analysis."""
+"""How images are drawn and compared: arms, prompts, sampler, analysis."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.adapter import AdapterSpec
-from harness.config.schema.base import HOW, Frozen, Name, Text
-from harness.config.schema.recipe import RecipeSpec
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
+from harness.config.schema.recipe import RecipeConfig
+from harness.config.schema.training import TrainingConfig
 
 Branch = Literal["negative", "positive", "both"]
 Split = Literal["dev", "test"]
@@ -27,17 +27,17 @@ class ArmAdapter(Frozen):
         Literal["last", "ema"], Field(description="ema: the averaged export; needs training.ema")
     ] = "last"
     recipe: Annotated[
-        RecipeSpec | None,
+        RecipeConfig | None,
         Field(description="null: the trial's own adapter; else one trained on this"),
     ] = None
     adapter: Annotated[
-        AdapterSpec | None, Field(description="with recipe: in place of the trial's own; null: alike")
+        AdapterConfig | None, Field(description="with recipe: in place of the trial's own; null: alike")
     ] = None
     training: Annotated[
-        TrainingSpec | None, Field(description="with recipe: in place of the trial's own; null: alike")
+        TrainingConfig | None, Field(description="with recipe: in place of the trial's own; null: alike")
     ] = None
     file: Annotated[
-        Path | None, Field(description="a LoRA or an embedding, in diffusers' or kohya's layout"), HOW
+        Path | None, Field(description="a LoRA or an embedding, in diffusers' or kohya's layout"), NOT_HASHED
     ] = None
     digest: Annotated[str | None, Field(description="hash of the file; filled in when read")] = None
 
@@ -57,7 +57,7 @@ class ArmAdapter(Frozen):
         return self
 
 
-class MergeSpec(Frozen):
+class MergeConfig(Frozen):
     """All adapters of an arm merged into one, each weighted by its scale, by PEFT's methods.
 
     `linear` adds them; `ties` (Yadav et al. 2023) and `dare` (Yu et al. 2024) keep `density` of their
@@ -69,7 +69,7 @@ class MergeSpec(Frozen):
     seed: Annotated[int | None, Field(ge=0, description="dare alone, which drops numbers at random")] = None
 
     @model_validator(mode="after")
-    def _of_this_method(self) -> "MergeSpec":
+    def _of_this_method(self) -> "MergeConfig":
         if (self.density is None) != (self.method == "linear"):
             raise ValueError("density is needed by ties and dare, and not used by linear")
         if (self.seed is None) != (self.method != "dare"):
@@ -77,20 +77,20 @@ class MergeSpec(Frozen):
         return self
 
 
-class ArmSpec(Frozen):
-    """How an arm's pictures are drawn. An arm without the trial's own adapter is a control.
+class ArmConfig(Frozen):
+    """How an arm's images are drawn. An arm without the trial's own adapter is a control.
 
     In a sweep's file an arm may have `axes` of its own, as `adapters.0.scale: [0.5, 1, 2]`: it stands for one
     arm per point, named after its values. `family` and `params` are then the name and values it came from.
     """
 
     name: Name
-    family: Annotated[Name | None, HOW] = None
-    params: Annotated[dict[str, Any], HOW] = Field(default_factory=dict)
+    family: Annotated[Name | None, NOT_HASHED] = None
+    params: Annotated[dict[str, Any], NOT_HASHED] = Field(default_factory=dict)
     negative: Annotated[str, Field(description="negative prompt; empty for none")] = ""
     guidance: Annotated[float | None, Field(ge=0, description="in place of the sampler's guidance")] = None
     adapters: tuple[ArmAdapter, ...] = ()
-    merge: MergeSpec | None = None
+    merge: MergeConfig | None = None
 
     @property
     def is_control(self) -> bool:
@@ -99,11 +99,11 @@ class ArmSpec(Frozen):
 
     @property
     def needs_training(self) -> bool:
-        """False where its pictures can be drawn before anything is trained."""
+        """False where its images can be drawn before anything is trained."""
         return any(adapter.file is None for adapter in self.adapters)
 
     @model_validator(mode="after")
-    def _merges_something(self) -> "ArmSpec":
+    def _merges_something(self) -> "ArmConfig":
         if self.merge is not None:
             if len(self.adapters) < 2:
                 raise ValueError("merge needs two adapters or more")
@@ -112,7 +112,7 @@ class ArmSpec(Frozen):
         return self
 
 
-# Those whose pipelines take them, and which draw one picture alike alone and in a batch.
+# Those whose pipelines take them, and which draw one image alike alone and in a batch.
 Scheduler = Literal[
     "DDIMScheduler",
     "DDPMScheduler",
@@ -144,8 +144,8 @@ NO_HAND_OVER: frozenset[Scheduler] = frozenset(
 )
 
 
-class SamplerSpec(Frozen):
-    """How one picture is drawn."""
+class SamplerConfig(Frozen):
+    """How one image is drawn."""
 
     steps: Annotated[int, Field(ge=1)] = 20
     guidance: Annotated[float, Field(ge=0)] = 5.0
@@ -165,7 +165,7 @@ class SamplerSpec(Frozen):
     ] = 0.8
 
     @model_validator(mode="after")
-    def _whole_latents(self) -> "SamplerSpec":
+    def _whole_latents(self) -> "SamplerConfig":
         if self.size is not None and any(side % 8 for side in self.size):
             raise ValueError("size must be multiples of 8, the VAE's factor")
         return self
@@ -179,7 +179,7 @@ class Prompt(Frozen):
     split: Split
 
 
-class AnalysisSpec(Frozen):
+class AnalysisConfig(Frozen):
     """What is compared, and with which certainty."""
 
     primary: Annotated[Name, Field(description="metric that selects the best trial")] = "aesthetic"

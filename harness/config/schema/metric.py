@@ -1,4 +1,4 @@
-"""Which metrics score the pictures. `encoder` names the CLIP that embeds pictures (and words)."""
+"""Which metrics score the images. `encoder` names the CLIP that embeds images (and words)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -16,7 +16,7 @@ Encoder = Annotated[
 
 
 class ClipScoreMetric(Frozen):
-    """Cosine of picture and plain prompt times 100 (Hessel et al. 2021, without their clamp and 2.5)."""
+    """Cosine of image and plain prompt times 100 (Hessel et al. 2021, without their clamp and 2.5)."""
 
     kind: Literal["clip_score"] = "clip_score"
     encoder: Encoder
@@ -25,7 +25,7 @@ class ClipScoreMetric(Frozen):
 
 
 class AestheticMetric(Frozen):
-    """A linear head on the unit picture embedding: LAION's predictor or the embedded stand-in; about 1–10."""
+    """A linear head on the unit image embedding: LAION's predictor or the embedded stand-in; about 1–10."""
 
     kind: Literal["aesthetic"] = "aesthetic"
     encoder: Encoder
@@ -34,7 +34,7 @@ class AestheticMetric(Frozen):
     version: ClassVar[str] = "1"
 
 
-class GuardMetric(Frozen):
+class ImageStatsMetric(Frozen):
     """A number read off the pixels, without weights: shows when a gain is only saturation or contrast."""
 
     kind: Literal["saturation", "clipped_pixels", "contrast", "sharpness"]
@@ -42,4 +42,4 @@ class GuardMetric(Frozen):
     version: ClassVar[str] = "1"
 
 
-MetricSpec = Annotated[ClipScoreMetric | AestheticMetric | GuardMetric, Field(discriminator="kind")]
+MetricConfig = Annotated[ClipScoreMetric | AestheticMetric | ImageStatsMetric, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.base import HOW, Frozen, Text
+from harness.config.schema.base import NOT_HASHED, Frozen, Text
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -42,7 +42,9 @@ class SdxlModel(Frozen):
         "madebyollin/sdxl-vae-fp16-fix"
     )
     vae_revision: str | None = None
-    variant: Annotated[Literal["fp16"] | None, Field(description="which weight files to read"), HOW] = "fp16"
+    variant: Annotated[
+        Literal["fp16"] | None, Field(description="which weight files to read"), NOT_HASHED
+    ] = "fp16"
     precision: Precision = "fp16"
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None,
@@ -65,4 +67,4 @@ class SdxlModel(Frozen):
         return super().how() | (local if self.digest else set())
 
 
-ModelSpec = Annotated[EmojiModel | SdxlModel, Field(discriminator="kind")]
+ModelConfig = Annotated[EmojiModel | SdxlModel, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.base import HOW, Frozen, Label, Text
+from harness.config.schema.base import NOT_HASHED, Frozen, Label, Text
 
 DegradationName = Literal[
     "blur", "noise", "jpeg", "pixelate", "distort", "wash_out", "crop", "duplicate", "darken", "overexpose"
@@ -14,11 +14,11 @@ Guidances = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_lengt
 Severity = Annotated[float, Field(gt=0, le=1)]
 
 
-class Drawn(Frozen):
-    """What every recipe has that draws its pictures with the model itself."""
+class GeneratedRecipe(Frozen):
+    """What every recipe has that draws its images with the model itself."""
 
     name: Label = None
-    steps: Annotated[int, Field(ge=1, description="denoising steps of each training picture")] = 20
+    steps: Annotated[int, Field(ge=1, description="denoising steps of each training image")] = 20
     refiner_start: Annotated[
         float | None,
         Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
@@ -26,10 +26,10 @@ class Drawn(Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class KeywordsRecipe(Drawn):
+class KeywordsRecipe(GeneratedRecipe):
     """Woolf's recipe: all keywords joined by ", ", each in turn weighted up, at several guidance scales.
 
-    Gives `len(keywords) * len(guidance)` pictures. Weighting is compel's: `(blurry)++++` is 1.1 ** 4.
+    Gives `len(keywords) * len(guidance)` images. Weighting is compel's: `(blurry)++++` is 1.1 ** 4.
     """
 
     kind: Literal["keywords"] = "keywords"
@@ -39,7 +39,7 @@ class KeywordsRecipe(Drawn):
 
     @property
     def count(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.keywords) * len(self.guidance)
 
     @property
@@ -48,8 +48,8 @@ class KeywordsRecipe(Drawn):
         return (", ".join(self.keywords),)
 
 
-class PlainRecipe(Drawn):
-    """The model's own pictures of plain prompts, untouched: training data for a sham adapter."""
+class PlainRecipe(GeneratedRecipe):
+    """The model's own images of plain prompts, untouched: training data for a sham adapter."""
 
     kind: Literal["plain"] = "plain"
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
@@ -62,8 +62,8 @@ class PlainRecipe(Drawn):
         return self.prompts
 
 
-class DegradeRecipe(Drawn):
-    """The model's own pictures of plain prompts, damaged afterwards at a severity drawn per picture."""
+class DegradeRecipe(GeneratedRecipe):
+    """The model's own images of plain prompts, damaged afterwards at a severity drawn per image."""
 
     kind: Literal["degrade"] = "degrade"
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
@@ -85,35 +85,35 @@ class DegradeRecipe(Drawn):
 
 
 class FolderRecipe(Frozen):
-    """Pictures somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
+    """Images somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
 
-    A picture's caption is the text file of its name beside it (`fox.png`, `fox.txt`), or its `text` in the
+    An image's caption is the text file of its name beside it (`fox.png`, `fox.txt`), or its `text` in the
     folder's `metadata.jsonl`.
     """
 
     kind: Literal["folder"] = "folder"
     name: Label = None
-    path: Annotated[Path, HOW]
+    path: Annotated[Path, NOT_HASHED]
     repeats: Annotated[
         dict[str, Annotated[int, Field(ge=1)]],
-        Field(description="how often pictures are seen in each pass, by a pattern of names: {'hands/*': 3}"),
+        Field(description="how often images are seen in each pass, by a pattern of names: {'hands/*': 3}"),
     ] = Field(default_factory=dict)
     digest: Annotated[
-        str | None, Field(description="hash of the pictures and captions; filled in when read")
+        str | None, Field(description="hash of the images and captions; filled in when read")
     ] = None
     count: Annotated[
-        int | None, Field(ge=1, description="number of pictures found; filled in when read"), HOW
+        int | None, Field(ge=1, description="number of images found; filled in when read"), NOT_HASHED
     ] = None
     captioned: Annotated[
-        bool, Field(description="whether every picture has a caption; filled in when read"), HOW
+        bool, Field(description="whether every image has a caption; filled in when read"), NOT_HASHED
     ] = False
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Nothing: the pictures are not drawn."""
+        """Nothing: the images are not drawn."""
         return ()
 
 
-RecipeSpec = Annotated[
+RecipeConfig = Annotated[
     KeywordsRecipe | PlainRecipe | DegradeRecipe | FolderRecipe, Field(discriminator="kind")
 ]

@@ -26,7 +26,7 @@ class ContrastObjective(Frozen):
 
 
 class LossObjective(Frozen):
-    """The loss on held-out pictures at fixed noise; needs training.holdout. Lower is better."""
+    """The loss on held-out images at fixed noise; needs training.holdout. Lower is better."""
 
     kind: Literal["validation_loss"]
 
@@ -81,7 +81,7 @@ class MedianScheduler(Frozen):
 
 
 StoppingScheduler = AshaScheduler | MedianScheduler
-SchedulerSpec = Annotated[FifoScheduler | AshaScheduler | MedianScheduler, Field(discriminator="kind")]
+SchedulerConfig = Annotated[FifoScheduler | AshaScheduler | MedianScheduler, Field(discriminator="kind")]
 
 
 def _below(last: int, rising: Iterator[int]) -> Iterator[int]:
@@ -176,7 +176,7 @@ class OptunaSearch(Frozen):
     ] = ()
 
 
-SearchSpec = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="kind")]
+SearchConfig = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="kind")]
 
 
 def values_of(axis: Axis) -> tuple[Any, ...]:

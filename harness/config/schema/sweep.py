@@ -7,13 +7,13 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter, TextualInversion
-from harness.config.schema.base import HOW, Frozen, Name, Text
-from harness.config.schema.compute import ComputeSpec
-from harness.config.schema.evaluation import AnalysisSpec, ArmSpec, Prompt, SamplerSpec
-from harness.config.schema.metric import MetricSpec
-from harness.config.schema.model import ModelSpec
-from harness.config.schema.recipe import FolderRecipe, RecipeSpec
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
+from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
+from harness.config.schema.compute import ComputeConfig
+from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Prompt, SamplerConfig
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.model import ModelConfig
+from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import (
     Axis,
     ContrastObjective,
@@ -21,22 +21,22 @@ from harness.config.schema.search import (
     GridSearch,
     LossObjective,
     OptunaSearch,
-    SchedulerSpec,
-    SearchSpec,
+    SchedulerConfig,
+    SearchConfig,
 )
-from harness.config.schema.training import CAPTION, TrainingSpec
+from harness.config.schema.training import CAPTION, TrainingConfig
 
 
-class TrialSpec(Frozen):
+class TrialConfig(Frozen):
     """Everything that decides an adapter's bytes. What a combination would not use is an error."""
 
-    model: ModelSpec
-    recipe: RecipeSpec
-    adapter: AdapterSpec
-    training: TrainingSpec
+    model: ModelConfig
+    recipe: RecipeConfig
+    adapter: AdapterConfig
+    training: TrainingConfig
 
     @model_validator(mode="after")
-    def _all_of_it_is_used(self) -> "TrialSpec":
+    def _all_of_it_is_used(self) -> "TrialConfig":
         match self.adapter:
             case TextualInversion(word=word):
                 self._textual_inversion(word)
@@ -47,7 +47,7 @@ class TrialSpec(Frozen):
                 )
         if self.training.crop == "random" and not isinstance(self.recipe, FolderRecipe):
             raise ValueError(
-                f"training.crop: random has no room in a {self.recipe.kind} recipe's square pictures; "
+                f"training.crop: random has no room in a {self.recipe.kind} recipe's square images; "
                 "use a folder recipe, or crop: center"
             )
         return self
@@ -85,10 +85,10 @@ class WandbTracking(Frozen):
 
 Objective = ContrastObjective | LossObjective
 AnyObjective = TypeVar("AnyObjective", bound=Objective)
-TrackingSpec = Annotated[NoTracking | WandbTracking, Field(discriminator="kind")]
+TrackingConfig = Annotated[NoTracking | WandbTracking, Field(discriminator="kind")]
 
 
-class SweepSpec(Frozen):
+class SweepConfig(Frozen):
     """The whole of a sweep's YAML after reading: paths resolved, prompts read, digests filled in.
 
     `axes` maps a dotted name below `model`, `recipe`, `adapter` or `training` (or one of these sections
@@ -97,21 +97,21 @@ class SweepSpec(Frozen):
 
     name: Name
     question: Text
-    model: ModelSpec
-    recipe: RecipeSpec
-    adapter: AdapterSpec = Field(default_factory=LowRankAdapter)
-    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    model: ModelConfig
+    recipe: RecipeConfig
+    adapter: AdapterConfig = Field(default_factory=LowRankAdapter)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
     axes: dict[str, Axis] = Field(default_factory=dict)
-    search: SearchSpec = Field(default_factory=GridSearch)
-    scheduler: SchedulerSpec = Field(default_factory=FifoScheduler)
-    arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]
+    search: SearchConfig = Field(default_factory=GridSearch)
+    scheduler: SchedulerConfig = Field(default_factory=FifoScheduler)
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
-    metrics: Annotated[tuple[MetricSpec, ...], Field(min_length=1)]
-    analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
-    tracking: Annotated[TrackingSpec, HOW] = Field(default_factory=NoTracking)
-    compute: Annotated[ComputeSpec, HOW] = Field(default_factory=ComputeSpec)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    metrics: Annotated[tuple[MetricConfig, ...], Field(min_length=1)]
+    analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
+    tracking: Annotated[TrackingConfig, NOT_HASHED] = Field(default_factory=NoTracking)
+    compute: Annotated[ComputeConfig, NOT_HASHED] = Field(default_factory=ComputeConfig)
 
     def meant(self, objective: AnyObjective) -> AnyObjective:
         """The objective with what it leaves to the sweep filled in."""
@@ -125,7 +125,7 @@ class SweepSpec(Frozen):
         }
         return objective.model_copy(update=given)
 
-    def with_meant_objectives(self) -> "SweepSpec":
+    def with_meant_objectives(self) -> "SweepConfig":
         """The sweep with its search's objectives as they are meant, for whoever reads its tables."""
         if not isinstance(self.search, OptunaSearch):
             return self
@@ -141,7 +141,7 @@ class SweepSpec(Frozen):
         return next(bool(m.higher_is_better) for m in self.metrics if m.kind == meant.metric)
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SweepSpec":
+    def _consistent(self) -> "SweepConfig":
         names: dict[str, list[str]] = {
             "arms": [arm.name for arm in self.arms],
             "prompts": [prompt.text for prompt in self.prompts],

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from harness.config.schema.base import Frozen, Text
-from harness.config.schema.recipe import RecipeSpec
+from harness.config.schema.recipe import RecipeConfig
 
 TRAINING_TIMESTEPS = 1000
 CAPTION = "{caption}"
 
 
-class OptimizerSpec(Frozen):
+class OptimizerConfig(Frozen):
     """What turns gradients into steps.
 
     `adamw` (Loshchilov & Hutter 2019), `adamw_8bit` (Dettmers et al. 2022; needs bitsandbytes and CUDA) or
@@ -26,16 +26,16 @@ class OptimizerSpec(Frozen):
     ] = None
 
     @model_validator(mode="after")
-    def _of_this_kind(self) -> "OptimizerSpec":
+    def _of_this_kind(self) -> "OptimizerConfig":
         if self.d_coef is not None and self.kind != "prodigy":
             raise ValueError(f"d_coef is prodigy's, and {self.kind} does not use it; remove it")
         return self
 
 
-class ScheduleSpec(Frozen):
+class ScheduleConfig(Frozen):
     """The learning rate over the steps: rises linearly for `warmup_steps`, then is constant or falls to 0.
 
-    Under `constant` a snapshot of a longer run equals a shorter run, so trials that differ in
+    Under `constant` a checkpoint of a longer run equals a shorter run, so trials that differ in
     `training.steps` alone share one run; under `linear` and `cosine` each length is a run of its own.
     """
 
@@ -48,7 +48,7 @@ class ScheduleSpec(Frozen):
         return self.kind != "constant"
 
 
-class TimestepSpec(Frozen):
+class TimestepConfig(Frozen):
     """Which noise levels are trained on: from `lowest` to `highest` (of 0 … 999), both included.
 
     `uniform`, or `logit_normal` (Esser et al. 2024): the sigmoid of a normal of `mean` and `deviation`, over
@@ -62,7 +62,7 @@ class TimestepSpec(Frozen):
     deviation: Annotated[float | None, Field(gt=0, description="logit_normal alone; null: 1")] = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "TimestepSpec":
+    def _consistent(self) -> "TimestepConfig":
         if self.lowest > self.highest:
             raise ValueError("lowest must not be above highest")
         if self.distribution == "uniform" and not (self.mean is None and self.deviation is None):
@@ -70,21 +70,21 @@ class TimestepSpec(Frozen):
         return self
 
 
-class PriorSpec(Frozen):
-    """Prior preservation (Ruiz et al. 2023): each step also trains on as many pictures of the class.
+class PriorConfig(Frozen):
+    """Prior preservation (Ruiz et al. 2023): each step also trains on as many images of the class.
 
     They are drawn once per sweep by `recipe`, like any dataset, and keep their own size and crop.
     """
 
     prompt: Text
-    recipe: RecipeSpec
+    recipe: RecipeConfig
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class TrainingSpec(Frozen):
+class TrainingConfig(Frozen):
     """DreamBooth training on one prompt, or on captions where the prompt holds `{caption}`."""
 
-    prompt: Annotated[Text, Field(description="`{caption}` in it is the picture's own caption")] = "wrong"
+    prompt: Annotated[Text, Field(description="`{caption}` in it is the image's own caption")] = "wrong"
     caption_dropout: Annotated[
         float, Field(ge=0, lt=1, description="share of rows trained on the empty prompt")
     ] = 0.0
@@ -96,9 +96,9 @@ class TrainingSpec(Frozen):
     lora_plus_ratio: Annotated[
         float, Field(gt=0, description="rate of B over that of A (LoRA+, Hayou et al. 2024)")
     ] = 1.0
-    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
-    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
-    batch_size: Annotated[int, Field(ge=1, description="pictures per forward pass")] = 4
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    batch_size: Annotated[int, Field(ge=1, description="images per forward pass")] = 4
     gradient_accumulation: Annotated[int, Field(ge=1, description="forward passes per optimizer step")] = 1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     min_snr_gamma: Annotated[
@@ -107,22 +107,22 @@ class TrainingSpec(Frozen):
     noise_offset: Annotated[
         float, Field(ge=0, description="deviation of an offset common to each channel's noise")
     ] = 0.0
-    timesteps: TimestepSpec = Field(default_factory=TimestepSpec)
+    timesteps: TimestepConfig = Field(default_factory=TimestepConfig)
     crop: Annotated[
-        Literal["center", "random"], Field(description="how a picture that is not square is made so")
+        Literal["center", "random"], Field(description="how an image that is not square is made so")
     ] = "center"
     flip: Annotated[bool, Field(description="mirror half of the rows")] = False
-    prior: PriorSpec | None = None
+    prior: PriorConfig | None = None
     ema: Annotated[
         float | None, Field(gt=0, lt=1, description="decay of an averaged second export; null: none")
     ] = None
     holdout: Annotated[
-        int, Field(ge=0, description="pictures kept from training, for a loss at fixed noise")
+        int, Field(ge=0, description="images kept from training, for a loss at fixed noise")
     ] = 0
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _prodigy_has_one_rate(self) -> "TrainingSpec":
+    def _prodigy_has_one_rate(self) -> "TrainingConfig":
         rates = {self.learning_rate, self.text_encoder_learning_rate or self.learning_rate}
         if self.optimizer.kind == "prodigy" and (len(rates) > 1 or self.lora_plus_ratio != 1):
             raise ValueError(

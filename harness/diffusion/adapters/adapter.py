@@ -92,4 +92,4 @@ class ParameterGroup:
     parameters: "list[torch.nn.Parameter]"
 
 
-EMA = "ema"  # in a snapshot, the folder of the averaged export
+EMA = "ema"  # in a checkpoint, the folder of the averaged export

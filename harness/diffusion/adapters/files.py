@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
 from harness.diffusion.adapters.adapter import PARTS, Adapter, Embedding, LowRankLayer
 from harness.diffusion.adapters.init import configuration
 from harness.errors import ModelError
@@ -137,7 +137,7 @@ def _scale(part: str, rank: int, found: Mapping[str, torch.Tensor], config: Mapp
 
 
 def save_adapter(
-    state: dict[str, torch.Tensor], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
+    state: dict[str, torch.Tensor], adapter: AdapterConfig, folder: Path, metadata: dict[str, str]
 ) -> None:
     """Write what `Trainable.state_dict` gave into `folder`; `metadata` goes into its header."""
     match adapter:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 
-from harness.config.schema.evaluation import MergeSpec
+from harness.config.schema.evaluation import MergeConfig
 from harness.diffusion.adapters.adapter import PARTS, Adapter, LowRank, LowRankLayer
 from harness.errors import ModelError
 
 
-def merged(adapters: Sequence[tuple[Adapter, float]], merge: MergeSpec) -> Adapter:
+def merged(adapters: Sequence[tuple[Adapter, float]], merge: MergeConfig) -> Adapter:
     """One adapter in place of several, each weighted by its scale; to act at scale 1.
 
     As PEFT's `add_weighted_adapter`: the A matrices are combined and the B matrices are combined, each times
@@ -32,7 +32,7 @@ def merged(adapters: Sequence[tuple[Adapter, float]], merge: MergeSpec) -> Adapt
 
 
 def _merged_part(
-    part: str, adapters: Sequence[tuple[Adapter, float]], merge: MergeSpec
+    part: str, adapters: Sequence[tuple[Adapter, float]], merge: MergeConfig
 ) -> dict[str, LowRankLayer]:
     if any(adapter.embedding is not None for adapter, _ in adapters):
         raise ModelError("textual inversion cannot be merged; let it act beside the others, without merge")
@@ -65,7 +65,9 @@ def _check_alike(part: str, parts: Sequence[Mapping[str, LowRankLayer]]) -> None
             raise ModelError("DoRA cannot be merged with others; let it act beside them, without merge")
 
 
-def _merged_layer(layers: Sequence[LowRankLayer], weights: Sequence[float], merge: MergeSpec) -> LowRankLayer:
+def _merged_layer(
+    layers: Sequence[LowRankLayer], weights: Sequence[float], merge: MergeConfig
+) -> LowRankLayer:
     whole = [weight * layer.scale for weight, layer in zip(weights, layers, strict=True)]
     roots = torch.tensor([math.sqrt(abs(weight)) for weight in whole])
     signs = torch.tensor([1.0 if weight >= 0 else -1.0 for weight in whole])
@@ -76,7 +78,7 @@ def _merged_layer(layers: Sequence[LowRankLayer], weights: Sequence[float], merg
     )
 
 
-def _combined(tensors: Sequence[torch.Tensor], weights: torch.Tensor, merge: MergeSpec) -> torch.Tensor:
+def _combined(tensors: Sequence[torch.Tensor], weights: torch.Tensor, merge: MergeConfig) -> torch.Tensor:
     on_cpu = [tensor.detach().to("cpu", torch.float32) for tensor in tensors]
     match merge.method:
         case "linear":

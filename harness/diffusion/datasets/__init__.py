@@ -1,29 +1,35 @@
-"""How training pictures are made: drawn from words for bad, damaged afterwards, or somebody's own."""
+"""How training images are made: drawn from words for bad, damaged afterwards, or somebody's own."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.config.loading.image_folder import picture_count
-from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe, RecipeSpec
+from harness.config.loading.image_folder import image_count
+from harness.config.schema.recipe import (
+    DegradeRecipe,
+    FolderRecipe,
+    KeywordsRecipe,
+    PlainRecipe,
+    RecipeConfig,
+)
 
 if TYPE_CHECKING:
     from harness.diffusion.datasets.dataset import Sample
     from harness.diffusion.models.model import Model
 
 
-__all__ = ["make_samples", "picture_count"]
+__all__ = ["image_count", "make_samples"]
 
 
 def make_samples(
-    recipe: RecipeSpec, model: "Model", indices: range, *, batch_size: int
+    recipe: RecipeConfig, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator["Sample"]:
-    """The recipe's pictures with these numbers, of `picture_count` in all; `dataset.py` writes them.
+    """The recipe's images with these numbers, of `image_count` in all; `dataset.py` writes them.
 
     `batch_size` is how many are drawn at once. The same recipe and model give the same captions and the same
-    pictures, whichever are made together. Somebody's own pictures are always all made.
+    images, whichever are made together. Somebody's own images are always all made.
 
     Raises:
-        SpecError: a folder recipe's pictures are missing, broken, or not those the sweep was read with.
+        ConfigError: a folder recipe's images are missing, broken, or not those the sweep was read with.
     """
     from harness.diffusion.datasets import folder
     from harness.diffusion.datasets.generated import degrade_samples, keywords_samples, plain_samples

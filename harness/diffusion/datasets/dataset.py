@@ -1,6 +1,6 @@
-"""The dataset on disk: pictures and captions in Hugging Face's `imagefolder` layout.
+"""The dataset on disk: images and captions in Hugging Face's `imagefolder` layout.
 
-What the recipes share that draw their pictures with the model itself.
+What the recipes share that draw their images with the model itself.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from harness.config.schema.recipe import Drawn
-from harness.diffusion.models.model import DrawSettings, Row
+from harness.config.schema.recipe import GeneratedRecipe
+from harness.diffusion.models.model import Row, SamplerSettings
 
 if TYPE_CHECKING:
     from harness.diffusion.models.model import Model
 
 
-METADATA = "metadata.jsonl"  # of a dataset: a row for each picture
+METADATA = "metadata.jsonl"  # of a dataset: a row for each image
 SIDE_MULTIPLE = 8  # the VAE's factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training picture and how it came to be. Null where it does not apply (a folder's pictures)."""
+    """One training image and how it came to be. Null where it does not apply (a folder's images)."""
 
     image: Image.Image
     caption: str | None = None
@@ -50,11 +50,11 @@ def write_dataset(
     report: Callable[[int], None],
     first: int = 0,
 ) -> None:
-    """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each picture file's bytes.
+    """Write `images/000000.png …`, then `metadata.jsonl` with the sha256 of each image file's bytes.
 
-    `first` is the number of the first picture, in a part of a dataset.
+    `first` is the number of the first image, in a part of a dataset.
 
-    Each picture's shorter side is the resolution and both sides are multiples of 8; training cuts squares.
+    Each image's shorter side is the resolution and both sides are multiples of 8; training cuts squares.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -85,39 +85,39 @@ def write_dataset(
 
 
 def join_datasets(parts: Iterable[Path], folder: Path) -> None:
-    """Write the pictures and captions of all parts, in order, as one dataset."""
+    """Write the images and captions of all parts, in order, as one dataset."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for part in parts:
-        for picture in sorted((part / "images").iterdir()):
-            shutil.copyfile(picture, folder / "images" / picture.name)
+        for image in sorted((part / "images").iterdir()):
+            shutil.copyfile(image, folder / "images" / image.name)
         lines.append((part / METADATA).read_text(encoding="utf-8"))
     (folder / METADATA).write_text("".join(lines), encoding="utf-8")
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG, without a source file's metadata (text chunks, EXIF, colour profile)."""
+    """The image as PNG, without a source file's metadata (text chunks, EXIF, colour profile)."""
     pixels = Image.frombytes("RGB", image.size, image.tobytes())
     buffer = io.BytesIO()
     pixels.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def picture_seed(recipe_seed: int, index: int) -> int:
-    """Seed of the recipe's picture number `index`: the first 32 bits of NumPy's SeedSequence([seed, index]).
+def image_seed(recipe_seed: int, index: int) -> int:
+    """Seed of the recipe's image number `index`: the first 32 bits of NumPy's SeedSequence([seed, index]).
 
-    A hash, not a sum: neighbouring recipe seeds share no pictures, and training pictures do not start
+    A hash, not a sum: neighbouring recipe seeds share no images, and training images do not start
     from the latents of the evaluation's small seeds.
     """
     return int(np.random.SeedSequence([recipe_seed, index]).generate_state(1)[0])
 
 
-def draw_images(
-    rows: Sequence[Row], recipe: Drawn, model: "Model", *, batch_size: int
+def generate_images(
+    rows: Sequence[Row], recipe: GeneratedRecipe, model: "Model", *, batch_size: int
 ) -> Iterator["Image.Image"]:
-    """The rows' pictures in their order, RGB, drawn `batch_size` at a time."""
-    settings = DrawSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
+    """The rows' images in their order, RGB, drawn `batch_size` at a time."""
+    settings = SamplerSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
     remaining = iter(rows)
     while batch := list(islice(remaining, batch_size)):
-        for picture in model.draw(batch, settings):
-            yield picture.image.convert("RGB")
+        for image in model.generate(batch, settings):
+            yield image.image.convert("RGB")

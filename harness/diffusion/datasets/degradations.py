@@ -1,4 +1,4 @@
-"""Degradations: pure functions, RGB picture in, RGB picture of the same size out.
+"""Degradations: pure functions, RGB image in, RGB image of the same size out.
 
 `severity` lies in (0, 1]; a higher one is farther from the original. Lengths are shares of the shorter
 side, so that a severity means the same at 64 px as at 1024 px (noise and JPEG alone work on single
@@ -19,7 +19,7 @@ Pixels_HW3 = NDArray[np.float32]  # 0 to 255
 def degrade(
     image: Image.Image, name: DegradationName, *, severity: float, rng: np.random.Generator
 ) -> Image.Image:
-    """The picture after the degradation of this name."""
+    """The image after the degradation of this name."""
     match name:
         case "blur":
             return blur(image, severity)
@@ -51,7 +51,7 @@ def blur(image: Image.Image, severity: float) -> Image.Image:
 def noise(image: Image.Image, severity: float, rng: np.random.Generator) -> Image.Image:
     """Gaussian noise on each pixel and channel; its standard deviation is `severity` × 40 % of full scale."""
     pixels = _pixels(image)
-    return _picture(pixels + severity * 0.4 * 255 * rng.standard_normal(pixels.shape, dtype=np.float32))
+    return _image(pixels + severity * 0.4 * 255 * rng.standard_normal(pixels.shape, dtype=np.float32))
 
 
 def jpeg(image: Image.Image, severity: float) -> Image.Image:
@@ -74,13 +74,13 @@ def distort(image: Image.Image, severity: float, rng: np.random.Generator) -> Im
     reach = severity * 0.12 * min(image.size)
     dx_HW, dy_HW = (_smooth_field(rng, width=width, height=height) * reach for _ in range(2))
     y_HW, x_HW = np.mgrid[0:height, 0:width].astype(np.float32)
-    return _picture(_sample_bilinear(_pixels(image), x_HW=x_HW + dx_HW, y_HW=y_HW + dy_HW))
+    return _image(_sample_bilinear(_pixels(image), x_HW=x_HW + dx_HW, y_HW=y_HW + dy_HW))
 
 
 def wash_out(image: Image.Image, severity: float) -> Image.Image:
     """Faded towards light grey (200); `severity` × 85 % of the way."""
     pixels = _pixels(image)
-    return _picture(pixels + severity * 0.85 * (200 - pixels))
+    return _image(pixels + severity * 0.85 * (200 - pixels))
 
 
 def crop(image: Image.Image, severity: float, rng: np.random.Generator) -> Image.Image:
@@ -93,28 +93,28 @@ def crop(image: Image.Image, severity: float, rng: np.random.Generator) -> Image
 
 
 def duplicate(image: Image.Image, severity: float) -> Image.Image:
-    """The picture repeated two by two, laid over the original with opacity `severity`."""
+    """The image repeated two by two, laid over the original with opacity `severity`."""
     small = image.resize(((image.width + 1) // 2, (image.height + 1) // 2), Image.Resampling.BOX)
     tiles = np.tile(_pixels(small), (2, 2, 1))[: image.height, : image.width]
     pixels = _pixels(image)
-    return _picture(pixels + severity * (tiles - pixels))
+    return _image(pixels + severity * (tiles - pixels))
 
 
 def darken(image: Image.Image, severity: float) -> Image.Image:
     """Brightness lowered by `severity` × 85 %."""
-    return _picture(_pixels(image) * (1 - severity * 0.85))
+    return _image(_pixels(image) * (1 - severity * 0.85))
 
 
 def overexpose(image: Image.Image, severity: float) -> Image.Image:
     """Light multiplied by 1 + 2.5 × `severity`, and clipped at white."""
-    return _picture(_pixels(image) * (1 + 2.5 * severity))
+    return _image(_pixels(image) * (1 + 2.5 * severity))
 
 
 def _pixels(image: Image.Image) -> Pixels_HW3:
     return np.asarray(image, dtype=np.float32)
 
 
-def _picture(pixels: Pixels_HW3) -> Image.Image:
+def _image(pixels: Pixels_HW3) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
@@ -128,7 +128,7 @@ def _smooth_field(rng: np.random.Generator, *, width: int, height: int) -> NDArr
 def _sample_bilinear(
     pixels: Pixels_HW3, *, x_HW: NDArray[np.float32], y_HW: NDArray[np.float32]
 ) -> Pixels_HW3:
-    """The picture read at fractional places; places outside take the nearest edge."""
+    """The image read at fractional places; places outside take the nearest edge."""
     height, width, _ = pixels.shape
     x_HW, y_HW = np.clip(x_HW, 0, width - 1), np.clip(y_HW, 0, height - 1)
     left, top = x_HW.astype(int), y_HW.astype(int)

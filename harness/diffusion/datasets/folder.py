@@ -1,32 +1,32 @@
-"""Pictures somebody has, made fit for training."""
+"""Images somebody has, made fit for training."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from PIL import Image, ImageOps
 
-from harness.config.loading.image_folder import _name, digest_of, find_pictures, read_captions, read_picture
+from harness.config.loading.image_folder import _name, digest_of, find_images, read_captions, read_image
 from harness.config.schema.recipe import FolderRecipe
 from harness.diffusion.datasets.dataset import SIDE_MULTIPLE, Sample
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 
 def repeats_of(name: str, patterns: Mapping[str, int]) -> int:
-    """How often a picture is seen in each pass: the most that a pattern matching its name says, or once."""
+    """How often an image is seen in each pass: the most that a pattern matching its name says, or once."""
     return max((times for pattern, times in patterns.items() if fnmatchcase(name, pattern)), default=1)
 
 
 def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
-    """The whole pictures, resized so that the shorter side is the model's resolution; see `fitted`."""
-    files = find_pictures(recipe.path)
+    """The whole images, resized so that the shorter side is the model's resolution; see `fitted`."""
+    files = find_images(recipe.path)
     captions, names = read_captions(recipe.path, files), [_name(recipe.path, file) for file in files]
     if recipe.digest is not None and digest_of(recipe.path, files, captions) != recipe.digest:
-        raise SpecError(f"recipe.path: the pictures in {recipe.path} have changed since the sweep was read")
+        raise ConfigError(f"recipe.path: the images in {recipe.path} have changed since the sweep was read")
     for pattern in recipe.repeats:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise SpecError(f"recipe.repeats: no picture in {recipe.path} is named {pattern!r}")
+            raise ConfigError(f"recipe.repeats: no image in {recipe.path} is named {pattern!r}")
     for file, name in zip(files, names, strict=True):
-        image = read_picture(file)
+        image = read_image(file)
         yield Sample(
             image=fitted(image, resolution=resolution),
             caption=captions[file],
@@ -36,7 +36,7 @@ def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
 
 
 def fitted(image: Image.Image, *, resolution: int) -> Image.Image:
-    """The picture, its shorter side the resolution, its longer side rounded down to a multiple of 8.
+    """The image, its shorter side the resolution, its longer side rounded down to a multiple of 8.
 
     What the rounding leaves over is cut off evenly at both ends, so that nothing is squeezed.
     """

@@ -1,10 +1,10 @@
-"""The model's own pictures of plain prompts, untouched: what a sham adapter is trained on.
+"""The model's own images of plain prompts, untouched: what a sham adapter is trained on.
 
-The recipe of Woolf's `sdxl-wrong-lora`: pictures of words for bad, each word in turn weighted up.
+The recipe of Woolf's `sdxl-wrong-lora`: images of words for bad, each word in turn weighted up.
 
 M. Woolf, "I Made Stable Diffusion XL Smarter by Finetuning it on Bad AI-Generated Images" (2023).
 
-The model's own pictures, damaged afterwards, each by one degradation at a severity of its own.
+The model's own images, damaged afterwards, each by one degradation at a severity of its own.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config.schema.recipe import DegradationName, DegradeRecipe, KeywordsRecipe, PlainRecipe
-from harness.diffusion.datasets.dataset import Sample, draw_images, picture_seed
+from harness.diffusion.datasets.dataset import Sample, generate_images, image_seed
 from harness.diffusion.datasets.degradations import degrade
 from harness.diffusion.models.model import Row
 
@@ -39,7 +39,7 @@ def keywords_rows(recipe: KeywordsRecipe) -> list[Row]:
     """Guidance by guidance (rows of one guidance are drawn together), each keyword; no negative prompt."""
     pairs = product(recipe.guidance, prompts(recipe))
     return [
-        Row(prompt=prompt, negative="", seed=picture_seed(recipe.seed, index), guidance=guidance)
+        Row(prompt=prompt, negative="", seed=image_seed(recipe.seed, index), guidance=guidance)
         for index, (guidance, prompt) in enumerate(pairs)
     ]
 
@@ -47,23 +47,23 @@ def keywords_rows(recipe: KeywordsRecipe) -> list[Row]:
 def keywords_samples(
     recipe: KeywordsRecipe, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator[Sample]:
-    """The drawn pictures with these numbers. A caption is the prompt it was drawn from."""
+    """The drawn images with these numbers. A caption is the prompt it was drawn from."""
     drawn = keywords_rows(recipe)[indices.start : indices.stop]
-    for row, image in zip(drawn, draw_images(drawn, recipe, model, batch_size=batch_size), strict=True):
+    for row, image in zip(drawn, generate_images(drawn, recipe, model, batch_size=batch_size), strict=True):
         yield Sample(image=image, caption=row.prompt, prompt=row.prompt, seed=row.seed, guidance=row.guidance)
 
 
 def plain_rows(recipe: PlainRecipe | DegradeRecipe) -> list[Row]:
-    """`count` rows, the prompts in turn, each picture with a seed of its own; no negative prompt.
+    """`count` rows, the prompts in turn, each image with a seed of its own; no negative prompt.
 
-    `degrade` draws from the same rows: with equal prompts, count, guidance and seed, a sham's pictures
+    `degrade` draws from the same rows: with equal prompts, count, guidance and seed, a sham's images
     are the very ones that `degrade` damages.
     """
     return [
         Row(
             prompt=recipe.prompts[index % len(recipe.prompts)],
             negative="",
-            seed=picture_seed(recipe.seed, index),
+            seed=image_seed(recipe.seed, index),
             guidance=recipe.guidance,
         )
         for index in range(recipe.count)
@@ -73,14 +73,14 @@ def plain_rows(recipe: PlainRecipe | DegradeRecipe) -> list[Row]:
 def plain_samples(
     recipe: PlainRecipe | DegradeRecipe, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator[Sample]:
-    """The drawn pictures with these numbers. A caption is the prompt it was drawn from."""
+    """The drawn images with these numbers. A caption is the prompt it was drawn from."""
     drawn = plain_rows(recipe)[indices.start : indices.stop]
-    for row, image in zip(drawn, draw_images(drawn, recipe, model, batch_size=batch_size), strict=True):
+    for row, image in zip(drawn, generate_images(drawn, recipe, model, batch_size=batch_size), strict=True):
         yield Sample(image=image, caption=row.prompt, prompt=row.prompt, seed=row.seed, guidance=row.guidance)
 
 
 def degradation_of(recipe: DegradeRecipe, index: int) -> DegradationName:
-    """The degradation of picture number `index`: they take turns, shifted by one on each pass of the prompts.
+    """The degradation of image number `index`: they take turns, shifted by one on each pass of the prompts.
 
     So every prompt meets every degradation, even where there are as many of the one as of the other.
     """
@@ -91,7 +91,7 @@ def degradation_of(recipe: DegradeRecipe, index: int) -> DegradationName:
 def degrade_samples(
     recipe: DegradeRecipe, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator[Sample]:
-    """`plain`'s pictures of the same prompts and seed, damaged. Their captions stay."""
+    """`plain`'s images of the same prompts and seed, damaged. Their captions stay."""
     drawn = plain_samples(recipe, model, indices, batch_size=batch_size)
     for index, sample in zip(indices, drawn, strict=True):
         rng = np.random.default_rng([recipe.seed, index])

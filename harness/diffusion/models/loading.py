@@ -19,42 +19,42 @@ from harness.errors import ModelError
 SHARED = ("text_encoder_2", "tokenizer_2", "vae")  # what a refiner has from its base
 
 
-def load_emoji(spec: EmojiModel) -> Pipelines:
+def load_emoji(config: EmojiModel) -> Pipelines:
     """The embedded model, from the package's own data."""
     if not (EMOJI_FOLDER / "base").is_dir():
         raise ModelError(f"the embedded model is not in {EMOJI_FOLDER}; install the package with its data")
-    dtype = DTYPES[spec.precision]
+    dtype = DTYPES[config.precision]
     base = _pipeline(StableDiffusionXLPipeline, str(EMOJI_FOLDER / "base"), torch_dtype=dtype)
     refiner = _refiner(base, str(EMOJI_FOLDER / "refiner"), torch_dtype=dtype)
     return Pipelines(base=base, refiner=refiner)
 
 
-def load_sdxl(spec: SdxlModel) -> Pipelines:
+def load_sdxl(config: SdxlModel) -> Pipelines:
     """SDXL from the hub or from local folders, or with random weights."""
-    if spec.source == "random":
+    if config.source == "random":
         from harness.diffusion.models.random_weights import random_pipelines
 
         _be_quiet()
-        return _predicting(random_pipelines(spec), spec)
-    options: dict[str, Any] = {"torch_dtype": DTYPES[spec.precision]}
+        return _predicting(random_pipelines(config), config)
+    options: dict[str, Any] = {"torch_dtype": DTYPES[config.precision]}
     parts = {}
-    if spec.vae is not None:
-        parts["vae"] = _from_pretrained(AutoencoderKL, spec.vae, revision=spec.vae_revision, **options)
-    options["variant"] = spec.variant
-    base = _pipeline(StableDiffusionXLPipeline, spec.source, revision=spec.revision, **options, **parts)
+    if config.vae is not None:
+        parts["vae"] = _from_pretrained(AutoencoderKL, config.vae, revision=config.vae_revision, **options)
+    options["variant"] = config.variant
+    base = _pipeline(StableDiffusionXLPipeline, config.source, revision=config.revision, **options, **parts)
     refiner = None
-    if spec.refiner is not None:
-        refiner = _refiner(base, spec.refiner, revision=spec.refiner_revision, **options)
-    return _predicting(Pipelines(base=base, refiner=refiner), spec)
+    if config.refiner is not None:
+        refiner = _refiner(base, config.refiner, revision=config.refiner_revision, **options)
+    return _predicting(Pipelines(base=base, refiner=refiner), config)
 
 
-def _predicting(pipelines: Pipelines, spec: SdxlModel) -> Pipelines:
+def _predicting(pipelines: Pipelines, config: SdxlModel) -> Pipelines:
     """The specification's word on what the UNets predict stands above that of the schedulers."""
-    if spec.prediction_type is not None:
+    if config.prediction_type is not None:
         for pipeline in (pipelines.base, pipelines.refiner):
             if pipeline is not None:
                 own = pipeline.scheduler
-                pipeline.scheduler = own.from_config(own.config, prediction_type=spec.prediction_type)
+                pipeline.scheduler = own.from_config(own.config, prediction_type=config.prediction_type)
     return pipelines
 
 

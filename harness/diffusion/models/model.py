@@ -1,6 +1,6 @@
 """What a model must be able to do for the rest of the house: draw rows, and lend its parts to training.
 
-Shape legend: B rows, N pictures, C latent channels, h w latent size.
+Shape legend: B rows, N images, C latent channels, h w latent size.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from harness.config.schema.adapter import AdapterSpec
-from harness.config.schema.evaluation import Branch, MergeSpec, Scheduler
-from harness.config.schema.model import ModelSpec
+from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.evaluation import Branch, MergeConfig, Scheduler
+from harness.config.schema.model import ModelConfig
 from harness.diffusion.adapters.adapter import ParameterGroup
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class RowAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents.
+    """One image to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents.
 
     With `merge`, the adapters are merged into one that acts on their (common) branch at scale 1.
     """
@@ -41,11 +41,11 @@ class Row:
     seed: int
     guidance: float
     adapters: tuple[RowAdapter, ...] = ()
-    merge: MergeSpec | None = None
+    merge: MergeConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawSettings:
+class SamplerSettings:
     """What all rows of a batch share. Null: the model's own scheduler and size (width, height)."""
 
     steps: int
@@ -56,8 +56,8 @@ class DrawSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A drawn picture and the sha256 of the latents it started from (the same in every arm of a pair)."""
+class GeneratedImage:
+    """A drawn image and the sha256 of the latents it started from (the same in every arm of a pair)."""
 
     image: "Image"
     latent_hash: str
@@ -78,7 +78,7 @@ class Fresh:
     `seed` is null where the state is put back before the first step: until then a low-rank adapter is zeros.
     """
 
-    adapter: AdapterSpec
+    adapter: AdapterConfig
     seed: int | None
 
 
@@ -154,22 +154,22 @@ class Texts(Protocol):
 class Model(Protocol):
     """A text-to-image model of the SDXL kind, loaded once per process."""
 
-    spec: ModelSpec
+    config: ModelConfig
     resolution: int  # pixels, square
     scheduler: Scheduler  # its own, which draws where the settings name none
     device: "torch.device"
     texts: Texts
 
-    def draw(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
-        """Pictures in the order of the rows. Each depends on its row alone, not on its neighbours."""
+    def generate(self, rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
+        """Images in the order of the rows. Each depends on its row alone, not on its neighbours."""
         ...
 
-    def pictures_at_once(self, settings: DrawSettings) -> int:
+    def images_per_batch(self, settings: SamplerSettings) -> int:
         """How many rows `draw` should be given together: as many as the free memory holds."""
         ...
 
     def encode_images(self, images: Sequence["Image"]) -> Posterior:
-        """VAE posterior of RGB pictures of one size, multiples of 8."""
+        """VAE posterior of RGB images of one size, multiples of 8."""
         ...
 
     def attach(
@@ -187,7 +187,7 @@ class Model(Protocol):
         ...
 
     def save_adapter(
-        self, state: dict[str, "torch.Tensor"], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
+        self, state: dict[str, "torch.Tensor"], adapter: AdapterConfig, folder: Path, metadata: dict[str, str]
     ) -> None:
         """Write the file that stock `load_lora_weights` or `load_textual_inversion` reads, scale included."""
         ...

@@ -92,9 +92,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 POOL = 2**20 - 3  # a prime, so that no two rows of a weight are the same stretch of it
 
 
-def random_pipelines(spec: SdxlModel) -> Pipelines:
+def random_pipelines(config: SdxlModel) -> Pipelines:
     """The pipelines of `source: random` on the CPU, in the model's precision, alike in every process."""
-    pipelines = hollow_pipelines(spec)
+    pipelines = hollow_pipelines(config)
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
     for pipeline in (pipelines.base, pipelines.refiner):
         for part in () if pipeline is None else pipeline.components.values():
@@ -103,15 +103,15 @@ def random_pipelines(spec: SdxlModel) -> Pipelines:
     return pipelines
 
 
-def hollow_pipelines(spec: SdxlModel) -> Pipelines:
+def hollow_pipelines(config: SdxlModel) -> Pipelines:
     """The same pipelines on the meta device: shapes and names without numbers, in about a second."""
-    assert spec.source == "random"
-    dtype = DTYPES[spec.precision]
+    assert config.source == "random"
+    dtype = DTYPES[config.precision]
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE, latent_channels=4)
         text_encoder = CLIPTextModel(_text_config(TEXT_ENCODER))
         text_encoder_2 = CLIPTextModelWithProjection(_text_config(TEXT_ENCODER_2))
-        refiner_unet = None if spec.refiner is None else UNet2DConditionModel(**REFINER_UNET)
+        refiner_unet = None if config.refiner is None else UNet2DConditionModel(**REFINER_UNET)
     for part in (unet, vae, text_encoder, text_encoder_2, refiner_unet):
         if part is not None:
             nn.Module.to(

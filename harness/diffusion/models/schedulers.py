@@ -9,7 +9,7 @@ import torch
 from harness.config.schema.evaluation import NO_HAND_OVER, Scheduler
 from harness.errors import ModelError
 
-# From the noise of a zero terminal SNR, the first step of these, of second order, loses the picture or blows
+# From the noise of a zero terminal SNR, the first step of these, of second order, loses the image or blows
 # its rounding up: they keep to the levels before rescaling, the last of which has a little signal.
 NO_ZERO_SNR = frozenset(
     {"HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"}
@@ -22,7 +22,7 @@ def own_name(scheduler: Any, source: str) -> Scheduler:
     name: Any = type(scheduler).__name__
     if name not in get_args(Scheduler):
         raise ModelError(
-            f"{source} has the scheduler {name}, with which a picture may depend on its neighbours; "
+            f"{source} has the scheduler {name}, with which an image may depend on its neighbours; "
             f"save the model with one of {', '.join(get_args(Scheduler))}"
         )
     return name
@@ -62,9 +62,9 @@ def check_hand_over(own: Any, name: Scheduler | None, *, steps: int, start: floa
     scheduler.set_timesteps(steps)
     trained = scheduler.config.num_train_timesteps
     before = scheduler.timesteps >= round(trained - start * trained)  # as the pipelines have it
-    for stage, taken in (("base", before), ("refiner", ~before)):
+    for artifact, taken in (("base", before), ("refiner", ~before)):
         if not torch.any(taken):
             raise ModelError(
-                f"steps: {steps} with refiner_start: {start:g} leaves no step to the {stage}; "
+                f"steps: {steps} with refiner_start: {start:g} leaves no step to the {artifact}; "
                 "take more steps, or set refiner_start: null"
             )

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.config.schema.adapter import AdapterSpec
-from harness.config.schema.evaluation import Branch, MergeSpec, Scheduler
-from harness.config.schema.model import ModelSpec
+from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.evaluation import Branch, MergeConfig, Scheduler
+from harness.config.schema.model import ModelConfig
 from harness.diffusion.adapters.adapter import Adapter
 from harness.diffusion.adapters.apply import Acting, acting
 from harness.diffusion.adapters.files import read_adapter, save_adapter
 from harness.diffusion.adapters.merge import merged
 from harness.diffusion.models import schedulers, vae
 from harness.diffusion.models.attach import TrainablePack, attach, is_attached
-from harness.diffusion.models.model import DrawSettings, Fresh, Picture, Posterior, Row, Texts
+from harness.diffusion.models.model import Fresh, GeneratedImage, Posterior, Row, SamplerSettings, Texts
 from harness.diffusion.models.pipelines import Pipelines
 from harness.diffusion.models.text_encoding import Adapters, Encoded, PromptEncoder, StoredTexts
 from harness.errors import ModelError
 
 CACHED_ADAPTERS = 8
-PICTURES_AT_ONCE = 8  # on a CPU, where more are hardly faster
+IMAGES_PER_BATCH = 8  # on a CPU, where more are hardly faster
 PIXELS_AT_ONCE = 2**20  # on a CPU, whose free memory is not ours to count on
 MOST_AT_ONCE = 64  # on a GPU, which is busy by then
 FREE_SHARE = 0.8  # of the free memory, for what the allocator loses between blocks
@@ -40,8 +40,8 @@ Stamp = tuple[tuple[str, int, int], ...]
 class Sdxl:
     """The `Model` of a base and, where there is one, its refiner. Adapters act on the base alone."""
 
-    def __init__(self, spec: ModelSpec, pipelines: Pipelines, *, device: str | None) -> None:
-        self.spec = spec
+    def __init__(self, config: ModelConfig, pipelines: Pipelines, *, device: str | None) -> None:
+        self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._base = pipelines.base.to(self.device)
         self._refiner = None if pipelines.refiner is None else pipelines.refiner.to(self.device)
@@ -61,35 +61,35 @@ class Sdxl:
         )
         self._read = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._read_adapter)
         self._merged = functools.lru_cache(maxsize=CACHED_ADAPTERS)(self._merge)
-        self._at_once: dict[DrawSettings, int] = {}
+        self._at_once: dict[SamplerSettings, int] = {}
 
-    def draw(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
-        """Pictures in the order of the rows; rows of one guidance scale are one batch.
+    def generate(self, rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
+        """Images in the order of the rows; rows of one guidance scale are one batch.
 
-        The batch is the caller's to choose. Alone or in a batch, a picture is the same up to the rounding of
+        The batch is the caller's to choose. Alone or in a batch, an image is the same up to the rounding of
         differently shaped matrix products. Raises ModelError for what cannot be drawn, where memory runs out,
-        and where a picture is not finite, naming the rows.
+        and where an image is not finite, naming the rows.
         """
-        assert not is_attached(self._base), "pictures are drawn with row-wise adapters, outside attach"
+        assert not is_attached(self._base), "images are drawn with row-wise adapters, outside attach"
         self._check(settings)
-        pictures: dict[int, Picture] = {}
+        images: dict[int, GeneratedImage] = {}
         for guidance in dict.fromkeys(row.guidance for row in rows):
             places = [place for place, row in enumerate(rows) if row.guidance == guidance]
             try:
-                drawn = self._draw_batch([rows[place] for place in places], settings)
+                drawn = self._generate_batch([rows[place] for place in places], settings)
             except torch.OutOfMemoryError as error:
                 raise ModelError(
-                    f"{len(places)} pictures at once do not fit in the memory of {self.device}; "
+                    f"{len(places)} images at once do not fit in the memory of {self.device}; "
                     "set compute.batch_size or sampler.size smaller, or model.precision to fp16 or bf16"
                 ) from error
-            pictures.update(zip(places, drawn, strict=True))
-        return [pictures[place] for place in range(len(rows))]
+            images.update(zip(places, drawn, strict=True))
+        return [images[place] for place in range(len(rows))]
 
-    def pictures_at_once(self, settings: DrawSettings) -> int:
+    def images_per_batch(self, settings: SamplerSettings) -> int:
         """A power of two, so that it does not hang on a little more or less of free memory; measured once."""
         if self.device.type != "cuda":
             width, height = settings.size or (self.resolution, self.resolution)
-            return max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // (width * height)))
+            return max(1, min(IMAGES_PER_BATCH, PIXELS_AT_ONCE // (width * height)))
         if settings not in self._at_once:
             self._at_once[settings] = self._measured_at_once(settings)
         return self._at_once[settings]
@@ -112,12 +112,12 @@ class Sdxl:
         ), scheduler.config.prediction_type
 
     def save_adapter(
-        self, state: dict[str, torch.Tensor], adapter: AdapterSpec, folder: Path, metadata: dict[str, str]
+        self, state: dict[str, torch.Tensor], adapter: AdapterConfig, folder: Path, metadata: dict[str, str]
     ) -> None:
         """Write the adapter's file; see `adapter_file.save_adapter`."""
         save_adapter(state, adapter, folder, metadata)
 
-    def _check(self, settings: DrawSettings) -> None:
+    def _check(self, settings: SamplerSettings) -> None:
         factor = self._base.vae_scale_factor
         if settings.size is not None and any(side % factor for side in settings.size):
             raise ModelError(
@@ -133,16 +133,16 @@ class Sdxl:
             self._own_scheduler, settings.scheduler, steps=settings.steps, start=settings.refiner_start
         )
 
-    def _draw_batch(self, rows: Sequence[Row], settings: DrawSettings) -> list[Picture]:
+    def _generate_batch(self, rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
         """Rows of one guidance. The seed's generator gives the first latents, then the sampler's noise."""
         generators = [torch.Generator().manual_seed(row.seed) for row in rows]
         noise_NChw = self._starting_latents(generators, settings)
         latents = self._denoised(rows, noise_NChw, generators, settings)
         with torch.inference_mode():
-            return _pictures(rows, vae.decode(self._base, latents), noise_NChw)
+            return _images(rows, vae.decode(self._base, latents), noise_NChw)
 
     def _starting_latents(
-        self, generators: Sequence[torch.Generator], settings: DrawSettings
+        self, generators: Sequence[torch.Generator], settings: SamplerSettings
     ) -> torch.Tensor:
         """Unit noise, fp32 from CPU generators, so that it depends on the seed and the size alone."""
         width, height = settings.size or (self.resolution, self.resolution)
@@ -155,7 +155,7 @@ class Sdxl:
         rows: Sequence[Row],
         noise_NChw: torch.Tensor,
         generators: list[torch.Generator],
-        settings: DrawSettings,
+        settings: SamplerSettings,
     ) -> torch.Tensor:
         guided = rows[0].guidance > 1  # as the pipelines have it
         adapters = self._acting(rows, guided=guided)
@@ -184,7 +184,7 @@ class Sdxl:
             return self._refined(rows, latents, settings, shared)
 
     def _refined(
-        self, rows: Sequence[Row], latents: torch.Tensor, settings: DrawSettings, shared: dict[str, Any]
+        self, rows: Sequence[Row], latents: torch.Tensor, settings: SamplerSettings, shared: dict[str, Any]
     ) -> torch.Tensor:
         assert self._refiner is not None and self._refiner_words is not None
         self._refiner.scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
@@ -233,14 +233,14 @@ class Sdxl:
             return ((self._merged(files, row.merge), 1.0),)
         return tuple((self._read(path, stamp), scale) for path, stamp, scale in files)
 
-    def _merge(self, files: tuple[tuple[Path, Stamp, float], ...], merge: MergeSpec) -> Adapter:
+    def _merge(self, files: tuple[tuple[Path, Stamp, float], ...], merge: MergeConfig) -> Adapter:
         return merged([(self._read(path, stamp), scale) for path, stamp, scale in files], merge)
 
     def _read_adapter(self, path: Path, _stamp: Stamp) -> Adapter:
         return read_adapter(path, device=self.device, dtype=self._unet.dtype)
 
-    def _measured_at_once(self, settings: DrawSettings) -> int:
-        """From what two rows of a short picture cost, above what lies in memory anyhow.
+    def _measured_at_once(self, settings: SamplerSettings) -> int:
+        """From what two rows of a short image cost, above what lies in memory anyhow.
 
         The VAE is left out: it decodes in slices, after the UNets have given their memory back.
         """
@@ -266,13 +266,13 @@ def _stamp(path: Path) -> Stamp:
     return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file())
 
 
-def _pictures(rows: Sequence[Row], drawn_N3HW: torch.Tensor, noise_NChw: torch.Tensor) -> list[Picture]:
-    lost = [row for row, picture in zip(rows, drawn_N3HW, strict=True) if not torch.isfinite(picture).all()]
+def _images(rows: Sequence[Row], drawn_N3HW: torch.Tensor, noise_NChw: torch.Tensor) -> list[GeneratedImage]:
+    lost = [row for row, image in zip(rows, drawn_N3HW, strict=True) if not torch.isfinite(image).all()]
     if lost:
         named = "; ".join(f"{row.prompt!r} seed {row.seed}" for row in lost[:3])
         half = drawn_N3HW.dtype == torch.float16
         raise ModelError(
-            f"{len(lost)} of {len(rows)} pictures are not finite ({named}). "
+            f"{len(lost)} of {len(rows)} images are not finite ({named}). "
             + (
                 "Set model.precision: bf16, or model.vae: madebyollin/sdxl-vae-fp16-fix"
                 if half
@@ -281,7 +281,7 @@ def _pictures(rows: Sequence[Row], drawn_N3HW: torch.Tensor, noise_NChw: torch.T
         )
     pixels_NHW3 = (drawn_N3HW.float().permute(0, 2, 3, 1) * 255).round().to("cpu", torch.uint8).numpy()
     return [
-        Picture(
+        GeneratedImage(
             image=Image.fromarray(np.ascontiguousarray(pixels)),
             latent_hash=hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
         )

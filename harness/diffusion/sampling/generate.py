@@ -1,8 +1,8 @@
-"""Draw the pictures of a chunk and write them with what made them: PNG text chunks and a table of rows.
+"""Draw the images of a chunk and write them with what made them: PNG text chunks and a table of rows.
 
-Which pictures are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec`.
+Which images are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec`.
 
-Generation: from the cells of a plan to pictures that say how they were made.
+Generation: from the cells of a plan to images that say how they were made.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from harness.config.plan.plan import Cell, Draw, DrawAdapter
+from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.base import fingerprint
-from harness.diffusion.models.model import DrawSettings, Picture, Row, RowAdapter
+from harness.diffusion.models.model import GeneratedImage, Row, RowAdapter, SamplerSettings
 from harness.diffusion.sampling import png
 from harness.results import tables
 
@@ -28,129 +28,133 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Cells of one draw, and the folder that their pictures are written into."""
+    """Cells of one draw, and the folder that their images are written into."""
 
-    draw: Draw
+    arm: ResolvedArm
     cells: Sequence[Cell]
     folder: Path
 
 
 class Made(TypedDict):
-    """Facts of a part's pictures.
+    """Facts of a part's images.
 
-    `one_colour`: the image_ids of those that are of one colour, pictures like any other, but something is
-    likely to be wrong. `draw_seconds`: all of them together.
+    `one_colour`: the image_ids of those that are of one colour, images like any other, but something is
+    likely to be wrong. `generation_seconds`: all of them together.
     """
 
     one_colour: list[str]
-    draw_seconds: float
+    generation_seconds: float
 
 
-def draw_cells(
-    parts: Sequence[Part], model: "Model", adapter_path: Callable[[DrawAdapter], Path]
+def generate_cells(
+    parts: Sequence[Part], model: "Model", adapter_path: Callable[[ResolvedAdapter], Path]
 ) -> list[Made]:
     """Draw the cells of all parts in one batch, each row with its own adapters, on one base.
 
     Into each part's folder go `<image_id>.png` and `images.parquet`, in order. `adapter_path` gives an
     adapter's file, or the folder it was saved in. In the table `path` is the bare file name, `sha256` that of
-    the file, `draw_seconds` a picture's share of the batch, and `trial_id` null: which trials a picture
-    belongs to is the plan's to say. Nothing in a picture's file depends on the time, so the same parts give
-    the same bytes; among other parts a picture is the same up to rounding. The parts' draws have the same
+    the file, `generation_seconds` an image's share of the batch, and `trial_id` null: which trials an image
+    belongs to is the plan's to say. Nothing in an image's file depends on the time, so the same parts give
+    the same bytes; among other parts an image is the same up to rounding. The parts' draws have the same
     settings. Returns what each part has come to. Raises ModelError for what cannot be drawn.
     """
     started = time.perf_counter()
-    settings = draw_settings(parts[0].draw)
-    assert all(draw_settings(part.draw) == settings for part in parts)
-    paths = [[adapter_path(adapter) for adapter in part.draw.adapters] for part in parts]
+    settings = sampler_settings(parts[0].arm)
+    assert all(sampler_settings(part.arm) == settings for part in parts)
+    paths = [[adapter_path(adapter) for adapter in part.arm.adapters] for part in parts]
     rows = [
-        draw_row(part.draw, cell, own) for part, own in zip(parts, paths, strict=True) for cell in part.cells
+        generate_row(part.arm, cell, own)
+        for part, own in zip(parts, paths, strict=True)
+        for cell in part.cells
     ]
-    pictures = iter(model.draw(rows, settings))
+    images = iter(model.generate(rows, settings))
     seconds = (time.perf_counter() - started) / len(rows)
     return [
-        _write(part, list(islice(pictures, len(part.cells))), own, model, seconds=seconds)
+        _write(part, list(islice(images, len(part.cells))), own, model, seconds=seconds)
         for part, own in zip(parts, paths, strict=True)
     ]
 
 
 def _write(
-    part: Part, pictures: Sequence[Picture], paths: Sequence[Path], model: "Model", *, seconds: float
+    part: Part, images: Sequence[GeneratedImage], paths: Sequence[Path], model: "Model", *, seconds: float
 ) -> Made:
-    """The files of one part. `seconds` are those of one picture."""
-    draw, cells = part.draw, part.cells
-    adapters = [png.about_adapter(a, path) for a, path in zip(draw.adapters, paths, strict=True)]
+    """The files of one part. `seconds` are those of one image."""
+    arm, cells = part.arm, part.cells
+    adapters = [png.about_adapter(a, path) for a, path in zip(arm.adapters, paths, strict=True)]
     rows = []
-    for cell, picture in zip(cells, pictures, strict=True):
+    for cell, image in zip(cells, images, strict=True):
         chunks = png.described(
-            draw,
+            arm,
             cell,
-            picture.image,
-            latent_hash=picture.latent_hash,
+            image.image,
+            latent_hash=image.latent_hash,
             sampler=model.scheduler,
             adapters=adapters,
         )
         file = part.folder / f"{cell.image_id}.png"
-        png.save(picture.image, file, chunks)
-        rows.append(_image_row(draw, cell, picture, file=file, seconds=seconds))
+        png.save(image.image, file, chunks)
+        rows.append(_image_row(arm, cell, image, file=file, seconds=seconds))
     tables.write_table(part.folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
     return Made(
-        one_colour=[c.image_id for c, p in zip(cells, pictures, strict=True) if _is_of_one_colour(p)],
-        draw_seconds=seconds * len(cells),
+        one_colour=[c.image_id for c, p in zip(cells, images, strict=True) if _is_of_one_colour(p)],
+        generation_seconds=seconds * len(cells),
     )
 
 
-def _is_of_one_colour(picture: Picture) -> bool:
-    pixels_HW3 = np.asarray(picture.image)
+def _is_of_one_colour(image: GeneratedImage) -> bool:
+    pixels_HW3 = np.asarray(image.image)
     return bool((pixels_HW3 == pixels_HW3[0, 0]).all())
 
 
-def draw_settings(draw: Draw) -> DrawSettings:
-    """What all pictures of a draw share."""
-    return DrawSettings(
-        steps=draw.steps,
-        refiner_start=draw.refiner_start,
-        guidance_rescale=draw.guidance_rescale,
-        scheduler=draw.scheduler,
-        size=draw.size,
+def sampler_settings(arm: ResolvedArm) -> SamplerSettings:
+    """What all images of a draw share."""
+    return SamplerSettings(
+        steps=arm.steps,
+        refiner_start=arm.refiner_start,
+        guidance_rescale=arm.guidance_rescale,
+        scheduler=arm.scheduler,
+        size=arm.size,
     )
 
 
-def draw_row(draw: Draw, cell: Cell, paths: Sequence[Path]) -> Row:
-    """One picture of a draw. `paths` are those of its adapters, in order."""
+def generate_row(arm: ResolvedArm, cell: Cell, paths: Sequence[Path]) -> Row:
+    """One image of a draw. `paths` are those of its adapters, in order."""
     return Row(
         prompt=cell.prompt,
-        negative=draw.negative,
+        negative=arm.negative,
         seed=cell.seed,
-        guidance=draw.guidance,
+        guidance=arm.guidance,
         adapters=tuple(
             RowAdapter(path=path, scale=adapter.scale, branch=adapter.branch)
-            for adapter, path in zip(draw.adapters, paths, strict=True)
+            for adapter, path in zip(arm.adapters, paths, strict=True)
         ),
-        merge=draw.merge,
+        merge=arm.merge,
     )
 
 
-def _image_row(draw: Draw, cell: Cell, picture: Picture, *, file: Path, seconds: float) -> dict[str, Any]:
+def _image_row(
+    arm: ResolvedArm, cell: Cell, image: GeneratedImage, *, file: Path, seconds: float
+) -> dict[str, Any]:
     return {
         "image_id": cell.image_id,
-        "draw_id": draw.draw_id,
-        "arm": draw.arm,
+        "arm_id": arm.arm_id,
+        "arm": arm.arm,
         "trial_id": None,
         "prompt_id": cell.prompt_id,
         "prompt": cell.prompt,
         "tags": list(cell.tags),
         "split": cell.split,
         "seed": cell.seed,
-        "negative": draw.negative,
-        "guidance": draw.guidance,
-        "steps": draw.steps,
-        "refiner_start": draw.refiner_start,
-        "latent_hash": picture.latent_hash,
+        "negative": arm.negative,
+        "guidance": arm.guidance,
+        "steps": arm.steps,
+        "refiner_start": arm.refiner_start,
+        "latent_hash": image.latent_hash,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "path": file.name,
-        "width": picture.image.width,
-        "height": picture.image.height,
-        "draw_seconds": seconds,
+        "width": image.image.width,
+        "height": image.image.height,
+        "generation_seconds": seconds,
     }
 
 

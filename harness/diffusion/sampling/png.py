@@ -1,4 +1,4 @@
-"""What a picture's file says of how it was made: for A1111's and ComfyUI's readers, and to draw it again.
+"""What an image's file says of how it was made: for A1111's and ComfyUI's readers, and to draw it again.
 
 `parameters` is the text of AUTOMATIC1111's web UI, which ComfyUI imports and galleries show. `harness` is
 JSON and complete: a model's and an adapter's weights are named by their hashes, everything else is there.
@@ -16,9 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from harness import __version__
-from harness.config.plan.plan import Cell, Draw, DrawAdapter
+from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.evaluation import Scheduler
-from harness.config.schema.model import EmojiModel, ModelSpec
+from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.diffusion.adapters.files import adapter_path
 
 PARAMETERS, HARNESS = "parameters", "harness"
@@ -42,7 +42,7 @@ SAMPLERS: dict[Scheduler, str] = {  # as A1111 calls them; DDPM, DEIS and DPM++ 
 
 
 def described(
-    draw: Draw,
+    arm: ResolvedArm,
     cell: Cell,
     image: Image.Image,
     *,
@@ -50,7 +50,7 @@ def described(
     sampler: Scheduler,
     adapters: Sequence[dict[str, Any]],
 ) -> dict[str, str]:
-    """The text chunks of a cell's picture. `adapters` are as `about_adapter` gives them."""
+    """The text chunks of a cell's image. `adapters` are as `about_adapter` gives them."""
     about = {
         "cell": {
             "image_id": cell.image_id,
@@ -59,24 +59,24 @@ def described(
             "seed": cell.seed,
         },
         "draw": {
-            "draw_id": draw.draw_id,
-            "model": draw.model.model_dump(mode="json"),
-            "negative": draw.negative,
-            "guidance": draw.guidance,
-            "guidance_rescale": draw.guidance_rescale,
-            "steps": draw.steps,
-            "scheduler": draw.scheduler,
-            "size": draw.size,
-            "refiner_start": draw.refiner_start,
+            "arm_id": arm.arm_id,
+            "model": arm.model.model_dump(mode="json"),
+            "negative": arm.negative,
+            "guidance": arm.guidance,
+            "guidance_rescale": arm.guidance_rescale,
+            "steps": arm.steps,
+            "scheduler": arm.scheduler,
+            "size": arm.size,
+            "refiner_start": arm.refiner_start,
             "adapters": list(adapters),
-            "merge": None if draw.merge is None else draw.merge.model_dump(mode="json"),
+            "merge": None if arm.merge is None else arm.merge.model_dump(mode="json"),
         },
         "latent_hash": latent_hash,
         "pixels_sha256": pixels_hash(image),
         "versions": versions(),
     }
     return {
-        PARAMETERS: a1111_parameters(draw, cell, image.size, sampler=sampler, adapters=adapters),
+        PARAMETERS: a1111_parameters(arm, cell, image.size, sampler=sampler, adapters=adapters),
         HARNESS: as_json(about),
     }
 
@@ -99,16 +99,16 @@ def save(image: Image.Image, file: Path, chunks: dict[str, str]) -> None:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """The versions on which a picture's last bits hang."""
+    """The versions on which an image's last bits hang."""
     return {"harness": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def pixels_hash(image: Image.Image) -> str:
-    """The sha256 of a picture's RGB values, whatever its file looks like."""
+    """The sha256 of an image's RGB values, whatever its file looks like."""
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
-def about_adapter(adapter: DrawAdapter, path: Path) -> dict[str, Any]:
+def about_adapter(adapter: ResolvedAdapter, path: Path) -> dict[str, Any]:
     """An adapter that acts: where it came from, a name for people, and the hash that A1111 shows of it."""
     if adapter.file is None:
         name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
@@ -140,7 +140,7 @@ def weights_hash(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def a1111_parameters(
-    draw: Draw,
+    arm: ResolvedArm,
     cell: Cell,
     size: tuple[int, int],
     *,
@@ -152,18 +152,18 @@ def a1111_parameters(
     The line of the negative prompt is there even where it is empty: ComfyUI imports nothing without it.
     """
     fields: dict[str, object] = {
-        "Steps": draw.steps,
-        "Sampler": SAMPLERS[draw.scheduler or sampler],
-        "CFG scale": _number(draw.guidance),
+        "Steps": arm.steps,
+        "Sampler": SAMPLERS[arm.scheduler or sampler],
+        "CFG scale": _number(arm.guidance),
         "Seed": cell.seed,
         "Size": f"{size[0]}x{size[1]}",
-        "Model": _model_name(draw.model),
+        "Model": _model_name(arm.model),
     }
-    if draw.guidance_rescale:
-        fields["CFG Rescale"] = _number(draw.guidance_rescale)
-    if draw.refiner_start is not None:
-        fields["Refiner"] = _refiner_name(draw.model)
-        fields["Refiner switch at"] = _number(draw.refiner_start)
+    if arm.guidance_rescale:
+        fields["CFG Rescale"] = _number(arm.guidance_rescale)
+    if arm.refiner_start is not None:
+        fields["Refiner"] = _refiner_name(arm.model)
+        fields["Refiner switch at"] = _number(arm.refiner_start)
     for kind, title in (("lora", "Lora"), ("embedding", "TI")):
         some = [a for a in adapters if a["kind"] == kind]
         if some:
@@ -171,21 +171,21 @@ def a1111_parameters(
             fields[f"{title} scales"] = ", ".join(
                 f"{a['name']}: {_number(a['scale'])} {a['branch']}" for a in some
             )
-    if draw.merge is not None:
-        fields["Lora merge"] = draw.merge.method
+    if arm.merge is not None:
+        fields["Lora merge"] = arm.merge.method
     # A1111 knows LoRAs in the prompt, where they act on both branches, so only such are put there.
-    alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and draw.merge is None]
+    alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and arm.merge is None]
     tags = "".join(f" <lora:{a['name']}:{_number(a['scale'])}>" for a in alike)
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
-    return f"{cell.prompt}{tags}\nNegative prompt: {draw.negative}\n{settings}"
+    return f"{cell.prompt}{tags}\nNegative prompt: {arm.negative}\n{settings}"
 
 
-def _model_name(spec: ModelSpec) -> str:
-    return "emoji" if isinstance(spec, EmojiModel) else spec.source
+def _model_name(config: ModelConfig) -> str:
+    return "emoji" if isinstance(config, EmojiModel) else config.source
 
 
-def _refiner_name(spec: ModelSpec) -> str:
-    return "emoji-refiner" if isinstance(spec, EmojiModel) else str(spec.refiner)
+def _refiner_name(config: ModelConfig) -> str:
+    return "emoji-refiner" if isinstance(config, EmojiModel) else str(config.refiner)
 
 
 def _number(value: float) -> int | float:

@@ -1,4 +1,4 @@
-"""Draw a picture again from its file alone, and say whether it came out the same."""
+"""Draw an image again from its file alone, and say whether it came out the same."""
 
 import json
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from harness.config.loading.tokens import model_digest
-from harness.config.plan.plan import Cell, Draw, DrawAdapter
-from harness.config.schema.evaluation import MergeSpec
-from harness.config.schema.model import EmojiModel, ModelSpec, SdxlModel
+from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
+from harness.config.schema.evaluation import MergeConfig
+from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.models import load_model
 from harness.diffusion.sampling import png
-from harness.diffusion.sampling.generate import draw_row, draw_settings
-from harness.errors import ModelError, SpecError
+from harness.diffusion.sampling.generate import generate_row, sampler_settings
+from harness.errors import ConfigError, ModelError
 from harness.store.artifact import is_adapter
 from harness.store.workspace import Workspace
 
@@ -26,10 +26,10 @@ ROUNDING = 2  # levels of 255: products of another number of rows are summed up 
 
 @dataclass(frozen=True, kw_only=True)
 class RedrawResult:
-    """What came of it. `difference` is the largest between the pictures, in levels of 255.
+    """What came of it. `difference` is the largest between the images, in levels of 255.
 
     `versions` are the libraries that are others than then, as `name: (then, now)`: with them, or on another
-    kind of processor, a picture may differ by more than ROUNDING.
+    kind of processor, an image may differ by more than ROUNDING.
     """
 
     output: Path
@@ -39,28 +39,28 @@ class RedrawResult:
 
     @property
     def up_to_rounding(self) -> bool:
-        """The same picture, drawn alone instead of in its batch."""
+        """The same image, drawn alone instead of in its batch."""
         return self.difference <= ROUNDING
 
 
-def redraw(picture: Path, *, workspace: Path | str | None, output: Path) -> RedrawResult:
-    """Draw what the PNG `picture` says, with the same text in its file, into `output`.
+def redraw(image: Path, *, workspace: Path | str | None, output: Path) -> RedrawResult:
+    """Draw what the PNG `image` says, with the same text in its file, into `output`.
 
-    Adapters are looked for by their hashes: in `workspace` (null: the one the picture lies in), at the path
-    they were given by, and beside the picture. It is drawn alone, so it may differ by ROUNDING from what it
-    was in its batch. Raises SpecError where the file does not say how it was made, ModelError where the model
+    Adapters are looked for by their hashes: in `workspace` (null: the one the image lies in), at the path
+    they were given by, and beside the image. It is drawn alone, so it may differ by ROUNDING from what it
+    was in its batch. Raises ConfigError if the file does not say how it was made, ModelError if the model
     or an adapter is not what it was, or is not found.
     """
-    if output.resolve() == picture.resolve():
-        raise SpecError(f"{output} is the picture itself; give another file for the new one")
-    was, chunks = _read(picture)
-    about = _about(picture, chunks)
-    _check_model(about.draw.model)
+    if output.resolve() == image.resolve():
+        raise ConfigError(f"{output} is the image itself; give another file for the new one")
+    was, chunks = _read(image)
+    about = _about(image, chunks)
+    _check_model(about.arm.model)
     paths = [
-        _find(adapter, sha256=sha256, picture=picture, workspace=workspace)
-        for adapter, sha256 in zip(about.draw.adapters, about.hashes, strict=True)
+        _find(adapter, sha256=sha256, image=image, workspace=workspace)
+        for adapter, sha256 in zip(about.arm.adapters, about.hashes, strict=True)
     ]
-    drawn = _draw(about, paths)
+    drawn = _arm(about, paths)
     pixels_sha256 = png.pixels_hash(drawn)
     now = png.versions()
     text = png.as_json({**about.raw, "pixels_sha256": pixels_sha256, "versions": now})
@@ -75,51 +75,51 @@ def redraw(picture: Path, *, workspace: Path | str | None, output: Path) -> Redr
 
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What a picture's file says. `hashes` are those of the adapters' weights, in order."""
+    """What an image's file says. `hashes` are those of the adapters' weights, in order."""
 
     raw: dict[str, Any]
-    draw: Draw
+    arm: ResolvedArm
     cell: Cell
     hashes: tuple[str, ...]
 
 
-def _read(picture: Path) -> tuple[Image.Image, dict[str, str]]:
+def _read(image: Path) -> tuple[Image.Image, dict[str, str]]:
     try:
-        with Image.open(picture) as image:
-            image.load()  # text after the pixels is there only then
-            text = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+        with Image.open(image) as opened:
+            opened.load()  # text after the pixels is there only then
+            text = {str(key): str(value) for key, value in opened.info.items() if isinstance(value, str)}
             chunks = {key: text[key] for key in (png.PARAMETERS, png.HARNESS) if key in text}
-            was = image.convert("RGB")
+            was = opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise SpecError(f"{picture} cannot be read as a picture ({error})") from error
+        raise ConfigError(f"{image} cannot be read as an image ({error})") from error
     if png.HARNESS not in chunks:
-        raise SpecError(
-            f"{picture} does not say how it was made: it has no text chunk {png.HARNESS!r}. Give a PNG of a "
+        raise ConfigError(
+            f"{image} does not say how it was made: it has no text chunk {png.HARNESS!r}. Give a PNG of a "
             "workspace's images/ as it was written; other programs drop such text when they save"
         )
     return was, chunks
 
 
-def _about(picture: Path, chunks: dict[str, str]) -> _About:
+def _about(image: Path, chunks: dict[str, str]) -> _About:
     try:
         raw = json.loads(chunks[png.HARNESS])
         return _About(
             raw=raw,
-            draw=_draw_of(raw["draw"]),
-            cell=Cell(**raw["cell"], draw_id=raw["draw"]["draw_id"], tags=(), split="test"),
+            arm=_draw_of(raw["draw"]),
+            cell=Cell(**raw["cell"], arm_id=raw["draw"]["arm_id"], tags=(), split="test"),
             hashes=tuple(adapter["sha256"] for adapter in raw["draw"]["adapters"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise SpecError(
-            f"{picture}: its text chunk {png.HARNESS!r} is damaged, or of another version of the harness "
+        raise ConfigError(
+            f"{image}: its text chunk {png.HARNESS!r} is damaged, or of another version of the harness "
             f"({error!r})"
         ) from error
 
 
-def _draw_of(raw: dict[str, Any]) -> Draw:
+def _draw_of(raw: dict[str, Any]) -> ResolvedArm:
     model: type[EmojiModel] | type[SdxlModel] = EmojiModel if raw["model"]["kind"] == "emoji" else SdxlModel
-    return Draw(
-        draw_id=raw["draw_id"],
+    return ResolvedArm(
+        arm_id=raw["arm_id"],
         arm="redraw",
         model=model.model_validate(raw["model"]),
         negative=raw["negative"],
@@ -130,7 +130,7 @@ def _draw_of(raw: dict[str, Any]) -> Draw:
         size=None if raw["size"] is None else tuple(raw["size"]),
         refiner_start=raw["refiner_start"],
         adapters=tuple(
-            DrawAdapter(
+            ResolvedAdapter(
                 run_id=adapter["run_id"],
                 steps=adapter["steps"],
                 weights=adapter["weights"],
@@ -141,23 +141,23 @@ def _draw_of(raw: dict[str, Any]) -> Draw:
             )
             for adapter in raw["adapters"]
         ),
-        merge=None if raw["merge"] is None else MergeSpec.model_validate(raw["merge"]),
+        merge=None if raw["merge"] is None else MergeConfig.model_validate(raw["merge"]),
     )
 
 
-def _check_model(spec: ModelSpec) -> None:
-    found = model_digest(spec) if spec.digest is not None else None
-    if found != spec.digest:
+def _check_model(config: ModelConfig) -> None:
+    found = model_digest(config) if config.digest is not None else None
+    if found != config.digest:
         raise ModelError(
-            f"the weights of the model are not those the picture was drawn with: their hash is {found}, and "
-            f"was {spec.digest}"
+            f"the weights of the model are not those the image was drawn with: their hash is {found}, and "
+            f"was {config.digest}"
         )
 
 
-def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path | str | None) -> Path:
+def _find(adapter: ResolvedAdapter, *, sha256: str, image: Path, workspace: Path | str | None) -> Path:
     """The first place that holds the adapter with these weights."""
     others = []
-    places = list(dict.fromkeys(_places(adapter, picture, workspace)))
+    places = list(dict.fromkeys(_places(adapter, image, workspace)))
     for place in places:
         if place.is_file() or any(place.glob("*.safetensors")):
             if png.weights_hash(place)[1] == sha256:
@@ -165,17 +165,17 @@ def _find(adapter: DrawAdapter, *, sha256: str, picture: Path, workspace: Path |
             others.append(place)
     if others:
         raise ModelError(
-            f"adapter {others[0]} has other weights than the picture was drawn with; their hash was {sha256}"
+            f"adapter {others[0]} has other weights than the image was drawn with; their hash was {sha256}"
         )
     raise ModelError(
         f"the adapter with hash {sha256} is not found; looked for it in "
         f"{', '.join(str(place) for place in places)}. Give the workspace that it was trained in, or put its "
-        "file beside the picture"
+        "file beside the image"
     )
 
 
-def _places(adapter: DrawAdapter, picture: Path, workspace: Path | str | None) -> Sequence[Path]:
-    beside = picture.resolve().parent
+def _places(adapter: ResolvedAdapter, image: Path, workspace: Path | str | None) -> Sequence[Path]:
+    beside = image.resolve().parent
     if adapter.file is not None:
         return [adapter.file, beside / adapter.file.name]
     assert adapter.run_id is not None and adapter.steps is not None
@@ -183,16 +183,16 @@ def _places(adapter: DrawAdapter, picture: Path, workspace: Path | str | None) -
     roots: Sequence[Path | str] = [p for p in beside.parents if (p / "adapters").is_dir()]
     if workspace is not None:
         roots = [workspace]
-    stages = [Workspace(root).snapshot(adapter.run_id, adapter.steps) for root in roots]
-    folders = [stage.fetch(is_adapter) if stage.done else stage.path for stage in stages]
+    artifacts = [Workspace(root).checkpoint(adapter.run_id, adapter.steps) for root in roots]
+    folders = [artifact.fetch(is_adapter) if artifact.done else artifact.path for artifact in artifacts]
     inside = [folder / EMA if adapter.weights == "ema" else folder for folder in folders]
     return [*inside, beside / f"{name}.safetensors", beside / name]
 
 
-def _draw(about: _About, paths: Sequence[Path]) -> Image.Image:
-    model = load_model(about.draw.model)
-    (picture,) = model.draw([draw_row(about.draw, about.cell, paths)], draw_settings(about.draw))
-    return picture.image
+def _arm(about: _About, paths: Sequence[Path]) -> Image.Image:
+    model = load_model(about.arm.model)
+    (image,) = model.generate([generate_row(about.arm, about.cell, paths)], sampler_settings(about.arm))
+    return image.image
 
 
 def _difference(one: Image.Image, other: Image.Image) -> int:

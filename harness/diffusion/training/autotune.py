@@ -6,7 +6,7 @@ four numbers. Where c K is nearly all of the time, the device is full, and more 
 What to do when an accelerator's memory runs out.
 
 The figures are of full-size SDXL at 1024 px in bf16, counted by `python -m benchmarks.memory` on the meta
-device: 6.5 GiB of base, and for each picture of a batch 5.3 GiB of activations, 0.5 with checkpointing.
+device: 6.5 GiB of base, and for each image of a batch 5.3 GiB of activations, 0.5 with checkpointing.
 """
 
 import math
@@ -20,7 +20,7 @@ from PIL import Image
 
 from harness.config.plan.plan import TrainingRun
 from harness.config.schema.adapter import LowRankAdapter
-from harness.config.schema.model import ModelSpec
+from harness.config.schema.model import ModelConfig
 from harness.diffusion.models.model import Fresh
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def out_of_memory(run: TrainingRun, *, checkpointing: bool) -> str:
     training, ways = run.training, []
     if not checkpointing:
         ways.append(
-            "compute.gradient_checkpointing: true (SDXL at 1024 px: 0.5 GiB instead of 5.3 for each picture "
+            "compute.gradient_checkpointing: true (SDXL at 1024 px: 0.5 GiB instead of 5.3 for each image "
             "of a batch)"
         )
     if training.batch_size > 1:
@@ -61,7 +61,7 @@ def _smaller_adapters(adapter: LowRankAdapter) -> list[str]:
     return ways
 
 
-def _is_fp32(model: ModelSpec) -> bool:
+def _is_fp32(model: ModelConfig) -> bool:
     return model.precision == "fp32"
 
 

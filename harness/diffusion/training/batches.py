@@ -1,8 +1,8 @@
 """The rows of each step, and the noise on them.
 
-What each step of a run is made of: which rows, from which pictures, in which passes.
+What each step of a run is made of: which rows, from which images, in which passes.
 
-The loss on pictures that are not trained on, always at the same noise and timesteps.
+The loss on images that are not trained on, always at the same noise and timesteps.
 
 A training loss is mostly its timesteps' noise. This one can be compared between steps and between runs of
 one dataset, whatever their seed and settings: no crop, flip, offset, dropped caption or weighting enters.
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from harness.config.plan.plan import TrainingRun
-from harness.config.schema.training import TRAINING_TIMESTEPS, TimestepSpec, TrainingSpec
+from harness.config.schema.training import TRAINING_TIMESTEPS, TimestepConfig, TrainingConfig
 from harness.diffusion.training.data import (
     Posteriors,
-    TrainingPicture,
+    TrainingImage,
     View,
     caption_of,
     center_view,
     drawn_view,
     held_out,
-    read_pictures,
+    read_images,
     time_ids,
 )
 from harness.diffusion.training.distributed import share
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """One picture under one caption at one timestep."""
+    """One image under one caption at one timestep."""
 
-    picture: TrainingPicture
+    image: TrainingImage
     view: View
     caption: str
     timestep: int
@@ -74,20 +74,20 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Pictures that rows are drawn from, in passes that show each as often as its `repeats` say."""
+    """Images that rows are drawn from, in passes that show each as often as its `repeats` say."""
 
-    pictures: Sequence[TrainingPicture]
+    images: Sequence[TrainingImage]
     part: Part
     prompt: str
-    training: TrainingSpec
+    training: TrainingConfig
     resolution: int
     caption_dropout: float = 0.0
     weight: float = 1.0
 
     @cached_property
-    def entries(self) -> list[TrainingPicture]:
+    def entries(self) -> list[TrainingImage]:
         """One pass, before it is put into an order of its own."""
-        return [picture for picture in self.pictures for _ in range(picture.repeats)]
+        return [image for image in self.images for _ in range(image.repeats)]
 
     def rows(self, *, step: int, rows: range, rows_per_step: int) -> list[TrainingRow]:
         """These rows of step 1, 2, …."""
@@ -100,33 +100,33 @@ class Source:
             for row in rows
         ]
 
-    def _row(self, picture: TrainingPicture, *, key: tuple[int, Part, int, int]) -> TrainingRow:
+    def _row(self, image: TrainingImage, *, key: tuple[int, Part, int, int]) -> TrainingRow:
         training, (seed, part, step, row) = self.training, key
         dropped = uniform(seed, part, Stream.CAPTION, step, row) < self.caption_dropout
         return TrainingRow(
-            picture=picture,
+            image=image,
             view=drawn_view(
-                picture, resolution=self.resolution, crop=training.crop, flip=training.flip, key=key
+                image, resolution=self.resolution, crop=training.crop, flip=training.flip, key=key
             ),
-            caption="" if dropped else caption_of(picture, self.prompt),
+            caption="" if dropped else caption_of(image, self.prompt),
             timestep=drawn_timestep(training.timesteps, key=key),
             weight=self.weight,
             key=key,
         )
 
 
-def drawn_timestep(spec: TimestepSpec, *, key: tuple[int, Part, int, int]) -> int:
+def drawn_timestep(config: TimestepConfig, *, key: tuple[int, Part, int, int]) -> int:
     """The timestep of one row."""
     seed, part, step, row = key
     generator = counter_generator(seed, part, Stream.TIMESTEP, step, row)
-    if spec.distribution == "uniform":
-        return int(torch.randint(spec.lowest, spec.highest + 1, (), generator=generator))
+    if config.distribution == "uniform":
+        return int(torch.randint(config.lowest, config.highest + 1, (), generator=generator))
     return logit_normal_timestep(
         float(torch.randn((), generator=generator, dtype=torch.float64)),
-        mean=0.0 if spec.mean is None else spec.mean,
-        deviation=1.0 if spec.deviation is None else spec.deviation,
-        lowest=spec.lowest,
-        highest=spec.highest,
+        mean=0.0 if config.mean is None else config.mean,
+        deviation=1.0 if config.deviation is None else config.deviation,
+        lowest=config.lowest,
+        highest=config.highest,
     )
 
 
@@ -145,7 +145,7 @@ class Noising:
         """The forward process at each row's timestep, its target and weight."""
         mean_BChw, std_BChw = (
             torch.stack(tensors)
-            for tensors in zip(*(self.posteriors.of(row.picture, row.view) for row in rows), strict=True)
+            for tensors in zip(*(self.posteriors.of(row.image, row.view) for row in rows), strict=True)
         )
         x0_BChw = mean_BChw + std_BChw * _normal(rows, Stream.POSTERIOR, mean_BChw.shape[1:])
         noise_BChw = _normal(rows, Stream.NOISE, mean_BChw.shape[1:])
@@ -165,7 +165,7 @@ class Noising:
                 self.prediction_type, x0_BChw=x0_BChw, noise_BChw=noise_BChw, alpha_bar_B=alpha_bar_B
             ),
             time_ids_B6=torch.tensor(
-                [time_ids(row.picture, row.view, resolution=self.resolution) for row in rows]
+                [time_ids(row.image, row.view, resolution=self.resolution) for row in rows]
             ),
             weight_B=weight_B,
             captions=[row.caption for row in rows],
@@ -180,23 +180,23 @@ def _normal(rows: Iterable[TrainingRow], stream: Stream, shape: Sequence[int]) -
     return torch.stack(drawn)
 
 
-LEVELS = 4  # noise levels at which each picture is seen, spread evenly
+LEVELS = 4  # noise levels at which each image is seen, spread evenly
 
 
 def validation_rows(
-    pictures: Sequence[TrainingPicture], *, prompt: str, resolution: int, timesteps: int
+    images: Sequence[TrainingImage], *, prompt: str, resolution: int, timesteps: int
 ) -> list[TrainingRow]:
-    """Each picture at the middle of each of LEVELS equal parts of the timesteps."""
+    """Each image at the middle of each of LEVELS equal parts of the timesteps."""
     return [
         TrainingRow(
-            picture=picture,
-            view=center_view(picture, resolution=resolution),
-            caption=caption_of(picture, prompt),
+            image=image,
+            view=center_view(image, resolution=resolution),
+            caption=caption_of(image, prompt),
             timestep=timesteps * (2 * level + 1) // (2 * LEVELS),
             weight=1.0,
             key=(0, Part.HOLDOUT, level, place),
         )
-        for place, picture in enumerate(pictures)
+        for place, image in enumerate(images)
         for level in range(LEVELS)
     ]
 
@@ -211,7 +211,7 @@ def validation_batches(rows: Sequence[TrainingRow], noising: Noising, *, batch_s
 class StepPlan:
     """The batches of one process of a run.
 
-    A step has `rows_per_step` rows over all processes; with a prior, each row has a class picture beside it
+    A step has `rows_per_step` rows over all processes; with a prior, each row has a class image beside it
     in the same pass, as in DreamBooth.
     """
 
@@ -234,7 +234,7 @@ class StepPlan:
             yield first, self.noising.batch(drawn)
 
     def validation(self) -> Iterator[Batch]:
-        """The held-out pictures at their fixed noise."""
+        """The held-out images at their fixed noise."""
         plain = replace(self.noising, noise_offset=0.0, min_snr_gamma=None)
         return validation_batches(self.held_out, plain, batch_size=self.batch_size)
 
@@ -243,15 +243,15 @@ def plan_steps(
     run: TrainingRun,
     model: "Model",
     *,
-    pictures: Path,
+    images: Path,
     prior: Path | None,
     posteriors: Posteriors,
     rank: int,
     size: int,
 ) -> StepPlan:
-    """Read the datasets; pictures are encoded by `posteriors`, which runs may share.
+    """Read the datasets; images are encoded by `posteriors`, which runs may share.
 
-    Raises StageError, ModelError or TrainingError; see `harness.training.train`.
+    Raises ArtifactError, ModelError or TrainingError; see `harness.training.train`.
     """
     training, resolution = run.training, model.resolution
     rows_per_step = training.batch_size * training.gradient_accumulation
@@ -265,10 +265,10 @@ def plan_steps(
         raise ModelError(
             f"the model was trained on {len(alphas_cumprod)} timesteps; trainable are {TRAINING_TIMESTEPS}"
         )
-    trained, kept = held_out(read_pictures(pictures, resolution=resolution), training.holdout)
+    trained, kept = held_out(read_images(images, resolution=resolution), training.holdout)
     sources = [
         Source(
-            pictures=trained,
+            images=trained,
             part=Part.PICTURES,
             prompt=training.prompt,
             training=training,
@@ -276,11 +276,11 @@ def plan_steps(
             caption_dropout=training.caption_dropout,
         )
     ]
-    assert (prior is None) == (training.prior is None), "the class pictures go with training.prior"
+    assert (prior is None) == (training.prior is None), "the class images go with training.prior"
     if prior is not None and training.prior is not None:
         sources.append(
             Source(
-                pictures=read_pictures(prior, resolution=resolution),
+                images=read_images(prior, resolution=resolution),
                 part=Part.PRIOR,
                 prompt=training.prior.prompt,
                 training=training,
@@ -310,9 +310,9 @@ def plan_steps(
     )
 
 
-def _check_crop(training: TrainingSpec, sources: Iterable[Source]) -> None:
-    square = all(picture.width == picture.height for source in sources for picture in source.pictures)
+def _check_crop(training: TrainingConfig, sources: Iterable[Source]) -> None:
+    square = all(image.width == image.height for source in sources for image in source.images)
     if training.crop == "random" and square:
         raise TrainingError(
-            "training.crop: random has no room, because all pictures are square; set training.crop: center"
+            "training.crop: random has no room, because all images are square; set training.crop: center"
         )

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.diffusion.training.record import RECORD, TrainingRecord
-from harness.errors import StageError
+from harness.errors import ArtifactError
 
 TENSORS = "training_state.safetensors"
 
@@ -27,7 +27,7 @@ class Checkpoint:
     ema: dict[str, Tensor]  # the averaged adapter, keys as in `adapter`; empty without training.ema
     validation: (
         dict[int, float] | None
-    )  # by step: held-out loss at each snapshot so far; null without holdout
+    )  # by step: held-out loss at each checkpoint so far; null without holdout
 
     def write(self, folder: Path) -> None:
         """Write `training_state.safetensors` and then `training_state.json` into the folder."""
@@ -44,7 +44,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> "Checkpoint":
-        """Read what `write` wrote. Raises StageError where a file is missing, damaged or of another step."""
+        """Read what `write` wrote. Raises ArtifactError if a file is missing, damaged or of another step."""
         try:
             record = TrainingRecord.parse((folder / RECORD).read_bytes())
             with safe_open(folder / TENSORS, framework="pt", device="cpu") as file:
@@ -61,10 +61,10 @@ class Checkpoint:
                 ema=_below("ema/", tensors),
                 validation=record.validation,
             )
-        except StageError as error:
-            raise StageError(f"checkpoint {folder}: {error}; delete it to train again") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"checkpoint {folder}: {error}; delete it to train again") from error
         except (OSError, ValueError, SafetensorError) as error:
-            raise StageError(
+            raise ArtifactError(
                 f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); delete it to train again"
             ) from error
 

@@ -81,14 +81,14 @@ def _entrant(job: Job, model: "Model", posteriors: Posteriors) -> _Entrant | Non
     rank, size = rank_and_size()
     if rank > 0:  # the first process speaks for all
         job = replace(job, save=lambda _checkpoint, _seconds: None, report=lambda _step, _loss: None)
-    if job.resume is not None and job.resume.step >= job.run.snapshots[-1]:
+    if job.resume is not None and job.resume.step >= job.run.checkpoints[-1]:
         job.ended(None)
         return None
     try:
         plan = plan_steps(
             job.run,
             model,
-            pictures=job.pictures,
+            images=job.images,
             prior=job.prior,
             posteriors=posteriors,
             rank=rank,
@@ -128,7 +128,7 @@ class _Stretch:
             checkpointing=self.checkpointing,
             compiled=self.compiled,
         )
-        precision = self.model.spec.precision
+        precision = self.model.config.precision
         with (
             fresh_accelerators(self.device, precision=precision, count=len(pack)) as self.accelerators,
             attached as self.trainable,
@@ -175,16 +175,16 @@ class _Stretch:
         self.clock = now
 
     def _looked_after(self) -> set[int]:
-        """Losses read, snapshots saved; the numbers of the members that have ended."""
+        """Losses read, checkpoints saved; the numbers of the members that have ended."""
         ended: set[int] = set()
         for number, trainee in enumerate(self.trainees):
             with self._ending(number, ended):
-                step, is_snapshot = trainee.step, trainee.step in trainee.run.snapshots
+                step, is_checkpoint = trainee.step, trainee.step in trainee.run.checkpoints
                 if self.device.type == "cpu" or len(trainee.unread) == LOOK_EVERY:
                     trainee.read_losses()
-                if is_snapshot and trainee.validation is not None:
+                if is_checkpoint and trainee.validation is not None:
                     trainee.note_validation(self._validation(number))
-                if is_snapshot or trainee.job.save_at(step):
+                if is_checkpoint or trainee.job.save_at(step):
                     trainee.job.save(trainee.checkpoint(), trainee.seconds)
                 if step == trainee.last_step:
                     ended.add(number)
@@ -252,7 +252,7 @@ class _Stretch:
         return mean_squared_error(predicted_BChw.float(), target_BChw).split(counts)
 
     def _validation(self, number: int) -> float:
-        """A member's loss on its held-out pictures."""
+        """A member's loss on its held-out images."""
         alone: list[Pass] = [None] * len(self.trainees)
         losses = []
         with torch.no_grad():  # without gradients there is no dropout either

@@ -80,7 +80,7 @@ def untrainable(prediction_type: str) -> ModelError:
 
 
 class Part(IntEnum):
-    """Which pictures a draw is for. The numbers are part of what training gives: never change one."""
+    """Which images a draw is for. The numbers are part of what training gives: never change one."""
 
     PICTURES = 0
     PRIOR = 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.training import TrainingConfig
 from harness.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(
-    groups: Sequence["ParameterGroup"], training: TrainingSpec, accelerator: Accelerator
+    groups: Sequence["ParameterGroup"], training: TrainingConfig, accelerator: Accelerator
 ) -> AcceleratedOptimizer:
     """The optimizer of `training.optimizer` over the groups, each at its own rate.
 
@@ -36,10 +36,10 @@ def make_optimizer(
     return accelerator.prepare_optimizer(_optimizer(own, training), device_placement=False)
 
 
-def _optimizer(groups: list[dict[str, Any]], training: TrainingSpec) -> Optimizer:
-    spec = training.optimizer
-    shared: dict[str, Any] = {"betas": spec.betas, "weight_decay": spec.weight_decay}
-    match spec.kind:
+def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig) -> Optimizer:
+    config = training.optimizer
+    shared: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    match config.kind:
         case "adamw":  # one fused kernel where the device has it
             device: torch.device = groups[0]["params"][0].device
             return torch.optim.AdamW(groups, **shared, fused=device.type in ("cpu", "cuda"))
@@ -58,7 +58,7 @@ def _adamw_8bit(groups: list[dict[str, Any]], shared: dict[str, Any]) -> Optimiz
     return AdamW8bit(groups, **shared)
 
 
-def _prodigy(groups: list[dict[str, Any]], shared: dict[str, Any], training: TrainingSpec) -> Optimizer:
+def _prodigy(groups: list[dict[str, Any]], shared: dict[str, Any], training: TrainingConfig) -> Optimizer:
     try:
         from prodigyopt import Prodigy
     except ImportError as error:
@@ -83,7 +83,7 @@ def missing_extra(kind: str, extra: str, error: ImportError) -> TrainingError:
     )
 
 
-def group_rate(group: "ParameterGroup", training: TrainingSpec) -> float:
+def group_rate(group: "ParameterGroup", training: TrainingConfig) -> float:
     """A group's full rate: its part's own, times LoRA+'s ratio for B (Hayou et al. 2024)."""
     rate = training.learning_rate
     if group.part == "text_encoders" and training.text_encoder_learning_rate is not None:
@@ -91,7 +91,7 @@ def group_rate(group: "ParameterGroup", training: TrainingSpec) -> float:
     return rate * (training.lora_plus_ratio if group.side == "up" else 1.0)
 
 
-def schedule_factor(training: TrainingSpec, step: int) -> float:
+def schedule_factor(training: TrainingConfig, step: int) -> float:
     """What every rate is multiplied by at step 1, 2, …: full at step `warmup_steps` + 1, 0 after the last."""
     warmup = training.schedule.warmup_steps
     if step <= warmup:
@@ -107,7 +107,11 @@ def schedule_factor(training: TrainingSpec, step: int) -> float:
 
 
 def set_rates(
-    optimizer: AcceleratedOptimizer, groups: Sequence["ParameterGroup"], training: TrainingSpec, *, step: int
+    optimizer: AcceleratedOptimizer,
+    groups: Sequence["ParameterGroup"],
+    training: TrainingConfig,
+    *,
+    step: int,
 ) -> None:
     """Give every group its rate for this step."""
     for settings, group in zip(optimizer.param_groups, groups, strict=True):

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import StageError
+from harness.errors import ArtifactError
 
-RECORD = "training_state.json"  # in a snapshot
+RECORD = "training_state.json"  # in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class TrainingRecord:
     run_id: str
     step: int
     losses: list[float]  # mean loss of each step, the first step first
-    validation: dict[int, float] | None  # by step: held-out loss at each snapshot so far; None: no holdout
+    validation: dict[int, float] | None  # by step: held-out loss at each checkpoint so far; None: no holdout
 
     @property
     def final_loss(self) -> float:
@@ -25,7 +25,7 @@ class TrainingRecord:
         return sum(tail) / len(tail)
 
     def held_out_loss(self, step: int) -> float | None:
-        """At fixed noise; None without held-out images, and at a checkpoint between two snapshots."""
+        """At fixed noise; None without held-out images, and at a checkpoint between two checkpoints."""
         return (self.validation or {}).get(step)
 
     def write(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class TrainingRecord:
 
     @classmethod
     def parse(cls, content: bytes) -> "TrainingRecord":
-        """Read what `write` wrote. Raises StageError if it is anything else."""
+        """Read what `write` wrote. Raises ArtifactError if it is anything else."""
         try:
             known = json.loads(content)
             validation = known["validation"]
@@ -49,5 +49,5 @@ class TrainingRecord:
             if len(record.losses) != record.step:
                 raise ValueError(f"{len(record.losses)} losses for {record.step} steps")
         except (ValueError, KeyError, TypeError) as error:
-            raise StageError(f"{RECORD} is damaged ({type(error).__name__}: {error})") from error
+            raise ArtifactError(f"{RECORD} is damaged ({type(error).__name__}: {error})") from error
         return record

@@ -1,4 +1,4 @@
-"""One training run among those that are trained together: optimizer, losses, snapshots, and how it ends.
+"""One training run among those that are trained together: optimizer, losses, checkpoints, and how it ends.
 
 The moving average of an adapter over its steps: a second export, often less noisy than the last one.
 """
@@ -75,7 +75,7 @@ class Job:
     """A run to train, and who hears of it. See `harness.training.train` for the fields."""
 
     run: TrainingRun
-    pictures: Path
+    images: Path
     prior: Path | None
     latents: tuple[Path, ...]
     resume: Checkpoint | None
@@ -106,7 +106,7 @@ class Trainee:
     @property
     def last_step(self) -> int:
         """Where the run ends."""
-        return self.run.snapshots[-1]
+        return self.run.checkpoints[-1]
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The number of the first row and the rows of each forward pass of the next step."""
@@ -132,7 +132,7 @@ class Trainee:
             self.average.update(self.step)
 
     def note_validation(self, loss: float) -> None:
-        """The loss on the held-out pictures. Raises TrainingError where it is not finite."""
+        """The loss on the held-out images. Raises TrainingError where it is not finite."""
         if not math.isfinite(loss):
             raise self.diverged(self.step, f"the held-out loss became {loss}")
         assert self.validation is not None

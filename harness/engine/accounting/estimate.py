@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.plan.cost import picture_passes, step_passes
-from harness.config.plan.plan import Dataset, Draw, TrainingRun
+from harness.config.plan.cost import image_passes, step_passes
+from harness.config.plan.plan import Dataset, ResolvedArm, TrainingRun
 from harness.config.plan.rungs import probe_cells, probes_of_run
 from harness.config.schema.base import Frozen
-from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.search import OptunaSearch
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.sweep import SweepConfig
 from harness.engine.accounting import inventory
-from harness.engine.stages.context import Bench, Count
-from harness.engine.stages.sampling import draw_facts, missing_pictures
+from harness.engine.stages.context import Context, Count
+from harness.engine.stages.sampling import arm_facts, missing_images
 from harness.engine.tasks import Task, confirm_tasks, trial_stages
-from harness.errors import StageError
+from harness.errors import ArtifactError
 from harness.store.artifact import is_manifest
 from harness.store.workspace import Place, PlaceKind, Workspace
 
-TIMED: frozenset[PlaceKind] = frozenset({"dataset", "snapshot", "pictures"})
+TIMED: frozenset[PlaceKind] = frozenset({"dataset", "checkpoint", "images"})
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Rate:
 def past_timings(workspace: Workspace) -> list[Timing]:
     """How long finished stages took to make. Those that do not say it are left out.
 
-    A training's snapshots count from the start of the same call, so the last of them stands for all.
+    A training's checkpoints count from the start of the same call, so the last of them stands for all.
     """
     found: dict[str, tuple[int, Timing]] = {}
-    places = [place for place in workspace.places() if place.kind in TIMED and place.stage.done]
-    workspace.fetch((place.stage for place in places), is_manifest)
+    places = [place for place in workspace.places() if place.kind in TIMED and place.artifact.done]
+    workspace.fetch((place.artifact for place in places), is_manifest)
     for place in places:
         try:
-            manifest = place.stage.manifest()
+            manifest = place.artifact.manifest()
             timing, call = _timing(place, manifest), _call(place, manifest)
-        except (StageError, KeyError, TypeError):  # damaged, or of another version: nothing is known
+        except (ArtifactError, KeyError, TypeError):  # damaged, or of another version: nothing is known
             continue
         if timing.units and (call not in found or found[call][0] < timing.units):
             found[call] = timing.units, timing
@@ -82,23 +82,23 @@ def past_timings(workspace: Workspace) -> list[Timing]:
 
 def _call(place: Place, manifest: Mapping[str, Any]) -> str:
     """What was made in one go."""
-    path = place.stage.path
-    return f"{path.parent.name} {manifest['facts']['from_step'] if place.kind == 'snapshot' else path.name}"
+    path = place.artifact.path
+    return f"{path.parent.name} {manifest['facts']['from_step'] if place.kind == 'checkpoint' else path.name}"
 
 
 def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
     facts = manifest["facts"]
-    pictures = sum(name.endswith(".png") for name in manifest["files"])
+    images = sum(name.endswith(".png") for name in manifest["files"])
     match place.kind:
-        case "snapshot":
+        case "checkpoint":
             sort = training_sort(facts["run"]["model"], facts["run"]["adapter"], facts["run"]["training"])
             return Timing(sort=sort, units=facts["step"] - facts["from_step"], seconds=facts["train_seconds"])
         case "dataset":
             sort = dataset_sort(facts["model"], facts["recipe"])
-            return Timing(sort=sort, units=pictures, seconds=facts["draw_seconds"])
+            return Timing(sort=sort, units=images, seconds=facts["generation_seconds"])
         case _:
             sort = drawing_sort(facts["model"], facts["draw"])
-            return Timing(sort=sort, units=pictures, seconds=facts["made"]["draw_seconds"])
+            return Timing(sort=sort, units=images, seconds=facts["made"]["generation_seconds"])
 
 
 def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort:
@@ -112,15 +112,15 @@ def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort
     )
 
 
-def drawing_sort(model: Any, draw: Mapping[str, Any]) -> Sort:
-    """Of pictures. `draw` is as `picture_stages.draw_facts` gives it."""
-    family = _text("drawing", model, draw["scheduler"], draw["size"])
-    settings = _text(draw["steps"], draw["refiner_start"], draw["adapters"])
-    return Sort(family, settings, picture_passes(draw["steps"]))
+def drawing_sort(model: Any, arm: Mapping[str, Any]) -> Sort:
+    """Of images. `draw` is as `image_stages.arm_facts` gives it."""
+    family = _text("drawing", model, arm["scheduler"], arm["size"])
+    settings = _text(arm["steps"], arm["refiner_start"], arm["adapters"])
+    return Sort(family, settings, image_passes(arm["steps"]))
 
 
 def dataset_sort(model: Any, recipe: Mapping[str, Any]) -> Sort:
-    """Of training pictures, from the specifications as JSON."""
+    """Of training images, from the specifications as JSON."""
     if recipe["kind"] == "folder":
         return Sort(_text("reading"), "", 0)
     plain = {"scheduler": None, "size": None, "adapters": 0}
@@ -153,7 +153,7 @@ class Rates:
         return None
 
 
-CONFIRMATION = "confirmation pictures"
+CONFIRMATION = "confirmation images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class Share:
     untimed: int  # how many missing units have no timings
 
 
-def workers(compute: ComputeSpec) -> int:
+def workers(compute: ComputeConfig) -> int:
     """How many processes work at once: as many as told, or as this machine has CPUs and GPUs for."""
     if compute.max_concurrent:
         return compute.max_concurrent
@@ -199,12 +199,12 @@ class Estimate:
     gpu_hours: float
 
 
-def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
+def estimated(ctx: Context, counts: Mapping[str, Count]) -> Estimate:
     """The time that remains of a sweep under its `compute`. `counts` are its inventory's."""
-    rates, compute = Rates(past_timings(bench.workspace)), bench.plan.sweep.compute
-    reckoning = Reckoning(bench, finished=not any(count.missing for count in counts.values()))
+    rates, compute = Rates(past_timings(ctx.workspace)), ctx.plan.sweep.compute
+    reckoning = Reckoning(ctx, finished=not any(count.missing for count in counts.values()))
     seconds, everything = 0.0, list[Work]()
-    for tasks in reckoning.stages():
+    for tasks in reckoning.artifacts():
         works = [reckoning.works(task) for task in tasks]
         processes = max((work.processes for task_works in works for work in task_works), default=1)
         at_once = max(1, workers(compute) // processes)
@@ -217,7 +217,7 @@ def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
     return Estimate(
         shares=shares,
         seconds=seconds if known else None,
-        complete=all_asked_for(bench.plan.sweep) and not any(share.untimed for share in shares.values()),
+        complete=all_asked_for(ctx.plan.sweep) and not any(share.untimed for share in shares.values()),
         workers=workers(compute),
         workers_are_told=compute.max_concurrent is not None,
         cpu_hours=process_seconds * compute.cpus_per_trial / 3600,
@@ -225,7 +225,7 @@ def estimated(bench: Bench, counts: Mapping[str, Count]) -> Estimate:
     )
 
 
-def all_asked_for(sweep: SweepSpec) -> bool:
+def all_asked_for(sweep: SweepConfig) -> bool:
     """False where a search will ask for trials that nobody knows yet."""
     return not isinstance(sweep.search, OptunaSearch) or len(sweep.search.points) == sweep.search.trials
 
@@ -264,11 +264,11 @@ def _makespan(seconds: Iterable[float], at_once: int) -> float:
 class Reckoning:
     """The missing work of a sweep's tasks."""
 
-    def __init__(self, bench: Bench, *, finished: bool) -> None:
-        self.bench, self.plan, self.finished = bench, bench.plan, finished
-        self.controls = {draw.draw_id for draw in self.plan.control_draws}
+    def __init__(self, ctx: Context, *, finished: bool) -> None:
+        self.ctx, self.plan, self.finished = ctx, ctx.plan, finished
+        self.controls = {arm.arm_id for arm in self.plan.control_arms}
 
-    def stages(self) -> Iterator[list[Task]]:
+    def artifacts(self) -> Iterator[list[Task]]:
         """Tasks that are carried out together, stage after stage, the confirmation the last."""
         packed_for = workers(self.plan.sweep.compute)
         for _, tasks in trial_stages(self.plan, workers=packed_for):
@@ -291,34 +291,32 @@ class Reckoning:
         return [
             *(self._dataset(self.plan.datasets[dataset_id]) for dataset_id in task.datasets),
             *(self._run(self.plan.runs[run_id]) for run_id in task.runs),
-            *(self._draw(self.plan.draws[draw_id], split) for draw_id, split in task.draws),
-            *(self._look(draw) for run_id in task.runs for draw in probes_of_run(self.plan, run_id)),
+            *(self._arm(self.plan.arms[arm_id], split) for arm_id, split in task.arms),
+            *(self._look(arm) for run_id in task.runs for arm in probes_of_run(self.plan, run_id)),
         ]
 
     def _dataset(self, dataset: Dataset) -> Work:
-        missing = inventory.dataset_pictures(self.bench, dataset).missing
+        missing = inventory.dataset_images(self.ctx, dataset).missing
         sort = dataset_sort(_json(dataset.model), _json(dataset.recipe))
-        return Work(row="training pictures", sort=sort, missing=missing)
+        return Work(row="training images", sort=sort, missing=missing)
 
     def _run(self, run: TrainingRun) -> Work:
-        missing = inventory.training_steps(self.bench, run).missing
+        missing = inventory.training_steps(self.ctx, run).missing
         sort = training_sort(_json(run.dataset.model), _json(run.adapter), _json(run.training))
         processes = self.plan.sweep.compute.training_workers
         return Work(row="training steps", sort=sort, missing=missing, processes=processes)
 
-    def _draw(self, draw: Draw, split: str) -> Work:
-        control = draw.draw_id in self.controls
-        row = "control pictures" if control else "adapter pictures" if split == "dev" else CONFIRMATION
-        missing = inventory.pictures(self.bench, draw, split).missing
-        return Work(row=row, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing)
+    def _arm(self, arm: ResolvedArm, split: str) -> Work:
+        control = arm.arm_id in self.controls
+        row = "control images" if control else "adapter images" if split == "dev" else CONFIRMATION
+        missing = inventory.images(self.ctx, arm, split).missing
+        return Work(row=row, sort=drawing_sort(_json(arm.model), arm_facts(arm)), missing=missing)
 
-    def _look(self, draw: Draw) -> Work:
-        cells = probe_cells(self.plan, draw)
-        missing = len(missing_pictures(self.bench, draw, cells))
-        return Work(
-            row=inventory.LOOKS, sort=drawing_sort(_json(draw.model), draw_facts(draw)), missing=missing
-        )
+    def _look(self, arm: ResolvedArm) -> Work:
+        cells = probe_cells(self.plan, arm)
+        missing = len(missing_images(self.ctx, arm, cells))
+        return Work(row=inventory.LOOKS, sort=drawing_sort(_json(arm.model), arm_facts(arm)), missing=missing)
 
 
-def _json(spec: Frozen) -> dict[str, Any]:
-    return spec.model_dump(mode="json")
+def _json(config: Frozen) -> dict[str, Any]:
+    return config.model_dump(mode="json")

@@ -15,18 +15,18 @@ import pandas as pd
 
 from harness.config.plan.plan import Plan, TrainingRun, expand
 from harness.config.plan.rungs import probes_of_run
-from harness.config.schema.metric import MetricSpec
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.sweep import SweepConfig
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
 from harness.engine.stages.scoring import metric_name
-from harness.errors import HarnessError, ModelError, StageError, WorkspaceError
+from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
 from harness.results.tables import FACTS
-from harness.store.artifact import Stage, is_manifest
+from harness.store.artifact import Artifact, is_manifest
 from harness.store.workspace import PLAN, Place, Workspace
 
 # A left-over is a folder without a manifest: of a killed builder, or half removed.
-Kind = Literal["dataset", "part", "latents", "texts", "snapshot", "pictures", "scores", "left-over"]
-OF_ONE_CLAIM = ("latents", "texts", "snapshot", "pictures")  # with all beside them
+Kind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores", "left-over"]
+OF_ONE_CLAIM = ("latents", "texts", "checkpoint", "images")  # with all beside them
 State = Literal["kept", "removed", "in use"]
 
 
@@ -66,7 +66,7 @@ def holdings(workspace: Workspace) -> Holdings:
         raise WorkspaceError(f"--workspace {workspace.address}: there is no such folder")
     with workspace.survey():
         places = list(workspace.places())
-        workspace.fetch([place.stage for place in places if place.stage.done], is_manifest)
+        workspace.fetch([place.artifact for place in places if place.artifact.done], is_manifest)
         needs, unreadable = _needs(workspace)
         entries = tuple(_entry(workspace, place, needs) for place in places)
         return Holdings(entries=entries, sweeps=tuple(workspace.sweep_names()), unreadable=unreadable)
@@ -93,9 +93,9 @@ def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> l
     """The finished stages that do not match their hashes. With `delete` they go, and are made again."""
     findings = []
     for entry in entries:
-        stage = entry.place.stage
-        faults = _faults(stage)
-        if not faults or not stage.done:  # not done: taken away while it was read
+        artifact = entry.place.artifact
+        faults = _faults(artifact)
+        if not faults or not artifact.done:  # not done: taken away while it was read
             continue
         state = _remove(workspace, entry) if delete else "kept"
         findings.append(Finding(entry=entry, state=state, faults=tuple(faults)))
@@ -127,50 +127,50 @@ def _unneeded(workspace: Workspace) -> list[Entry]:
 
 
 def _remove(workspace: Workspace, entry: Entry) -> State:
-    stage = entry.place.stage
+    artifact = entry.place.artifact
     with workspace.claim_if_free(*entry.place.claim) as free:
         if not free:
             return "in use"
         try:
-            stage.remove()
-            folder = stage.path.parent
+            artifact.remove()
+            folder = artifact.path.parent
             if entry.kind in OF_ONE_CLAIM and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # the claim is of this folder, so nobody is about to use it
         except OSError as error:
-            raise WorkspaceError(f"{stage.place} cannot be removed: {error.strerror}") from None
+            raise WorkspaceError(f"{artifact.place} cannot be removed: {error.strerror}") from None
     return "removed"
 
 
-def _faults(stage: Stage) -> list[str]:
-    if not stage.done:
+def _faults(artifact: Artifact) -> list[str]:
+    if not artifact.done:
         return []
     try:
-        return list(stage.damage())
-    except StageError as error:
+        return list(artifact.damage())
+    except ArtifactError as error:
         return [str(error)]
 
 
 def _entry(workspace: Workspace, place: Place, needs: Sequence["_Needs"]) -> Entry:
-    stage = place.stage
-    whole = stage.done and not stage.path.name.startswith(".")
+    artifact = place.artifact
+    whole = artifact.done and not artifact.path.name.startswith(".")
     kind: Kind = place.kind if whole else "left-over"
     return Entry(
         kind=kind,
-        name=workspace.relative(stage.path),
+        name=workspace.relative(artifact.path),
         place=place,
-        size=sum(stage.contents().values()),
-        finished_at=_finished_at(stage),
+        size=sum(artifact.contents().values()),
+        finished_at=_finished_at(artifact),
         needed_by=tuple(sorted({need.sweep for need in needs if whole and need.of(place)})),
     )
 
 
-def _finished_at(stage: Stage) -> datetime:
+def _finished_at(artifact: Artifact) -> datetime:
     """As its manifest says; where that is missing or damaged, when the folder was last changed."""
     try:
-        return datetime.fromisoformat(stage.manifest()["finished_at"])
-    except (StageError, KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(artifact.manifest()["finished_at"])
+    except (ArtifactError, KeyError, TypeError, ValueError):
         pass
-    return stage.changed_at()
+    return artifact.changed_at()
 
 
 def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
@@ -183,7 +183,7 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
         if not files:
             unreadable[name] = f"{where} does not say what its sweep needs: it has no {PLAN}"
         try:
-            sweeps: list[SweepSpec] = []  # one, where the sweep is finished and nobody has begun another
+            sweeps: list[SweepConfig] = []  # one, where the sweep is finished and nobody has begun another
             for file in files:
                 sweeps += [sweep for sweep in [_sweep(file)] if sweep not in sweeps]
             named = _named(folder)
@@ -193,11 +193,11 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
     return found, unreadable
 
 
-def _sweep(file: Path) -> SweepSpec:
+def _sweep(file: Path) -> SweepConfig:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("not a mapping")
-    return SweepSpec.model_validate({name: value for name, value in content.items() if name not in FACTS})
+    return SweepConfig.model_validate({name: value for name, value in content.items() if name not in FACTS})
 
 
 def _named(folder: Path) -> frozenset[str]:
@@ -224,14 +224,14 @@ class _Needs:
         self.steps = {run_id: _needed_steps(workspace, run) for run_id, run in plan.runs.items()}
         self.metrics = tuple(_metric_folder(metric) for metric in plan.sweep.metrics)
         self.images: dict[str, frozenset[str]] = {}  # by draw
-        models = {draw.model for draw in plan.draws.values()}
+        models = {arm.model for arm in plan.arms.values()}
         self.texts = {texts_id(model): texts_of(plan, model) for model in models}
-        probes = (draw for run_id in plan.runs for draw in probes_of_run(plan, run_id))
-        self.draws = {**plan.draws, **{draw.draw_id: draw for draw in probes}}
+        probes = (arm for run_id in plan.runs for arm in probes_of_run(plan, run_id))
+        self.arms = {**plan.arms, **{arm.arm_id: arm for arm in probes}}
 
     def of(self, place: Place) -> bool:
         """True where the sweep needs what is at this place."""
-        path = place.stage.path
+        path = place.artifact.path
         if self.workspace.relative(path) in self.named:
             return True
         match place.kind:
@@ -243,37 +243,37 @@ class _Needs:
             case "latents":
                 return path.parent.name in self.plan.datasets
             case "texts":
-                return not self.texts.get(path.parent.name, set()).isdisjoint(texts_in(place.stage))
-            case "snapshot":
+                return not self.texts.get(path.parent.name, set()).isdisjoint(texts_in(place.artifact))
+            case "checkpoint":
                 return path.name in self.steps.get(path.parent.name, ())
-            case "pictures":
-                return self._of_pictures(place.stage)
+            case "images":
+                return self._of_images(place.artifact)
             case "scores":
-                draw_id, _, chunk_id = path.name.partition("-")
-                pictures = self.workspace.images(draw_id, chunk_id)
-                # Pictures that are gone come back the same, and so do their scores.
-                there = bool(pictures.contents())
-                needed = self._of_pictures(pictures) if there else draw_id in self.draws
+                arm_id, _, chunk_id = path.name.partition("-")
+                images = self.workspace.images(arm_id, chunk_id)
+                # Images that are gone come back the same, and so do their scores.
+                there = bool(images.contents())
+                needed = self._of_images(images) if there else arm_id in self.arms
                 return needed and path.parent.name.startswith(self.metrics)
 
-    def _of_pictures(self, chunk: Stage) -> bool:
-        draw = self.draws.get(chunk.path.parent.name)
-        if draw is None:
+    def _of_images(self, chunk: Artifact) -> bool:
+        arm = self.arms.get(chunk.path.parent.name)
+        if arm is None:
             return False
-        if draw.draw_id not in self.images:
-            cells = [cell for split in ("dev", "test") for cell in self.plan.cells(draw, split)]
-            self.images[draw.draw_id] = frozenset(cell.image_id for cell in cells)
-        return any(name.removesuffix(".png") in self.images[draw.draw_id] for name in chunk.contents())
+        if arm.arm_id not in self.images:
+            cells = [cell for split in ("dev", "test") for cell in self.plan.cells(arm, split)]
+            self.images[arm.arm_id] = frozenset(cell.image_id for cell in cells)
+        return any(name.removesuffix(".png") in self.images[arm.arm_id] for name in chunk.contents())
 
 
 def _needed_steps(workspace: Workspace, run: TrainingRun) -> frozenset[str]:
-    """Folders of the snapshots that are asked for and, while one is missing, of what training goes on from.
+    """Folders of the checkpoints that are asked for and, while one is missing, of what training goes on from.
 
     Also those that the needed ones were themselves trained on from: their manifests add up to its seconds.
     """
-    finished = workspace.snapshots(run.run_id)
-    whole = all(steps in finished for steps in run.snapshots)
-    needed = {steps for steps in finished if steps in run.snapshots or not whole}
+    finished = workspace.checkpoints(run.run_id)
+    whole = all(steps in finished for steps in run.checkpoints)
+    needed = {steps for steps in finished if steps in run.checkpoints or not whole}
     open_ends = list(needed)
     while open_ends:
         before = _from_step(finished[open_ends.pop()])
@@ -283,14 +283,14 @@ def _needed_steps(workspace: Workspace, run: TrainingRun) -> frozenset[str]:
     return frozenset(finished[steps].path.name for steps in needed)
 
 
-def _from_step(snapshot: Stage) -> int:
+def _from_step(checkpoint: Artifact) -> int:
     try:
-        return int(snapshot.manifest()["facts"]["from_step"])
-    except (StageError, KeyError, TypeError, ValueError):  # damaged: `verify` says so
+        return int(checkpoint.manifest()["facts"]["from_step"])
+    except (ArtifactError, KeyError, TypeError, ValueError):  # damaged: `verify` says so
         return 0
 
 
-def _metric_folder(metric: MetricSpec) -> str:
+def _metric_folder(metric: MetricConfig) -> str:
     """How its folder's name begins; where its weights are not on this machine, that of all of its kind."""
     try:
         return metric_name(metric)
@@ -299,5 +299,5 @@ def _metric_folder(metric: MetricSpec) -> str:
 
 
 def manifest_of(entry: Entry) -> dict[str, Any] | None:
-    """A stage's manifest; null for a left-over. Raises StageError where it cannot be read."""
-    return entry.place.stage.manifest() if entry.place.stage.done else None
+    """A stage's manifest; null for a left-over. Raises ArtifactError where it cannot be read."""
+    return entry.place.artifact.manifest() if entry.place.artifact.done else None

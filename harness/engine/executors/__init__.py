@@ -4,7 +4,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.engine.worker import Executor
@@ -27,7 +27,7 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
     """The executor of that name, for the time of a block. Ray is imported when there is something to do.
 
     `address` is of a Ray cluster: `auto` (the one started on this machine) or HOST:PORT; null: what
-    RAY_ADDRESS says, else a Ray of this process alone. Raises SpecError for `ray://HOST:PORT`.
+    RAY_ADDRESS says, else a Ray of this process alone. Raises ConfigError for `ray://HOST:PORT`.
     """
     match name:
         case "local":
@@ -37,7 +37,7 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
         case "ray":
             address = address or os.environ.get("RAY_ADDRESS")
             if address is not None and address.startswith(RAY_CLIENT):
-                raise SpecError(
+                raise ConfigError(
                     f"a sweep cannot be driven through Ray's client ({address}); from outside a cluster use "
                     "`ray job submit --address http://HOST:8265 -- harness run …`"
                 )

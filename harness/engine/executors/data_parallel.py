@@ -14,34 +14,34 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from harness.engine.executors.ray_cluster import of_one_process
-from harness.engine.stages.context import Bench, Event, Kind, Segment, no_step
+from harness.engine.stages.context import Context, Event, Kind, Segment, no_step
 from harness.engine.stages.training import train_segments
 from harness.errors import HarnessError, TrainingError
 
 
-def train_on_workers(bench: Bench, segments: Sequence[Segment]) -> dict[str, HarnessError]:
+def train_on_workers(ctx: Context, segments: Sequence[Segment]) -> dict[str, HarnessError]:
     """The `Trainer` of `compute.training_workers` processes, one run after the other."""
     failed: dict[str, HarnessError] = {}
     for segment in segments:
         try:
-            _train_on_workers(bench, segment)
+            _train_on_workers(ctx, segment)
         except HarnessError as error:
             failed[segment.run_id] = error
     return failed
 
 
-def _train_on_workers(bench: Bench, segment: Segment) -> None:
+def _train_on_workers(ctx: Context, segment: Segment) -> None:
     """Progress is reported when the processes have ended.
 
     Raises what the training itself raised, and RuntimeError where processes were lost. Tune tries again.
     """
-    compute = bench.plan.sweep.compute
-    folder = bench.workspace.sweep(bench.plan.sweep.name) / ".train" / segment.run_id
+    compute = ctx.plan.sweep.compute
+    folder = ctx.workspace.sweep(ctx.plan.sweep.name) / ".train" / segment.run_id
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         _train_share,
         train_loop_config={
-            "bench": replace(bench, report=_silent, trainer=None, step=no_step),
+            "bench": replace(ctx, report=_silent, trainer=None, step=no_step),
             "segment": segment,
         },
         scaling_config=ScalingConfig(
@@ -64,20 +64,20 @@ def _train_on_workers(bench: Bench, segment: Segment) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     missing = [
-        steps for steps in segment.snapshots if not bench.workspace.snapshot(segment.run_id, steps).done
+        steps for steps in segment.checkpoints if not ctx.workspace.checkpoint(segment.run_id, steps).done
     ]
     if missing:
-        raise TrainingError(f"run {segment.run_id} ended without its snapshots at {missing} steps")
-    bench.report("training_steps", segment.snapshots[-1] - segment.start)
+        raise TrainingError(f"run {segment.run_id} ended without its checkpoints at {missing} steps")
+    ctx.report("training_steps", segment.checkpoints[-1] - segment.start)
 
 
 def _train_share(config: dict[str, Any]) -> None:
     """What each process does; torch.distributed is set up by Ray Train."""
     import torch
 
-    bench: Bench = config["bench"]
-    torch.set_num_threads(max(1, int(bench.plan.sweep.compute.cpus_per_trial)))
-    for error in train_segments(bench, [config["segment"]]).values():
+    ctx: Context = config["bench"]
+    torch.set_num_threads(max(1, int(ctx.plan.sweep.compute.cpus_per_trial)))
+    for error in train_segments(ctx, [config["segment"]]).values():
         raise error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.compute import ComputeConfig
 from harness.engine.tasks import Task
 from harness.errors import HarnessError, WorkspaceError
 from harness.store.workspace import Workspace
@@ -90,12 +90,12 @@ def connected(address: str | None) -> Iterator[bool]:
         ray.shutdown()
 
 
-def takes_several_processes(tasks: Sequence[Task], compute: ComputeSpec) -> bool:
+def takes_several_processes(tasks: Sequence[Task], compute: ComputeConfig) -> bool:
     """True where one of the tasks is trained by several processes together."""
     return compute.training_workers > 1 and any(task.runs for task in tasks)
 
 
-def at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
+def at_once(tasks: Sequence[Task], compute: ComputeConfig) -> int | None:
     """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
     if not takes_several_processes(tasks, compute):
         return compute.max_concurrent
@@ -103,20 +103,20 @@ def at_once(tasks: Sequence[Task], compute: ComputeSpec) -> int | None:
     return min(together, compute.max_concurrent or together)
 
 
-def workers(compute: ComputeSpec) -> int:
+def workers(compute: ComputeConfig) -> int:
     """How many tasks the cluster has room for as it is; at least one."""
     together = max(1, _room(compute) // compute.training_workers)
     return min(together, compute.max_concurrent or together)
 
 
-def of_one_process(compute: ComputeSpec) -> dict[str, float]:
+def of_one_process(compute: ComputeConfig) -> dict[str, float]:
     """What one process holds, by Ray's names: where several train one trial, each has its share."""
     asked = {"GPU": compute.gpus_per_trial, **compute.resources}
     shares = {name: amount / compute.training_workers for name, amount in asked.items()}
     return {"CPU": compute.cpus_per_trial, **shares}
 
 
-def check_it_fits(compute: ComputeSpec, *, alone: bool) -> None:
+def check_it_fits(compute: ComputeConfig, *, alone: bool) -> None:
     """Raise HarnessError where no node will ever have what a worker asks for; Tune would wait for it.
 
     `alone`: this machine is all there is. Nodes of a cluster may join a little late; one that grows by itself
@@ -131,7 +131,7 @@ def check_it_fits(compute: ComputeSpec, *, alone: bool) -> None:
         time.sleep(0.5)
 
 
-def _room(compute: ComputeSpec) -> int:
+def _room(compute: ComputeConfig) -> int:
     """How many processes the nodes hold side by side."""
     asked = {name: amount for name, amount in of_one_process(compute).items() if amount}
     return sum(
@@ -145,7 +145,7 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _does_not_fit(compute: ComputeSpec) -> str:
+def _does_not_fit(compute: ComputeConfig) -> str:
     asked = " and ".join(f"{amount:g} {name}" for name, amount in of_one_process(compute).items())
     nodes = [
         ", ".join(

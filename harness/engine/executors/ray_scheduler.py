@@ -49,7 +49,7 @@ class Judge(FIFOScheduler):
         super().__init__()
         scheduler = plan.sweep.scheduler
         assert isinstance(scheduler, StoppingScheduler)
-        last = max(plan.runs[run_id].snapshots[-1] for run_id in plan.own_runs)
+        last = max(plan.runs[run_id].checkpoints[-1] for run_id in plan.own_runs)
         self.rule, self.decisions, self.answer = _rule(scheduler, last), decisions, answer
         self.sign = 1.0 if plan.sweep.more_is_better(scheduler.objective) else -1.0
         self.known: set[str] = set()

@@ -23,7 +23,7 @@ import ray
 from ray import tune
 
 from harness.config.plan.rungs import Look
-from harness.config.schema.compute import ComputeSpec
+from harness.config.schema.compute import ComputeConfig
 from harness.engine.early_stopping import Decisions
 from harness.engine.executors.data_parallel import train_on_workers
 from harness.engine.executors.ray_callbacks import NODE_LOSSES, Asked, Losses, Stopping
@@ -38,7 +38,7 @@ from harness.engine.executors.ray_cluster import (
 )
 from harness.engine.executors.ray_scheduler import LOOKS, Answers, Judge, stopped
 from harness.engine.executors.timeout import EndingTheProcess, minutes_for, note_of, too_long
-from harness.engine.stages.context import Bench, Event, Kind
+from harness.engine.stages.context import Context, Event, Kind
 from harness.engine.tasks import Task
 from harness.engine.worker import Executor, Outcome, Performing, attempt, climb, perform
 
@@ -60,17 +60,17 @@ class RayWhenNeeded:
         """Leave Ray, if it was needed."""
         self._block.__exit__(*raised)
 
-    def workers(self, bench: Bench) -> int:
+    def workers(self, ctx: Context) -> int:
         """How many tasks are carried out side by side."""
-        return self._needed().workers(bench)
+        return self._needed().workers(ctx)
 
-    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
         """Perform all tasks."""
-        return self._needed().run(tasks, bench)
+        return self._needed().run(tasks, ctx)
 
-    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
         """Perform tasks of one training run each, and stop those that the scheduler says."""
-        return self._needed().race(tasks, bench, decisions)
+        return self._needed().race(tasks, ctx, decisions)
 
     def _needed(self) -> Executor:
         if self._executor is None:
@@ -100,57 +100,57 @@ class RayTuneExecutor:
         """Leave Ray; one of this process alone ends."""
         self._connection.__exit__(*raised)
 
-    def workers(self, bench: Bench) -> int:
+    def workers(self, ctx: Context) -> int:
         """As many as the cluster has room for now."""
-        self._connect(bench)
-        return workers(bench.plan.sweep.compute)
+        self._connect(ctx)
+        return workers(ctx.plan.sweep.compute)
 
-    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
         """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
-        return self._carry_out(tasks, bench, None)
+        return self._carry_out(tasks, ctx, None)
 
-    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
         """Perform tasks look by look, and stop the training runs that Tune's scheduler says."""
-        outcomes = self._carry_out(tasks, bench, decisions)
+        outcomes = self._carry_out(tasks, ctx, decisions)
         return [
             Outcome(task=outcome.task) if decisions.stops.keys() >= {*outcome.task.runs} else outcome
             for outcome in outcomes
         ]
 
-    def _carry_out(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions | None) -> list[Outcome]:
-        self._connect(bench)
-        outcomes, lost = _tuned(tasks, bench, decisions)
+    def _carry_out(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions | None) -> list[Outcome]:
+        self._connect(ctx)
+        outcomes, lost = _tuned(tasks, ctx, decisions)
         for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
-            if not lost or bench.stop():
+            if not lost or ctx.stop():
                 break
             numbers = sorted(lost)
-            bench.report("tried again", len(numbers))
-            again, lost_again = _tuned([tasks[number] for number in numbers], bench, decisions)
+            ctx.report("tried again", len(numbers))
+            again, lost_again = _tuned([tasks[number] for number in numbers], ctx, decisions)
             outcomes.update(zip(numbers, again.values(), strict=True))
             lost = {numbers[number] for number in lost_again}
         return list(outcomes.values())
 
-    def _connect(self, bench: Bench) -> None:
+    def _connect(self, ctx: Context) -> None:
         if not self._connected:
             alone = self._connection.enter_context(connected(self.address))
             self._connected = True
-            check_it_fits(bench.plan.sweep.compute, alone=alone)
-            check_all_nodes_see(bench.workspace)
+            check_it_fits(ctx.plan.sweep.compute, alone=alone)
+            check_all_nodes_see(ctx.workspace)
 
 
 def _tuned(
-    tasks: Sequence[Task], bench: Bench, decisions: Decisions | None
+    tasks: Sequence[Task], ctx: Context, decisions: Decisions | None
 ) -> tuple[dict[int, Outcome], set[int]]:
     """One run of Tune: the outcome of each task by its number, in order; and those that lost nodes ended."""
-    compute = bench.plan.sweep.compute
+    compute = ctx.plan.sweep.compute
     sign = f"stop {uuid.uuid4().hex}"
-    stopping, losses = Stopping(bench.stop, sign), Losses(bench.report)
-    bench = replace(bench, stop=Asked(sign))
+    stopping, losses = Stopping(ctx.stop, sign), Losses(ctx.report)
+    ctx = replace(ctx, stop=Asked(sign))
     for task in tasks:
-        note_of(task, bench).unlink(missing_ok=True)
-    with _storage(bench) as storage, _judging(bench, decisions) as (judge, board):
+        note_of(task, ctx).unlink(missing_ok=True)
+    with _storage(ctx) as storage, _judging(ctx, decisions) as (judge, board):
         tuner = tune.Tuner(
-            _trainable(tasks, bench, compute, board=board),
+            _trainable(tasks, ctx, compute, board=board),
             param_space={"task": tune.grid_search(list(range(len(tasks))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once(tasks, compute),
@@ -159,45 +159,45 @@ def _tuned(
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=bench.plan.sweep.name,
+                name=ctx.plan.sweep.name,
                 storage_path=storage,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=compute.max_failures),
-                callbacks=[_Progress(bench), stopping, losses],
+                callbacks=[_Progress(ctx), stopping, losses],
                 stop=stopping,
             ),
         )
-        outcomes = _outcomes(tasks, tuner.fit(), bench)
+        outcomes = _outcomes(tasks, tuner.fit(), ctx)
     return dict(enumerate(outcomes)), losses.left
 
 
 @contextlib.contextmanager
-def _judging(bench: Bench, decisions: Decisions | None) -> Iterator[tuple[Judge | None, str | None]]:
+def _judging(ctx: Context, decisions: Decisions | None) -> Iterator[tuple[Judge | None, str | None]]:
     """Tune's scheduler, and where workers find its answers; null where nothing is to be decided."""
     if decisions is None:
         yield None, None
         return
     with Answers() as answers:
-        yield Judge(bench.plan, decisions, answers), answers.name
+        yield Judge(ctx.plan, decisions, answers), answers.name
 
 
-def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, board: str | None) -> Any:
+def _trainable(tasks: Sequence[Task], ctx: Context, compute: ComputeConfig, *, board: str | None) -> Any:
     several = takes_several_processes(tasks, compute)
     trainer = train_on_workers if several else None
 
     def perform_task(config: dict[str, Any], carried: bytes) -> None:
         _use_threads(compute)
 
-        tasks, bench = _opened(carried)
+        tasks, ctx = _opened(carried)
         progress = _Batched()
-        equipped = replace(bench, report=progress.add, trainer=trainer)
+        equipped = replace(ctx, report=progress.add, trainer=trainer)
         performing = partial(climb, tell=partial(progress.tell, board)) if board else perform
         outcome = _attempt(tasks[config["task"]], equipped, performing)
         ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
         tune.report({"progress": dict(progress.counts), **ended})
 
     # A plan is megabytes for a large sweep: sent once through the object store, and opened once per worker.
-    carried = pickle.dumps((list(tasks), replace(bench, report=_silent)))
+    carried = pickle.dumps((list(tasks), replace(ctx, report=_silent)))
     trainable = tune.with_parameters(perform_task, carried=carried)
     if several:  # its processes ask for resources of their own; Tune wants a trial to hold something: a byte
         return tune.with_resources(trainable, {"cpu": 0, "gpu": 0, "memory": 1})
@@ -206,21 +206,21 @@ def _trainable(tasks: Sequence[Task], bench: Bench, compute: ComputeSpec, *, boa
 
 
 @lru_cache(maxsize=1)
-def _opened(carried: bytes) -> tuple[list[Task], Bench]:
+def _opened(carried: bytes) -> tuple[list[Task], Context]:
     """What a worker was sent. Opening a plan of 2,000 runs takes longer than all that Tune does per trial."""
-    opened: tuple[list[Task], Bench] = pickle.loads(carried)
+    opened: tuple[list[Task], Context] = pickle.loads(carried)
     return opened
 
 
-def _attempt(task: Task, bench: Bench, performing: Performing) -> Outcome:
+def _attempt(task: Task, ctx: Context, performing: Performing) -> Outcome:
     """Within its time, if there is a limit: else this process ends, and Tune starts another."""
-    minutes = minutes_for(task, bench.plan.sweep.compute)
+    minutes = minutes_for(task, ctx.plan.sweep.compute)
     if minutes is None:
-        return attempt(task, bench, performing)
-    watchdog = EndingTheProcess(minutes, note_of(task, bench))
+        return attempt(task, ctx, performing)
+    watchdog = EndingTheProcess(minutes, note_of(task, ctx))
     with watchdog.running():
-        workspace = bench.workspace.while_waiting(watchdog.paused)
-        return attempt(task, replace(bench, workspace=workspace, step=watchdog.step), performing)
+        workspace = ctx.workspace.while_waiting(watchdog.paused)
+        return attempt(task, replace(ctx, workspace=workspace, step=watchdog.step), performing)
 
 
 class _Batched:
@@ -254,7 +254,7 @@ def _silent(kind: Kind | Event, count: int) -> None:
     """Stands in for the driver's report, which cannot travel; the worker puts its own in place."""
 
 
-def _use_threads(compute: ComputeSpec) -> None:
+def _use_threads(compute: ComputeConfig) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(compute.cpus_per_trial)))
@@ -263,8 +263,8 @@ def _use_threads(compute: ComputeSpec) -> None:
 class _Progress(tune.Callback):
     """Hands what workers report on to the driver's display."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, and a live display cannot be."""
@@ -274,7 +274,7 @@ class _Progress(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         for kind, count in result.get("progress", {}).items():
-            self.bench.report(kind, count)
+            self.ctx.report(kind, count)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Of what ended, the last word is read and nothing else: Tune's running means are 20 KiB a trial."""
@@ -282,7 +282,7 @@ class _Progress(tune.Callback):
         trial.run_metadata.metric_n_steps = {}
 
 
-def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid, bench: Bench) -> list[Outcome]:
+def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid, ctx: Context) -> list[Outcome]:
     """One outcome per task, in the order of the tasks, whatever became of its trial."""
     found: dict[int, Outcome] = {}
     for result in grid:
@@ -290,8 +290,8 @@ def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid, bench: Bench) -> lis
             continue
         number = result.config["task"]
         if result.error is not None:
-            minutes = minutes_for(tasks[number], bench.plan.sweep.compute)
-            timeout = too_long(minutes, note_of(tasks[number], bench)) if minutes else None
+            minutes = minutes_for(tasks[number], ctx.plan.sweep.compute)
+            timeout = too_long(minutes, note_of(tasks[number], ctx)) if minutes else None
             found[number] = Outcome(task=tasks[number], reason=timeout or _one_line(result.error))
         elif result.metrics and result.metrics.get("ended"):
             told = result.metrics
@@ -311,9 +311,9 @@ def _one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _storage(bench: Bench) -> Iterator[str]:
+def _storage(ctx: Context) -> Iterator[str]:
     """Where Tune keeps its own books while it runs. Ours are the store, so these are thrown away."""
-    folder = bench.workspace.sweep(bench.plan.sweep.name) / ".tune"
+    folder = ctx.workspace.sweep(ctx.plan.sweep.name) / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield str(folder)

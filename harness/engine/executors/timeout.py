@@ -13,25 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from harness.config.schema.compute import ComputeSpec
-from harness.engine.stages.context import Bench
+from harness.config.schema.compute import ComputeConfig
+from harness.engine.stages.context import Context
 from harness.engine.tasks import Task
 from harness.errors import HarnessError
 
 NOTES = "timeouts"  # in a sweep's folder
 
 
-def minutes_for(task: Task, compute: ComputeSpec) -> float | None:
+def minutes_for(task: Task, compute: ComputeConfig) -> float | None:
     """How long a task may take, None without a limit. The limit is that of one training run."""
     if compute.timeout_minutes is None:
         return None
     return compute.timeout_minutes * max(1, len(task.runs))
 
 
-def note_of(task: Task, bench: Bench) -> Path:
+def note_of(task: Task, ctx: Context) -> Path:
     """The file of a task's last step and stacks."""
     name = task.name[:60].replace(" ", "-")  # of a pack the first three runs
-    return bench.workspace.sweep(bench.plan.sweep.name) / NOTES / f"{name}.txt"
+    return ctx.workspace.sweep(ctx.plan.sweep.name) / NOTES / f"{name}.txt"
 
 
 def too_long(minutes: float, note: Path) -> str | None:

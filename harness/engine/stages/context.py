@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.config.plan.plan import Plan
-from harness.config.schema.metric import MetricSpec
-from harness.config.schema.model import ModelSpec
-from harness.diffusion.models.model import DrawSettings
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.model import ModelConfig
+from harness.diffusion.models.model import SamplerSettings
 from harness.errors import HarnessError, Interrupted
 from harness.store.workspace import Workspace
 
@@ -28,12 +28,12 @@ def never() -> bool:
     return False
 
 
-Kind = Literal["dataset_pictures", "training_steps", "pictures", "trials"]
+Kind = Literal["dataset_images", "training_steps", "images", "trials"]
 Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
 Step = Callable[[str], None]  # what is done from here on, for a person
 Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
 
-PICTURES_AT_ONCE = 8  # where nothing is known of the model, as when work is divided
+IMAGES_PER_BATCH = 8  # where nothing is known of the model, as when work is divided
 
 
 def no_step(label: str) -> None:
@@ -42,23 +42,23 @@ def no_step(label: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last snapshot."""
+    """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last checkpoint."""
 
     run_id: str
     start: int
-    snapshots: tuple[int, ...]
+    checkpoints: tuple[int, ...]
 
 
 class Trainer(Protocol):
-    """Trains segments and leaves their snapshots in the store: in this process, or in several at once."""
+    """Trains segments and leaves their checkpoints in the store: in this process, or in several at once."""
 
-    def __call__(self, bench: "Bench", segments: Sequence[Segment]) -> dict[str, HarnessError]:
+    def __call__(self, ctx: "Context", segments: Sequence[Segment]) -> dict[str, HarnessError]:
         """Train; the datasets are there, and nobody else trains these runs. Gives what failed, by run."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Context:
     """What a worker needs to make things: the plan, the store, and how fast to go about it."""
 
     plan: Plan
@@ -68,29 +68,29 @@ class Bench:
     stop: Stop = never
     step: Step = no_step
 
-    def model(self, spec: ModelSpec) -> "Model":
+    def model(self, config: ModelConfig) -> "Model":
         """The model, loaded once per process and kept for the next task."""
-        return _resident_model(spec)
+        return _resident_model(config)
 
     def go_on(self) -> None:
         """Raise Interrupted where all are to stop; called where nothing would be lost."""
         if self.stop():
             raise Interrupted("stopped by Ctrl-C; what is finished is kept, and the same command goes on")
 
-    def pictures_at_once(self, model: "Model", settings: DrawSettings) -> int:
-        """How many pictures are drawn in one batch: as told, or as many as the model has memory for."""
-        return self.plan.sweep.compute.batch_size or model.pictures_at_once(settings)
+    def images_per_batch(self, model: "Model", settings: SamplerSettings) -> int:
+        """How many images are drawn in one batch: as told, or as many as the model has memory for."""
+        return self.plan.sweep.compute.batch_size or model.images_per_batch(settings)
 
 
 @lru_cache(maxsize=1)
-def _resident_model(spec: ModelSpec) -> "Model":
+def _resident_model(config: ModelConfig) -> "Model":
     from harness.diffusion.models import load_model
 
-    return load_model(spec)
+    return load_model(config)
 
 
 @lru_cache(maxsize=4)
-def resident_scorer(metrics: tuple[MetricSpec, ...]) -> "Scorer":
+def resident_scorer(metrics: tuple[MetricConfig, ...]) -> "Scorer":
     """The scorer, loaded once per process; it keeps each encoder for all metrics that share it."""
     from harness.metrics import build_metrics
 

@@ -1,8 +1,8 @@
-"""What is encoded once for all workers: the latents of training pictures, the embeddings of prompts.
+"""What is encoded once for all workers: the latents of training images, the embeddings of prompts.
 
 Training and drawing do without them: what the store lacks is encoded on the way, to the same bits. With the
 embedded model on one core, a worker reads the quickstart's 26 prompts in 0.12 s of processor time instead of
-encoding them in 1.26 s, and a training run the latents of 24 pictures in 0.003 s instead of 0.44 s.
+encoding them in 1.26 s, and a training run the latents of 24 images in 0.003 s instead of 0.44 s.
 """
 
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from harness.config.plan.plan import Dataset, Plan, TrainingRun
 from harness.config.schema.base import fingerprint
-from harness.config.schema.model import ModelSpec
-from harness.engine.stages.context import Bench
-from harness.errors import StageError
-from harness.store.artifact import Stage, every, is_manifest
+from harness.config.schema.model import ModelConfig
+from harness.engine.stages.context import Context
+from harness.errors import ArtifactError
+from harness.store.artifact import Artifact, every, is_manifest
 from harness.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ VIEWS = {"center": False, "center-mirrored": True}  # by the name of the stage: 
 TEXTS = "texts.safetensors"
 
 
-def ensure_latents(bench: Bench, run: TrainingRun) -> list[Path]:
+def ensure_latents(ctx: Context, run: TrainingRun) -> list[Path]:
     """Files of the posteriors that a run reads. Its datasets are there."""
     files: list[Path] = []
     for dataset, view in views_of(run):
-        stage = bench.workspace.latents(dataset.dataset_id, view)
-        made = bench.workspace.dataset(dataset.dataset_id).manifest()["files"]
-        if stage.done or sees_all(run, sum(name.endswith(".png") for name in made)):
-            _ensure_latents(bench, dataset, view)
-            files += sorted(stage.fetch().glob("*.safetensors"))
+        artifact = ctx.workspace.latents(dataset.dataset_id, view)
+        made = ctx.workspace.dataset(dataset.dataset_id).manifest()["files"]
+        if artifact.done or sees_all(run, sum(name.endswith(".png") for name in made)):
+            _ensure_latents(ctx, dataset, view)
+            files += sorted(artifact.fetch().glob("*.safetensors"))
     return files
 
 
@@ -45,32 +45,32 @@ def views_of(run: TrainingRun) -> list[tuple[Dataset, str]]:
     return [(dataset, view) for dataset in run.datasets for view in views]
 
 
-def sees_all(run: TrainingRun, pictures: int) -> bool:
+def sees_all(run: TrainingRun, images: int) -> bool:
     """True where a run has as many rows as there are views; else it had better encode those it meets."""
     training = run.training
     rows = training.steps * training.batch_size * training.gradient_accumulation
-    return rows >= pictures * (2 if training.flip else 1)
+    return rows >= images * (2 if training.flip else 1)
 
 
-def _ensure_latents(bench: Bench, dataset: Dataset, view: str) -> None:
-    workspace, claim = bench.workspace, ("latents", dataset.dataset_id)
-    stage = workspace.latents(dataset.dataset_id, view)
-    if stage.done and not workspace.take_away_damaged(stage, claim):
+def _ensure_latents(ctx: Context, dataset: Dataset, view: str) -> None:
+    workspace, claim = ctx.workspace, ("latents", dataset.dataset_id)
+    artifact = workspace.latents(dataset.dataset_id, view)
+    if artifact.done and not workspace.discard_corrupt(artifact, claim):
         return
     with workspace.claim(*claim):
-        if not stage.done:
+        if not artifact.done:
             from harness.diffusion.training.data import write_latents
 
-            with stage.build(model=dataset.model.model_dump(mode="json")) as folder:
+            with artifact.build(model=dataset.model.model_dump(mode="json")) as folder:
                 write_latents(
-                    bench.model(dataset.model),
-                    pictures=workspace.dataset(dataset.dataset_id).fetch(),
+                    ctx.model(dataset.model),
+                    images=workspace.dataset(dataset.dataset_id).fetch(),
                     folder=folder,
                     mirrored=VIEWS[view],
                 )
 
 
-def ensure_texts(bench: Bench, model: "Model", texts: Iterable[str]) -> None:
+def ensure_texts(ctx: Context, model: "Model", texts: Iterable[str]) -> None:
     """Have the model know these texts of the sweep. The first worker encodes all that the sweep has.
 
     Where adapters act on the text encoders, a text is encoded anew whatever is stored.
@@ -78,42 +78,42 @@ def ensure_texts(bench: Bench, model: "Model", texts: Iterable[str]) -> None:
     unknown = model.texts.unknown(texts)
     if not unknown:
         return
-    workspace, claim = bench.workspace, ("texts", texts_id(model.spec))
-    for stage in workspace.text_chunks(claim[1]):
-        workspace.take_away_damaged(
-            stage, claim, is_manifest if unknown.isdisjoint(texts_in(stage)) else every
+    workspace, claim = ctx.workspace, ("texts", texts_id(model.config))
+    for artifact in workspace.text_chunks(claim[1]):
+        workspace.discard_corrupt(
+            artifact, claim, is_manifest if unknown.isdisjoint(texts_in(artifact)) else every
         )
-    if missing_texts(workspace, bench.plan, model.spec):
+    if missing_texts(workspace, ctx.plan, model.config):
         with workspace.claim(*claim):
-            if missing := missing_texts(workspace, bench.plan, model.spec):
-                stage = workspace.texts(claim[1], fingerprint("texts", texts=missing))
-                with stage.build(model=model.spec.model_dump(mode="json"), texts=missing) as folder:
+            if missing := missing_texts(workspace, ctx.plan, model.config):
+                artifact = workspace.texts(claim[1], fingerprint("texts", texts=missing))
+                with artifact.build(model=model.config.model_dump(mode="json"), texts=missing) as folder:
                     model.texts.write(missing, folder / TEXTS)
-    for stage in workspace.text_chunks(claim[1]):
-        if unknown & texts_in(stage):
-            model.texts.read(unknown, stage.fetch() / TEXTS)
+    for artifact in workspace.text_chunks(claim[1]):
+        if unknown & texts_in(artifact):
+            model.texts.read(unknown, artifact.fetch() / TEXTS)
 
 
-def texts_id(model: ModelSpec) -> str:
+def texts_id(model: ModelConfig) -> str:
     """The folder of a model's embeddings."""
     return fingerprint("text encoders", model=model)
 
 
-def texts_of(plan: Plan, model: ModelSpec) -> set[str]:
+def texts_of(plan: Plan, model: ModelConfig) -> set[str]:
     """All prompts and negative prompts of a sweep that the model draws with."""
-    negatives = {draw.negative for draw in plan.draws.values() if draw.model == model}
+    negatives = {arm.negative for arm in plan.arms.values() if arm.model == model}
     return negatives | {prompt.text for prompt in plan.sweep.prompts}
 
 
-def missing_texts(workspace: Workspace, plan: Plan, model: ModelSpec) -> list[str]:
+def missing_texts(workspace: Workspace, plan: Plan, model: ModelConfig) -> list[str]:
     """Those that the store does not have, sorted."""
-    stages = workspace.text_chunks(texts_id(model))
-    return sorted(texts_of(plan, model).difference(*map(texts_in, stages)))
+    artifacts = workspace.text_chunks(texts_id(model))
+    return sorted(texts_of(plan, model).difference(*map(texts_in, artifacts)))
 
 
-def texts_in(stage: Stage) -> frozenset[str]:
+def texts_in(artifact: Artifact) -> frozenset[str]:
     """The texts that a stage is of; none where its manifest cannot be read."""
     try:
-        return frozenset(stage.manifest()["facts"]["texts"])
-    except (StageError, KeyError):
+        return frozenset(artifact.manifest()["facts"]["texts"])
+    except (ArtifactError, KeyError):
         return frozenset()

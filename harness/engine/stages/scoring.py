@@ -1,6 +1,6 @@
 """Scores, made unless the store has them; and what concerns all tables and training records of a sweep.
 
-Every function here, in `dataset_stages.py`, `training_stages.py` and `picture_stages.py` is safe to call
+Every function here, in `dataset_stages.py`, `training_stages.py` and `image_stages.py` is safe to call
 twice, from two processes at once, and after a kill: it looks, claims, looks again, and makes only what is
 missing.
 """
@@ -9,35 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from harness.config.plan.plan import Draw, Plan
-from harness.config.schema.metric import MetricSpec
+from harness.config.plan.plan import Plan, ResolvedArm
+from harness.config.schema.metric import MetricConfig
 from harness.diffusion.training.record import RECORD
-from harness.engine.stages.context import Bench, resident_scorer
+from harness.engine.stages.context import Context, resident_scorer
 from harness.engine.stages.sampling import IMAGES, read_parquet
 from harness.metrics import metric_fingerprint
-from harness.store.artifact import Stage
+from harness.store.artifact import Artifact
 from harness.store.workspace import Workspace
 
-SCORES = "scores.parquet"  # of a chunk's pictures, by one metric
+SCORES = "scores.parquet"  # of a chunk's images, by one metric
 TABLES = (IMAGES, SCORES)
 RECORDS = (*TABLES, RECORD)
 
 
-def ensure_scores(bench: Bench, draw: Draw) -> bool:
-    """Every metric's scores of every picture of a draw; what a chunk lacks is computed in one pass.
+def ensure_scores(ctx: Context, arm: ResolvedArm) -> bool:
+    """Every metric's scores of every image of a draw; what a chunk lacks is computed in one pass.
 
-    False where pictures to be scored were damaged: they are gone, and to be drawn again first.
+    False where images to be scored were damaged: they are gone, and to be drawn again first.
     """
-    for chunk in bench.workspace.image_chunks(draw.draw_id):
-        if not missing_metrics(bench, chunk):
+    for chunk in ctx.workspace.image_chunks(arm.arm_id):
+        if not missing_metrics(ctx, chunk):
             continue
-        if bench.workspace.take_away_damaged(chunk, ("draw", draw.draw_id)):
-            bench.report("made again", 1)
+        if ctx.workspace.discard_corrupt(chunk, ("draw", arm.arm_id)):
+            ctx.report("made again", 1)
             return False
-        with bench.workspace.claim("scores", f"{draw.draw_id}-{chunk.path.name}"):
-            missing = missing_metrics(bench, chunk)
+        with ctx.workspace.claim("scores", f"{arm.arm_id}-{chunk.path.name}"):
+            missing = missing_metrics(ctx, chunk)
             if missing:
-                _score(bench, chunk, missing)
+                _score(ctx, chunk, missing)
     return True
 
 
@@ -52,55 +52,53 @@ def surveyed(plan: Plan, workspace: Workspace) -> Iterator[None]:
         yield
 
 
-def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Stage]:
+def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Artifact]:
     for run_id in plan.runs:
-        yield from workspace.snapshots(run_id).values()
-    for draw_id in plan.draws:
-        for chunk in workspace.image_chunks(draw_id):
+        yield from workspace.checkpoints(run_id).values()
+    for arm_id in plan.arms:
+        for chunk in workspace.image_chunks(arm_id):
             scores = (workspace.scores(metric_name(metric), chunk) for metric in plan.sweep.metrics)
-            yield from (chunk, *(stage for stage in scores if stage.done))
+            yield from (chunk, *(artifact for artifact in scores if artifact.done))
 
 
 def is_table(name: str) -> bool:
-    """Of a stage of pictures or scores, what the sweep's tables are read from."""
+    """Of a stage of images or scores, what the sweep's tables are read from."""
     return name in TABLES
 
 
-def take_away_damaged_tables(bench: Bench) -> int:
+def discard_corrupt_tables(ctx: Context) -> int:
     """Remove what the sweep's tables are read from and is damaged; how many stages were.
 
-    That is tables and training records. Pictures and adapters are looked at when they are used.
+    That is tables and training records. Images and adapters are looked at when they are used.
     """
-    workspace, damaged = bench.workspace, 0
-    for run_id in bench.plan.runs:
-        for snapshot in workspace.snapshots(run_id).values():
-            damaged += workspace.take_away_damaged(snapshot, ("run", run_id), lambda name: name == RECORD)
-    for draw_id in bench.plan.draws:
-        for chunk in workspace.image_chunks(draw_id):
-            for metric in bench.plan.sweep.metrics:
+    workspace, damaged = ctx.workspace, 0
+    for run_id in ctx.plan.runs:
+        for checkpoint in workspace.checkpoints(run_id).values():
+            damaged += workspace.discard_corrupt(checkpoint, ("run", run_id), lambda name: name == RECORD)
+    for arm_id in ctx.plan.arms:
+        for chunk in workspace.image_chunks(arm_id):
+            for metric in ctx.plan.sweep.metrics:
                 scores = workspace.scores(metric_name(metric), chunk)
                 if scores.done:
-                    damaged += workspace.take_away_damaged(scores, ("scores", scores.path.name), is_table)
-            damaged += workspace.take_away_damaged(chunk, ("draw", draw_id), is_table)
+                    damaged += workspace.discard_corrupt(scores, ("scores", scores.path.name), is_table)
+            damaged += workspace.discard_corrupt(chunk, ("draw", arm_id), is_table)
     return damaged
 
 
-def missing_metrics(bench: Bench, chunk: Stage) -> tuple[MetricSpec, ...]:
+def missing_metrics(ctx: Context, chunk: Artifact) -> tuple[MetricConfig, ...]:
     """The metrics that have not scored a chunk."""
-    return tuple(
-        m for m in bench.plan.sweep.metrics if not bench.workspace.scores(metric_name(m), chunk).done
-    )
+    return tuple(m for m in ctx.plan.sweep.metrics if not ctx.workspace.scores(metric_name(m), chunk).done)
 
 
 @cache
-def metric_name(metric: MetricSpec) -> str:
+def metric_name(metric: MetricConfig) -> str:
     """A metric's folder in the store: its kind, and the fingerprint of its version and weights."""
     return f"{metric.kind}-{metric_fingerprint(metric)}"
 
 
-def _score(bench: Bench, chunk: Stage, metrics: tuple[MetricSpec, ...]) -> None:
+def _score(ctx: Context, chunk: Artifact, metrics: tuple[MetricConfig, ...]) -> None:
     images = read_parquet(chunk, IMAGES)
     table = resident_scorer(metrics).score(images, chunk.fetch())
     for metric in metrics:
-        with bench.workspace.scores(metric_name(metric), chunk).build() as folder:
+        with ctx.workspace.scores(metric_name(metric), chunk).build() as folder:
             table[table["metric"] == metric.kind].to_parquet(folder / SCORES, index=False)

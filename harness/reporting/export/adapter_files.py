@@ -28,11 +28,11 @@ DIFFUSERS = ("lora_adapter_metadata", "format", "word", "vectors")  # entries th
 
 def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:
     """The trial's adapter, and its average where it has one, in each layout. Returns what was written."""
-    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
     name = LORA_FILE if low_rank else EMBEDDING_FILE
     written = []
     for variant in ("", EMA):
-        source = subject.snapshot / variant / name
+        source = subject.checkpoint / variant / name
         if variant and not source.is_file():
             continue
         label = f"{subject.name}_{variant}" if variant else subject.name
@@ -53,7 +53,7 @@ def _copy(source: Path, target: Path, subject: Subject, label: str) -> Path:
 
 
 def _kohya(source: Path, target: Path, subject: Subject, label: str) -> Path:
-    adapter = subject.spec.adapter
+    adapter = subject.config.adapter
     assert isinstance(adapter, LowRankAdapter)
     state = to_kohya(load_file(source), alpha=adapter.scale * adapter.rank, blocks=subject.blocks)
     return _write(target, state, {**describe(subject, label), "format": "pt"})
@@ -82,7 +82,7 @@ def _numbers(data: bytes) -> bytes:
 def describe(subject: Subject, label: str) -> dict[str, str]:
     """The header's entries: kohya's, modelspec's and the harness's own. Nothing in them is a path."""
     own = {
-        "trial": portable(subject.spec.model_dump(mode="json")),
+        "trial": portable(subject.config.model_dump(mode="json")),
         "sweep": subject.results.sweep["name"],
         "trial_id": subject.trial_id,
         "versions": subject.results.sweep["versions"],
@@ -99,7 +99,7 @@ def describe(subject: Subject, label: str) -> dict[str, str]:
 
 
 def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
-    training, adapter, model = subject.spec.training, subject.spec.adapter, subject.spec.model
+    training, adapter, model = subject.config.training, subject.config.adapter, subject.config.model
     entries: dict[str, Any] = {
         "ss_output_name": label,
         "ss_base_model_version": "emoji" if isinstance(model, EmojiModel) else SDXL,
@@ -120,9 +120,9 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
         "ss_min_snr_gamma": training.min_snr_gamma,
         "ss_noise_offset": training.noise_offset or None,
         "ss_caption_dropout_rate": training.caption_dropout,
-        "ss_num_train_images": subject.spec.recipe.count,
+        "ss_num_train_images": subject.config.recipe.count,
         # A1111 and ComfyUI's tools show the words of this table as what calls the adapter.
-        "ss_tag_frequency": {subject.recipe_text: {subject.word: subject.spec.recipe.count or 1}},
+        "ss_tag_frequency": {subject.recipe_text: {subject.word: subject.config.recipe.count or 1}},
         "ss_seed": training.seed,
     }
     if isinstance(adapter, LowRankAdapter):
@@ -137,8 +137,8 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
 
 
 def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
-    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
-    model, times = subject.spec.model, subject.spec.training.timesteps
+    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
+    model, times = subject.config.model, subject.config.training.timesteps
     is_emoji = isinstance(model, EmojiModel)
     prediction = None if isinstance(model, EmojiModel) else model.prediction_type
     return {
@@ -159,7 +159,7 @@ def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
 
 
 def _resolution(subject: Subject) -> str | None:
-    """The model's own size, which it was trained at; null where its pictures were drawn at another."""
+    """The model's own size, which it was trained at; null where its images were drawn at another."""
     images = subject.results.images
     if subject.results.sweep["sampler"]["size"] is not None or images.empty:
         return None

@@ -29,7 +29,7 @@ def text(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> str:
 
 
 def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> Iterator[str]:
-    adapter = subject.spec.adapter
+    adapter = subject.config.adapter
     arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
     own = next(a for a in arm["adapters"] if is_own(a))
     negative = arm["negative"] or subject.word
@@ -38,12 +38,12 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
     name = f"{subject.name}_{EMA}" if averaged else subject.name
     if LORA_FILE in files or EMBEDDING_FILE in files:
         yield _diffusers(subject, prompt=prompt, negative=negative, scale=own["scale"], averaged=averaged)
-    if f"{name}.safetensors" in files and not isinstance(subject.spec.model, EmojiModel):
+    if f"{name}.safetensors" in files and not isinstance(subject.config.model, EmojiModel):
         yield _web_uis(adapter, name=name, negative=negative, scale=own["scale"])
     if isinstance(adapter, LowRankAdapter):
         if own["branch"] != "both":
             yield (
-                f"**One difference.** The pictures above were drawn with the adapter on the {own['branch']} "
+                f"**One difference.** The images above were drawn with the adapter on the {own['branch']} "
                 "guidance branch alone. Stock pipelines and web UIs let a LoRA act on both, so theirs are "
                 "others; lora-sweep-harness draws the measured ones (`harness run`)."
             )
@@ -52,7 +52,7 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
 
 
 def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, averaged: bool) -> str:
-    adapter = subject.spec.adapter
+    adapter = subject.config.adapter
     if isinstance(adapter, TextualInversion):
         # diffusers takes no token that its vocabulary has, so the word goes by another name there.
         negative = negative.replace(adapter.word, f"<{adapter.word}>")
@@ -64,7 +64,7 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
         where = f'subfolder="{EMA}", ' if averaged else ""
         imports, load = [], [f'pipe.load_lora_weights(".", {where}weight_name="{LORA_FILE}")']
         load += [f"pipe.set_adapters(pipe.get_active_adapters(), {scale:g})"] if scale != 1 else []
-    if isinstance(subject.spec.model, EmojiModel):
+    if isinstance(subject.config.model, EmojiModel):
         imports = ["from importlib.resources import files", *imports]
         pipe = (
             'StableDiffusionXLPipeline.from_pretrained(files("harness.diffusion.models") / "emoji" / "base")'
@@ -79,7 +79,7 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
         "",
         f"pipe = {pipe}",
         *load,
-        f"picture = pipe({json.dumps(prompt)}, negative_prompt={json.dumps(negative)}).images[0]",
+        f"image = pipe({json.dumps(prompt)}, negative_prompt={json.dumps(negative)}).images[0]",
     ]
     return "diffusers, from this folder:\n\n```python\n" + "\n".join(lines) + "\n```"
 
@@ -109,7 +109,7 @@ def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative:
     )
 
 
-SHEET, PICTURES = "contact_sheet.png", "pictures"
+SHEET, PICTURES = "contact_sheet.png", "images"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 MISSING = "—"
 RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is for measuring alone."
@@ -117,7 +117,7 @@ RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is fo
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture that the hub shows beside the card."""
+    """An image that the hub shows beside the card."""
 
     prompt: str
     file: str
@@ -134,7 +134,7 @@ def card(
         "## What was measured",
         _findings(subject, evidence),
         _table(evidence),
-        _pictures(evidence),
+        _images(evidence),
         "## How to use it",
         text(subject, evidence, files),
         "## How it was trained",
@@ -151,7 +151,7 @@ def card(
 
 
 def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Example]) -> str:
-    low_rank = isinstance(subject.spec.adapter, LowRankAdapter)
+    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
     negative = _arm(subject, evidence)["negative"]
     front: dict[str, Any] = {
         "base_model": subject.base,
@@ -162,7 +162,7 @@ def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Examp
         "instance_prompt": subject.word,
         "tags": [
             *("text-to-image", "diffusers"),
-            *([] if isinstance(subject.spec.model, EmojiModel) else ["stable-diffusion-xl"]),
+            *([] if isinstance(subject.config.model, EmojiModel) else ["stable-diffusion-xl"]),
             *(["lora", "template:sd-lora"] if low_rank else ["textual_inversion"]),
             *("negative-prompt", "lora-sweep-harness"),
         ],
@@ -186,18 +186,18 @@ def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
 
 
 def _summary(subject: Subject) -> str:
-    spec, adapter = subject.spec, subject.spec.adapter
+    config, adapter = subject.config, subject.config.adapter
     if isinstance(adapter, LowRankAdapter):
         names = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA"}
         what = f"{names[adapter.kind]} of rank {adapter.rank}"
     else:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
-    trained_on = spec.recipe.count - spec.training.holdout if spec.recipe.count else None
-    count = _count(trained_on, "picture") if trained_on else "pictures"
+    trained_on = config.recipe.count - config.training.holdout if config.recipe.count else None
+    count = _count(trained_on, "image") if trained_on else "images"
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
-        f"{what} for {subject.base_text}, trained for {_count(spec.training.steps, 'step')} on {count} of "
-        f"the recipe `{subject.recipe_text}` under the prompt `{spec.training.prompt}`.\n\n"
+        f"{what} for {subject.base_text}, trained for {_count(config.training.steps, 'step')} on {count} of "
+        f"the recipe `{subject.recipe_text}` under the prompt `{config.training.prompt}`.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
         f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
     )
@@ -217,7 +217,7 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
         else " Trials are selected on these prompts, and the best of many looks better than it is."
     )
     return (
-        f"{verdict}{caution}\n\nThe arm `{evidence.arm}`: {_arm_text(subject, evidence)}. Each picture is "
+        f"{verdict}{caution}\n\nThe arm `{evidence.arm}`: {_arm_text(subject, evidence)}. Each image is "
         "compared "
         "with the control's of the same prompt and seed, which started from the same latents; intervals "
         "are over "
@@ -294,7 +294,7 @@ def _row(c: Contrast) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _pictures(evidence: Evidence) -> str:
+def _images(evidence: Evidence) -> str:
     if not evidence.pairs:
         return ""
     shown = (
@@ -304,15 +304,15 @@ def _pictures(evidence: Evidence) -> str:
         "pairs, evenly spread from the best difference to the worst"
     )
     return (
-        f"![Pictures of the same prompt and seed in each arm]({SHEET})\n\n{shown[0].upper()}{shown[1:]}, "
+        f"![Images of the same prompt and seed in each arm]({SHEET})\n\n{shown[0].upper()}{shown[1:]}, "
         "best first; "
-        "the pictures of a row started from the same latents. In brackets the difference from "
+        "the images of a row started from the same latents. In brackets the difference from "
         f"`{evidence.control}`."
     )
 
 
 def _settings(subject: Subject) -> str:
-    dumped = portable(subject.spec.model_dump(mode="json", exclude_none=True))
+    dumped = portable(subject.config.model_dump(mode="json", exclude_none=True))
     rows = [f"| `{name}` | {_cell(value)} |" for name, value in _flat(dumped, "")]
     versions = ", ".join(
         f"{name} {version}"
@@ -343,22 +343,22 @@ def _value(value: Any) -> str:
 
 
 def _license_tag(subject: Subject) -> str | None:
-    if isinstance(subject.spec.model, EmojiModel):
+    if isinstance(subject.config.model, EmojiModel):
         return "mit"
     return "openrail++" if subject.base == SDXL else None
 
 
 def _licence(subject: Subject) -> str:
-    model = subject.spec.model
+    model = subject.config.model
     if isinstance(model, EmojiModel):
-        return "MIT, as the embedded model and the pictures it was trained on."
+        return "MIT, as the embedded model and the images it was trained on."
     if model.source == "random":
         return RANDOM_LICENCE
     terms = " (CreativeML Open RAIL++-M)" if subject.base == SDXL else ""
     return (
         f"An adapter is a derivative of its base: the licence of {subject.base_text}{terms} applies to "
         "its use. "
-        "Whoever publishes it also answers for the rights in the training pictures, where they were not "
+        "Whoever publishes it also answers for the rights in the training images, where they were not "
         "drawn by "
         "the base itself."
     )

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from harness.reporting.export.evidence import Evidence, Pair, Shot
 from harness.store.workspace import Workspace
 
-TILE = 256  # pixels of a picture's longer side
+TILE = 256  # pixels of an image's longer side
 GAP = 12
 HEAD, CAPTION, FOOT = 34, 26, 22  # heights of a column's title, a row's prompt, a score
 PAPER, INK, FAINT, ACCENT = (255, 255, 255), (24, 24, 24), (110, 110, 110), (9, 92, 160)
@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(evidence: Evidence, workspace: Workspace) -> Image.Image:
-    """The sheet. A picture whose file is gone leaves an empty frame, as one that was never drawn."""
+    """The sheet. An image whose file is gone leaves an empty frame, as one that was never drawn."""
     width = GAP + len(evidence.arms) * (TILE + GAP)
     row_height = CAPTION + TILE + FOOT + GAP
     sheet = Image.new("RGB", (width, GAP + HEAD + len(evidence.pairs) * row_height), PAPER)
@@ -43,7 +43,7 @@ def _left(column: int) -> int:
 
 def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, shot: Shot | None) -> None:
     left, top = corner
-    image = None if shot is None else read_picture(workspace.file(shot.path))
+    image = None if shot is None else read_image(workspace.file(shot.path))
     if image is None:
         ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=FAINT)
         return
@@ -51,7 +51,7 @@ def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, sho
     sheet.paste(fitted, (left + (TILE - fitted.width) // 2, top + (TILE - fitted.height) // 2))
 
 
-def read_picture(path: Path) -> Image.Image | None:
+def read_image(path: Path) -> Image.Image | None:
     """The pixels alone; null where the file is gone or unreadable."""
     try:
         with Image.open(path) as opened:
@@ -61,7 +61,7 @@ def read_picture(path: Path) -> Image.Image | None:
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """Small pictures are enlarged by a whole factor, pixel by pixel; large ones are reduced."""
+    """Small images are enlarged by a whole factor, pixel by pixel; large ones are reduced."""
     longest = max(image.size)
     if longest <= TILE:
         factor = TILE // longest

@@ -1,4 +1,4 @@
-"""What the sweep found about a trial, for its card: contrasts with every control, and pairs of pictures."""
+"""What the sweep found about a trial, for its card: contrasts with every control, and pairs of images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """One picture of the sheet."""
+    """One image of the sheet."""
 
     path: str  # relative to the workspace
     score: float | None
@@ -49,7 +49,7 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One prompt and seed in every arm of the sheet; null where an arm has no picture of it."""
+    """One prompt and seed in every arm of the sheet; null where an arm has no image of it."""
 
     prompt: str
     seed: int
@@ -87,10 +87,10 @@ def gather(subject: Subject) -> Evidence:
     """Everything a card shows of a trial's results."""
     sweep = subject.results.sweep
     primary, control = str(sweep["analysis"]["primary"]), str(sweep["analysis"]["control"])
-    draws = subject.results.draws
-    draws = draws[draws["trial_id"] == subject.trial_id]
-    ordered = [arm["name"] for arm in sweep["arms"] if arm["name"] in set(draws["arm"])]
-    named = set(draws.loc[draws["is_control"].astype(bool), "arm"])
+    arms = subject.results.arms
+    arms = arms[arms["trial_id"] == subject.trial_id]
+    ordered = [arm["name"] for arm in sweep["arms"] if arm["name"] in set(arms["arm"])]
+    named = set(arms.loc[arms["is_control"].astype(bool), "arm"])
     controls = [name for name in ordered if name in named]
     summary = subject.results.summary
     summary = summary[summary["trial_id"] == subject.trial_id]
@@ -104,8 +104,8 @@ def gather(subject: Subject) -> Evidence:
     contrasts = [_contrast(row) for row in own[own["split"] == split].to_dict("records")]
     contrasts.sort(key=lambda c: (metrics.index(c.metric), controls.index(c.control)))
     others = [name for name in controls if name != control][: COLUMNS - 2]
-    arms = [name for name in ordered if name in (control, arm, *others)]
-    pairs = _pairs(subject, arms, arm=arm, control=control, primary=primary, split=split)
+    names = [name for name in ordered if name in (control, arm, *others)]
+    pairs = _pairs(subject, names, arm=arm, control=control, primary=primary, split=split)
     return Evidence(
         arm=arm,
         control=control,
@@ -113,7 +113,7 @@ def gather(subject: Subject) -> Evidence:
         primary=primary,
         split=split,
         contrasts=tuple(contrasts),
-        arms=tuple(arms),
+        arms=tuple(names),
         pairs=tuple(pairs[place] for place in _spread(len(pairs))),
         n_pairs=len(pairs),
     )
@@ -132,14 +132,14 @@ def _best_arm(summary: pd.DataFrame, arms: Sequence[str], *, control: str, prima
 
 
 def _pairs(
-    subject: Subject, arms: Sequence[str], *, arm: str, control: str, primary: str, split: str
+    subject: Subject, names: Sequence[str], *, arm: str, control: str, primary: str, split: str
 ) -> list[Pair]:
-    """Every prompt and seed with a picture in both arm and control, best difference first, unscored last."""
+    """Every prompt and seed with an image in both arm and control, best difference first, unscored last."""
     results = subject.results
-    draws = results.draws[results.draws["trial_id"] == subject.trial_id]
+    arms = results.arms[results.arms["trial_id"] == subject.trial_id]
     scores = results.scores.loc[results.scores["metric"] == primary, ["image_id", "value"]]
     images = results.images.loc[results.images["split"] == split].drop(columns=["arm", "trial_id"])
-    found = draws[["arm", "draw_id"]].merge(images, on="draw_id").merge(scores, on="image_id", how="left")
+    found = arms[["arm", "arm_id"]].merge(images, on="arm_id").merge(scores, on="image_id", how="left")
     higher = next(
         (c for c in results.summary.loc[results.summary["metric"] == primary, "higher_is_better"]), True
     )
@@ -153,7 +153,7 @@ def _pairs(
             name: Shot(path=by_arm[name]["path"], score=_number(by_arm[name]["value"]))
             if name in by_arm
             else None
-            for name in arms
+            for name in names
         }
         gain = sign * (by_arm[arm]["value"] - by_arm[control]["value"])
         pairs.append((gain, Pair(prompt=str(prompt), seed=int(str(seed)), shots=shots)))

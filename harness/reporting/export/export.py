@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.errors import ExportError
 from harness.reporting.export.adapter_files import Layout, write_files
 from harness.reporting.export.card import PICTURES, SHEET, Example, card
-from harness.reporting.export.contact_sheet import contact_sheet, read_picture
+from harness.reporting.export.contact_sheet import contact_sheet, read_image
 from harness.reporting.export.evidence import Evidence, gather
 from harness.reporting.export.subject import Subject, find, portable
 from harness.store.artifact import sha256
@@ -71,7 +71,7 @@ def _line(error: BaseException) -> str:
 
 
 CARD, CONFIG = "README.md", "trial.json"
-EXAMPLES = 3  # pictures for the hub's gallery
+EXAMPLES = 3  # images for the hub's gallery
 
 
 def export_trial(
@@ -87,7 +87,7 @@ def export_trial(
     `trial` is its number in the sweep, or `best`: the one selected on dev prompts. `layout` is diffusers'
     (`load_lora_weights`), kohya's (A1111, ComfyUI) or both. The same trial gives the same bytes.
 
-    Raises SpecError where the trial has no adapter, StageError where its files are gone or of another
+    Raises ConfigError where the trial has no adapter, ArtifactError where its files are gone or of another
     version, ExportError where `folder` holds something else.
     """
     subject = find(results, workspace, trial)
@@ -123,11 +123,11 @@ def _fill(subject: Subject, workspace: "Workspace", folder: Path, layout: Layout
 
 
 def _examples(evidence: Evidence, workspace: "Workspace", folder: Path) -> list[Example]:
-    """The arm's pictures on the sheet, one of a prompt, as pixels alone: their headers may name paths."""
+    """The arm's images on the sheet, one of a prompt, as pixels alone: their headers may name paths."""
     examples: list[Example] = []
     for pair in evidence.pairs:
         shot = pair.shots[evidence.arm]
-        image = None if shot is None else read_picture(workspace.file(shot.path))
+        image = None if shot is None else read_image(workspace.file(shot.path))
         if image is None or len(examples) == EXAMPLES or pair.prompt in {e.prompt for e in examples}:
             continue
         name = f"{PICTURES}/{len(examples) + 1}.png"
@@ -144,7 +144,7 @@ def _config(subject: Subject, hashes: dict[str, str]) -> dict[str, Any]:
         "question": sweep["question"],
         "trial": subject.index,
         "trial_id": subject.trial_id,
-        "spec": portable(subject.spec.model_dump(mode="json")),
+        "spec": portable(subject.config.model_dump(mode="json")),
         "versions": sweep["versions"],
         "finished_at": sweep["finished_at"],
         "sha256": hashes,

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config.schema.adapter import LowRankAdapter
-from harness.config.schema.model import EmojiModel, ModelSpec
-from harness.config.schema.recipe import RecipeSpec
-from harness.config.schema.sweep import TrialSpec
-from harness.errors import SpecError, StageError
+from harness.config.schema.model import EmojiModel, ModelConfig
+from harness.config.schema.recipe import RecipeConfig
+from harness.config.schema.sweep import TrialConfig
+from harness.errors import ArtifactError, ConfigError
 from harness.store.artifact import is_adapter
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Subject:
 
     results: "Results"
     row: dict[str, Any]  # of the trials table
-    spec: TrialSpec
-    snapshot: Path
+    config: TrialConfig
+    checkpoint: Path
 
     @property
     def trial_id(self) -> str:
@@ -82,13 +82,13 @@ class Subject:
     @property
     def word(self) -> str:
         """What the prompt must hold for the adapter to be called: DreamBooth's prompt, or the learnt word."""
-        adapter = self.spec.adapter
-        return self.spec.training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
+        adapter = self.config.adapter
+        return self.config.training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
 
     @cached_property
     def base(self) -> str | None:
         """The hub id of the model it was trained on; null where it has none."""
-        model = self.spec.model
+        model = self.config.model
         if isinstance(model, EmojiModel) or model.source == "random" or is_local(model.source):
             return None
         return model.source
@@ -96,7 +96,7 @@ class Subject:
     @property
     def base_text(self) -> str:
         """The model it was trained on, in words."""
-        model = self.spec.model
+        model = self.config.model
         if isinstance(model, EmojiModel):
             return "emoji (64 px, embedded in lora-sweep-harness)"
         return str(portable(model.source)) + (f" (revision {model.revision})" if model.revision else "")
@@ -104,12 +104,12 @@ class Subject:
     @property
     def blocks(self) -> Literal["sgm", "diffusers"]:
         """How kohya's layout names the UNet's blocks: as SDXL's own code where the UNet has its shape."""
-        return "sgm" if _has_sdxl_blocks(self.spec.model) else "diffusers"
+        return "sgm" if _has_sdxl_blocks(self.config.model) else "diffusers"
 
     @property
     def recipe_text(self) -> str:
         """The recipe's own name, or its kind."""
-        return recipe_text(self.spec.recipe)
+        return recipe_text(self.config.recipe)
 
     @cached_property
     def varied(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Subject:
         return {axis: portable(self.row[axis]) for axis in self.results.sweep["axes"] if axis in self.row}
 
 
-def recipe_text(recipe: RecipeSpec) -> str:
+def recipe_text(recipe: RecipeConfig) -> str:
     """The recipe's own name, or its kind."""
     return recipe.name or recipe.kind
 
@@ -125,7 +125,7 @@ def recipe_text(recipe: RecipeSpec) -> str:
 def find(results: "Results", workspace: "Workspace", trial: int | Literal["best"]) -> Subject:
     """A trial with its adapter.
 
-    Raises SpecError where there is no such trial or it has no adapter, StageError where the adapter is gone.
+    Raises ConfigError if there is no such trial or it has no adapter, ArtifactError if the adapter is gone.
     """
     trials = results.trials
     name = str(results.sweep["name"])
@@ -133,36 +133,36 @@ def find(results: "Results", workspace: "Workspace", trial: int | Literal["best"
         trials["selected"].fillna(False).astype(bool) if trial == "best" else trials["index"] == trial
     ]
     if trial == "best" and chosen.empty:
-        raise SpecError(
+        raise ConfigError(
             f"sweep {name} has no best trial: none has a difference on dev; give a trial's number"
         )
     if chosen.empty:
         allowed = ", ".join(str(index) for index in sorted(trials["index"]))
-        raise SpecError(f"trial {trial} is not in sweep {name}; allowed: best, {allowed}")
+        raise ConfigError(f"trial {trial} is not in sweep {name}; allowed: best, {allowed}")
     row = {str(key): value for key, value in chosen.iloc[0].to_dict().items()}
     if not isinstance(row["adapter_path"], str):
-        raise SpecError(
+        raise ConfigError(
             f"trial {row['index']} of sweep {name} has no adapter ({row['reason']}); run it first"
         )
-    snapshot = workspace.stage(row["adapter_path"]).fetch(is_adapter)
-    if not snapshot.is_dir():
-        raise StageError(f"{snapshot} is missing; `harness run` makes it again")
+    checkpoint = workspace.artifact(row["adapter_path"]).fetch(is_adapter)
+    if not checkpoint.is_dir():
+        raise ArtifactError(f"{checkpoint} is missing; `harness run` makes it again")
     try:
-        spec = TrialSpec.model_validate(json.loads(row["config"]))
+        config = TrialConfig.model_validate(json.loads(row["config"]))
     except ValueError as error:
-        raise StageError(
+        raise ArtifactError(
             f"trial {row['index']} of sweep {name} was written by another version of the harness and "
             "cannot be "
             "read; `harness run` writes the tables anew"
         ) from error
-    return Subject(results=results, row=row, spec=spec, snapshot=snapshot)
+    return Subject(results=results, row=row, config=config, checkpoint=checkpoint)
 
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name)
 
 
-def _has_sdxl_blocks(model: ModelSpec) -> bool:
+def _has_sdxl_blocks(model: ModelConfig) -> bool:
     if isinstance(model, EmojiModel):
         return False
     config = Path(model.source) / "unet" / "config.json"

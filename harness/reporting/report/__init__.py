@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def write_report(results: "Results", workspace: "Workspace", target: Path) -> None:
     """Write the page of a sweep to `target`, whole or not at all.
 
-    Picture paths in the tables are relative to `workspace`; a picture that is gone is said so on the page.
+    Image paths in the tables are relative to `workspace`; an image that is gone is said so on the page.
     Raises WorkspaceError where `target` cannot be written.
     """
     from harness.reporting.report.page import write

@@ -1,4 +1,4 @@
-"""Figures of curves: the effect over an arm's parameter, and losses over a run's snapshots."""
+"""Figures of curves: the effect over an arm's parameter, and losses over a run's checkpoints."""
 
 import json
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def _line(axes: Axes, found: Found, colour: str, marker: str, label: str, *, shi
 
 @dataclass(frozen=True, kw_only=True)
 class RunLosses:
-    """One training run: its losses at each snapshot, by steps."""
+    """One training run: its losses at each checkpoint, by steps."""
 
     label: str
     selected: bool
@@ -128,7 +128,7 @@ class RunLosses:
 
 
 def loss_curves(study: Study) -> Markup | None:
-    """Training and held-out loss over the snapshots of each run. Null where nothing was held out."""
+    """Training and held-out loss over the checkpoints of each run. Null where nothing was held out."""
     runs = run_losses(study)
     if not runs:
         return None
@@ -146,7 +146,7 @@ def loss_curves(study: Study) -> Markup | None:
                     zorder=3 if run.selected else 2,
                 )  # fmt: skip
         left.set_title("training")
-        right.set_title("held-out pictures")
+        right.set_title("held-out images")
         left.set_ylabel("loss")
         for axes in (left, right):
             axes.set_xticks(sorted({step for run in runs for step in run.steps}))

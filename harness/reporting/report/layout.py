@@ -1,4 +1,4 @@
-"""Arms of one family, which differ in values such as an adapter's scale; and which arms pictures show.
+"""Arms of one family, which differ in values such as an adapter's scale; and which arms images show.
 
 Where trials stand in a grid: two axes as columns and rows, every other combination a panel.
 """
@@ -77,16 +77,16 @@ def param_name(key: str) -> str:
 
 def matched_control(study: Study, arm: str) -> str | None:
     """The control of a family that has the very values of an arm of another: the same guidance, say."""
-    own = study.arm_spec(arm)
+    own = study.arm_config(arm)
     for control in study.controls:
-        spec = study.arm_spec(control)
-        if spec["family"] is not None and own["params"] and spec["params"] == own["params"]:
+        config = study.arm_config(control)
+        if config["family"] is not None and own["params"] and config["params"] == own["params"]:
             return control
     return None
 
 
 def shown_arms(study: Study) -> list[str]:
-    """The arms of a row of pictures: controls, then adapter arms; of each family one, at most MOST_SHOWN.
+    """The arms of a row of images: controls, then adapter arms; of each family one, at most MOST_SHOWN.
 
     Of the headline's family that is the headline's arm; of other adapter families the best on dev; of a
     family of controls the one with the headline's values, else the first.
@@ -94,14 +94,14 @@ def shown_arms(study: Study) -> list[str]:
     matched = matched_control(study, study.arm)
     chosen: dict[str, str] = {}
     for name in study.controls:
-        family = study.arm_spec(name)["family"] or name
+        family = study.arm_config(name)["family"] or name
         if name in (study.control, matched) or family not in chosen:
             chosen[family] = name
     controls = [name for name in study.controls if name in {*chosen.values(), study.control}]
     best: dict[str, str] = {}
     for name in sorted(study.adapter_arms, key=lambda name: -_gain(study, name)):
-        best.setdefault(study.arm_spec(name)["family"] or name, name)
-    best[study.arm_spec(study.arm)["family"] or study.arm] = study.arm
+        best.setdefault(study.arm_config(name)["family"] or name, name)
+    best[study.arm_config(study.arm)["family"] or study.arm] = study.arm
     adapters = [name for name in study.adapter_arms if name in best.values()]
     kept = {study.control, study.arm}
     for name in [*controls, *adapters]:

@@ -29,8 +29,8 @@ from harness.reporting.report.format import (
     plain,
     signed,
 )
+from harness.reporting.report.images import Thumbnails, family_row, image_grid, image_rows
 from harness.reporting.report.layout import layout, param_name, shown_arms
-from harness.reporting.report.pictures import Thumbnails, family_row, picture_grid, picture_rows
 from harness.reporting.report.study import Study, is_own, number, text
 from harness.reporting.report.verdict import verdict
 from harness.results.tables import FACTS
@@ -99,18 +99,18 @@ def _origin(adapter: dict[str, Any]) -> str:
     if adapter["file"] is not None:
         return f"{Path(adapter['file']).name}, a file, sha256 {(adapter['digest'] or 'unknown')[:12]}"
     recipe = adapter["recipe"]
-    pictures = "" if recipe["kind"] != "folder" else f", pictures {(recipe['digest'] or 'unknown')[:12]}"
-    return f"{_recipe_name(recipe)}{pictures}: {_settings(adapter)}"
+    images = "" if recipe["kind"] != "folder" else f", images {(recipe['digest'] or 'unknown')[:12]}"
+    return f"{_recipe_name(recipe)}{images}: {_settings(adapter)}"
 
 
 def _settings(adapter: dict[str, Any]) -> str:
-    spec, training = adapter["adapter"], adapter["training"]
-    if spec is None:
+    config, training = adapter["adapter"], adapter["training"]
+    if config is None:
         what = "an adapter like the trial’s"
-    elif spec["kind"] == "textual_inversion":
-        what = f"textual inversion of {count(spec['vectors'], 'vector')} for “{spec['word']}”"
+    elif config["kind"] == "textual_inversion":
+        what = f"textual inversion of {count(config['vectors'], 'vector')} for “{config['word']}”"
     else:
-        what = f"{spec['kind']} of rank {spec['rank']}"
+        what = f"{config['kind']} of rank {config['rank']}"
     if training is None:
         return f"{what}, trained like the trial’s"
     return f"{what}, {count(training['steps'], 'step')} on “{training['prompt']}”, seed {training['seed']}"
@@ -141,7 +141,7 @@ def render(results: "Results", workspace: "Workspace") -> str:
     study = Study(results)
     thumbnails = Thumbnails(workspace)
     grid = layout(study)
-    groups, every = picture_rows(study, thumbnails)
+    groups, every = image_rows(study, thumbnails)
     environment = _environment()
     return environment.get_template("report.html.j2").render(
         study=study,
@@ -151,7 +151,7 @@ def render(results: "Results", workspace: "Workspace") -> str:
         every=every,
         forest=forest(study),
         heatmap=heatmap(study),
-        grid=picture_grid(study, grid, thumbnails),
+        grid=image_grid(study, grid, thumbnails),
         dose=dose_response(study),
         trials=_trials(study),
         failures=_failures(study),
@@ -164,7 +164,7 @@ def render(results: "Results", workspace: "Workspace") -> str:
         latents=_latents(study),
         method=_method(study),
         provenance=_provenance(study, workspace),
-        spec_uri=_spec_uri(study),
+        config_uri=_config_uri(study),
         css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # our own file, not the user's
     )
 
@@ -208,7 +208,7 @@ def _trials(study: Study) -> list[dict[str, Any]]:
 
 
 def _curves(study: Study, thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    """Each family of arms: its figure, and one pair of pictures along it."""
+    """Each family of arms: its figure, and one pair of images along it."""
     return [
         {
             "name": curve.family.name,
@@ -222,7 +222,7 @@ def _curves(study: Study, thumbnails: Thumbnails) -> list[dict[str, Any]]:
 
 
 def _unseen(study: Study) -> int:
-    """How many arms the rows of pictures leave out."""
+    """How many arms the rows of images leave out."""
     return len(study.sweep["arms"]) - len(shown_arms(study))
 
 
@@ -243,10 +243,10 @@ def _latents(study: Study) -> tuple[bool, int] | None:
     """Whether the selected trial's arms started from the same latents, and on how many (prompt, seed)."""
     if study.selected is None:
         return None
-    draws = study.results.draws.query("trial_id == @study.selected")["draw_id"]
+    arms = study.results.arms.query("trial_id == @study.selected")["arm_id"]
     images = study.results.images
     kinds = (
-        images[images["draw_id"].isin(draws)]
+        images[images["arm_id"].isin(arms)]
         .groupby(["prompt_id", "seed"])["latent_hash"]
         .nunique(dropna=False)
     )
@@ -294,13 +294,13 @@ def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",
         "load": f"from harness import results\nr = results.load({json.dumps(folder)})\n"
         f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
-        "spec": _spec(study),
+        "config": _config(study),
     }
 
 
-def _spec(study: Study) -> str:
-    spec = {key: value for key, value in study.sweep.items() if key not in FACTS}
-    return json.dumps(_from_here(spec), indent=2, ensure_ascii=False)
+def _config(study: Study) -> str:
+    config = {key: value for key, value in study.sweep.items() if key not in FACTS}
+    return json.dumps(_from_here(config), indent=2, ensure_ascii=False)
 
 
 def _from_here(value: Any) -> Any:
@@ -316,5 +316,5 @@ def _from_here(value: Any) -> Any:
             return value
 
 
-def _spec_uri(study: Study) -> str:
-    return "data:application/json;base64," + base64.b64encode(_spec(study).encode()).decode()
+def _config_uri(study: Study) -> str:
+    return "data:application/json;base64," + base64.b64encode(_config(study).encode()).decode()

@@ -101,7 +101,7 @@ class Study:
     @cached_property
     def controls(self) -> list[str]:
         """Control arms in the sweep's order."""
-        named = set(self.results.draws.loc[self.results.draws["is_control"].astype(bool), "arm"])
+        named = set(self.results.arms.loc[self.results.arms["is_control"].astype(bool), "arm"])
         return [arm["name"] for arm in self.sweep["arms"] if arm["name"] in named]
 
     @cached_property
@@ -109,7 +109,7 @@ class Study:
         """Arms in which the trial's own adapter acts, in the sweep's order."""
         return [arm["name"] for arm in self.sweep["arms"] if arm["name"] not in self.controls]
 
-    def arm_spec(self, name: str) -> dict[str, Any]:
+    def arm_config(self, name: str) -> dict[str, Any]:
         """An arm as the sweep describes it."""
         found: dict[str, Any] = next(arm for arm in self.sweep["arms"] if arm["name"] == name)
         return found
@@ -118,12 +118,12 @@ class Study:
         """What a control holds fixed beside the headline's arm.
 
         Its other adapters without the trial's own (`others`), the trial's own without these (`alone`), an
-        adapter trained on other pictures (`sham`), another guidance, the negative words, or nothing.
+        adapter trained on other images (`sham`), another guidance, the negative words, or nothing.
         """
-        arm = self.arm_spec(name)
+        arm = self.arm_config(name)
         if arm["adapters"]:
             sources = [_source(adapter) for adapter in arm["adapters"]]
-            others = [_source(a) for a in self.arm_spec(self.arm)["adapters"] if not is_own(a)]
+            others = [_source(a) for a in self.arm_config(self.arm)["adapters"] if not is_own(a)]
             if all(source in others for source in sources):
                 return "others"
             return "alone" if sources == [(self._own_recipe, None, None, None)] else "sham"

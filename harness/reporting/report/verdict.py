@@ -136,7 +136,7 @@ def _measured(main: Contrast, decimals: int) -> str:
         certainty = main.reason
     return (
         f"{main.arm} − {main.control} = {signed(main.difference, decimals)}, {certainty}, "
-        f"on {count(main.n_prompts, f'{where} prompt')} ({count(main.n_pairs, 'pair')} of pictures with "
+        f"on {count(main.n_prompts, f'{where} prompt')} ({count(main.n_pairs, 'pair')} of images with "
         f"the same prompt and seed){wins}. Means: {means}."
     )
 
@@ -168,7 +168,7 @@ def _exploratory(study: Study) -> list[str]:
     if study.split == "test":
         return []
     why = (
-        "the test pictures of the selected trial are missing"
+        "the test images of the selected trial are missing"
         if study.has_test_prompts
         else "the sweep has no test prompts"
     )
@@ -179,8 +179,8 @@ def _exploratory(study: Study) -> list[str]:
 
 
 EXPLAINS = {
-    "sham": "an adapter trained in the same way on other pictures ({control}) does the same, so the gain "
-    "cannot be put down to the bad pictures",
+    "sham": "an adapter trained in the same way on other images ({control}) does the same, so the gain "
+    "cannot be put down to the bad images",
     "others": "the other adapters without the trial's own ({control}) do the same, so the gain cannot be put "
     "down to the trial's own",
     "alone": "the trial's own adapter by itself ({control}) does the same, so the gain cannot be put down to "
@@ -239,8 +239,8 @@ def _guards(study: Study) -> list[str]:
     found = []
     if moved:
         found.append(
-            f"Against {study.control} the pictures also changed in {listed(moved)}. A scorer may reward that "
-            "alone; look at the pictures."
+            f"Against {study.control} the images also changed in {listed(moved)}. A scorer may reward that "
+            "alone; look at the images."
         )
     if worse:
         found.append(f"It costs something: against {study.control}, {listed(worse)} became worse.")

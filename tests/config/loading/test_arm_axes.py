@@ -7,7 +7,7 @@ import pytest
 
 from harness.config.loading.load import expanded_arms
 from harness.config.plan.plan import expand
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 LORA = {"name": "lora", "negative": "wrong", "adapters": [{"branch": "negative"}]}
@@ -49,7 +49,7 @@ def test_a_curve_trains_nothing_more(tmp_path: Path) -> None:
     one = expand(load(tmp_path, arms=[{"name": "placebo"}, LORA]))
     curve = expand(load(tmp_path, arms=[{"name": "placebo"}, *arms(scale=[0.5, 1.0, 2.0])]))
     assert curve.runs.keys() == one.runs.keys()
-    assert len(curve.draws) == len(one.draws) + 2 * len(one.trials)
+    assert len(curve.arms) == len(one.arms) + 2 * len(one.trials)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_a_curve_trains_nothing_more(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_says_where(axes: dict[str, Any], line: str) -> None:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         expanded_arms([{**LORA, "axes": axes}])
     assert str(caught.value).startswith(line)
 
 
 def test_two_points_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="arms must differ; given twice: lora-scale-1"):
+    with pytest.raises(ConfigError, match="arms must differ; given twice: lora-scale-1"):
         load(tmp_path, arms=[{"name": "placebo"}, *arms(scale=[1, 1])])

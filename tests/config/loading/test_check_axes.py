@@ -5,7 +5,7 @@ import pytest
 
 from harness.config.loading.check_axes import axis_names
 from harness.config.plan.plan import expand
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 WORDS = {"kind": "keywords", "keywords": ["ugly"]}
@@ -13,7 +13,7 @@ PLAIN = {"kind": "plain", "prompts": ["a cat"]}
 
 
 def message(folder: Path, axes: dict[str, Any], **changes: Any) -> str:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(folder, axes=axes, **changes)
     return str(caught.value).replace(f"{folder}/x.yaml: ", "")
 
@@ -99,7 +99,7 @@ def test_values_become_what_the_specification_holds(tmp_path: Path) -> None:
 
 def test_whole_section_and_a_name_inside_it(tmp_path: Path) -> None:
     sweep = load(tmp_path, recipe=None, axes={"recipe": [WORDS, PLAIN], "recipe.seed": [1, 2]})
-    found = [t.spec.recipe.model_dump(include={"kind", "seed"}) for t in expand(sweep).trials]
+    found = [t.config.recipe.model_dump(include={"kind", "seed"}) for t in expand(sweep).trials]
     assert found == [{"kind": kind, "seed": seed} for kind in ("keywords", "plain") for seed in (1, 2)]
 
 

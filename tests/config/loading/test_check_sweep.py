@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from harness.config.plan.plan import expand
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 PLACEBO = {"name": "placebo", "negative": "wrong"}
@@ -44,7 +44,7 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ),
         (
             {"training": {"crop": "random"}},
-            "training.crop: random has no room in a keywords recipe's square pictures",
+            "training.crop: random has no room in a keywords recipe's square images",
         ),
         (
             {"training": {"text_encoder_learning_rate": 0.1}},
@@ -81,7 +81,7 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_a_part_that_would_do_nothing_is_a_fault(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(tmp_path, **{"arms": lora(), "axes": {"training.steps": [10, 20]}, **changes})
     assert line in str(caught.value)
 
@@ -93,7 +93,7 @@ def test_captions_must_be_there(tmp_path: Path) -> None:
         "training": {"prompt": "wrong, {caption}", "crop": "random"},
         "arms": lora(),
     }
-    with pytest.raises(SpecError, match="needs a caption for every picture"):
+    with pytest.raises(ConfigError, match="needs a caption for every image"):
         load(tmp_path, **changes)
     (tmp_path / "a.txt").write_text("a black square")
     sweep = load(tmp_path, **changes)
@@ -109,13 +109,13 @@ def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Pat
     }
     both = {"name": "both", "negative": "wrong", "adapters": [subject, {}]}
     sweep = load(tmp_path, arms=[PLACEBO, {"name": "subject", "adapters": [subject]}, both])
-    assert [(arm.is_control, arm.needs_training) for arm in sweep.arms] == [
+    assert [(own.is_control, own.needs_training) for own in sweep.arms] == [
         (True, False),
         (True, True),
         (False, True),
     ]
     plan = expand(sweep)
     assert len(plan.runs) == 2 + 1, "two ranks, and the subject once"
-    (alone,) = {trial.draws["subject"] for trial in plan.trials}
-    owners = [run for run in plan.runs if alone in {draw.draw_id for draw in plan.draws_of_run(run)}]
-    assert owners == [plan.draws[alone].adapters[0].run_id]
+    (alone,) = {trial.arms["subject"] for trial in plan.trials}
+    owners = [run for run in plan.runs if alone in {arm.arm_id for arm in plan.arms_of_run(run)}]
+    assert owners == [plan.arms[alone].adapters[0].run_id]

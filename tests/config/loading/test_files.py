@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from harness.config.loading.files import parse, read_yaml
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_anchors_and_merge_keys() -> None:
 def test_fault_names_file_and_line(tmp_path: Path, text: str, error: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         read_yaml(path)
     assert str(caught.value).startswith(f"{tmp_path}/{error}")
     assert "\n" not in str(caught.value)
@@ -62,8 +62,8 @@ def test_fault_names_file_and_line(tmp_path: Path, text: str, error: str) -> Non
 def test_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="is not UTF-8 text"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_yaml(path)
     path.write_text("a: \x07")
-    with pytest.raises(SpecError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         read_yaml(path)

@@ -5,8 +5,8 @@ import pytest
 
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import expand
-from harness.config.schema.sweep import SweepSpec
-from harness.errors import SpecError
+from harness.config.schema.sweep import SweepConfig
+from harness.errors import ConfigError
 from tests.config.example import load
 
 QUICKSTART = Path(__file__).parents[3] / "sweeps" / "quickstart.yaml"
@@ -14,7 +14,7 @@ QUICKSTART = Path(__file__).parents[3] / "sweeps" / "quickstart.yaml"
 
 def message(folder: Path, *overrides: str, **changes: Any) -> str:
     """The error of a changed example, without the folder's name."""
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(folder, *overrides, **changes)
     return str(caught.value).replace(f"{folder}/", "")
 
@@ -32,7 +32,7 @@ def test_dump_loads_again_to_an_equal_sweep(tmp_path: Path) -> None:
         {"kind": "plain", "prompts": ["a cat"], "name": "p"},
     ]
     sweep = load(tmp_path, axes__recipe=recipes, recipe=None)
-    again = SweepSpec.model_validate(sweep.model_dump(mode="json"))
+    again = SweepConfig.model_validate(sweep.model_dump(mode="json"))
     assert again == sweep
     assert list(expand(again).trials) == list(expand(sweep).trials)
 
@@ -146,12 +146,12 @@ def test_unknown_key_deep_in_an_arm_names_its_place(tmp_path: Path) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(SpecError, match=r"^no/such\.yaml does not exist$"):
+    with pytest.raises(ConfigError, match=r"^no/such\.yaml does not exist$"):
         load_sweep(Path("no/such.yaml"))
 
 
 def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_sweep(tmp_path)
 
 
@@ -216,12 +216,12 @@ def test_quickstart_is_valid_and_small() -> None:
     plan = expand(load_sweep(QUICKSTART))
     assert len(plan.trials) == 8
     assert len(plan.datasets) == 3
-    assert [draw.arm for draw in plan.control_draws] == ["baseline", "placebo"]
+    assert [arm.arm for arm in plan.control_arms] == ["baseline", "placebo"]
 
 
 def test_quickstart_never_trains_on_what_it_evaluates() -> None:
     sweep = load_sweep(QUICKSTART)
-    recipes = [trial.spec.recipe for trial in expand(sweep).trials]
+    recipes = [trial.config.recipe for trial in expand(sweep).trials]
     recipes += [a.recipe for arm in sweep.arms for a in arm.adapters if a.recipe is not None]
     trained = {text for recipe in recipes for text in recipe.texts}
     assert trained

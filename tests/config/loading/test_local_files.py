@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from harness.config.plan.plan import expand
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
     folder.mkdir()
     for name, colour in {"a.png": "red", "b.png": "blue"}.items():
@@ -22,7 +22,7 @@ def recipe(**more: Any) -> dict[str, Any]:
     return {"kind": "folder", "path": "mine", **more}
 
 
-def test_folder_is_found_beside_the_sweep_and_hashed_everywhere(tmp_path: Path, pictures: Path) -> None:
+def test_folder_is_found_beside_the_sweep_and_hashed_everywhere(tmp_path: Path, images: Path) -> None:
     arms = [
         {"name": "placebo"},
         {"name": "sham", "adapters": [{"recipe": recipe()}]},
@@ -30,42 +30,42 @@ def test_folder_is_found_beside_the_sweep_and_hashed_everywhere(tmp_path: Path, 
     ]
     plain = {"kind": "plain", "prompts": ["a cat"]}
     sweep = load(tmp_path, recipe=None, axes__recipe=[recipe(), plain], arms=arms)
-    found = [sweep.recipe, expand(sweep).trials[0].spec.recipe, sweep.arms[1].adapters[0].recipe]
+    found = [sweep.recipe, expand(sweep).trials[0].config.recipe, sweep.arms[1].adapters[0].recipe]
     for one in found:
         assert one is not None and one.kind == "folder"
-        assert (one.path, one.count) == (pictures, 2)
+        assert (one.path, one.count) == (images, 2)
         assert one.digest is not None
     assert len({one.digest for one in found if one is not None and one.kind == "folder"}) == 1
 
 
-def test_moving_the_folder_changes_no_id_but_another_picture_does(tmp_path: Path, pictures: Path) -> None:
+def test_moving_the_folder_changes_no_id_but_another_image_does(tmp_path: Path, images: Path) -> None:
     first = expand(load(tmp_path, recipe=recipe())).trials[0]
-    pictures.rename(tmp_path / "elsewhere")
+    images.rename(tmp_path / "elsewhere")
     moved = expand(load(tmp_path, recipe=recipe(path="elsewhere"))).trials[0]
     assert (moved.trial_id, moved.run_id) == (first.trial_id, first.run_id)
     Image.new("RGB", (8, 8), "green").save(tmp_path / "elsewhere" / "c.png")
     assert expand(load(tmp_path, recipe=recipe(path="elsewhere"))).trials[0].trial_id != first.trial_id
 
 
-def test_broken_picture_is_named(tmp_path: Path, pictures: Path) -> None:
-    (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:40])
-    with pytest.raises(SpecError, match=r"x\.yaml: recipe: .*b\.png"):
+def test_broken_image_is_named(tmp_path: Path, images: Path) -> None:
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:40])
+    with pytest.raises(ConfigError, match=r"x\.yaml: recipe: .*b\.png"):
         load(tmp_path, recipe=recipe())
 
 
 def test_missing_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"x\.yaml: recipe: .*mine is not a folder"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: recipe: .*mine is not a folder"):
         load(tmp_path, recipe=recipe())
     (tmp_path / "mine").mkdir()
-    with pytest.raises(SpecError, match="no pictures in"):
+    with pytest.raises(ConfigError, match="no images in"):
         load(tmp_path, recipe=recipe())
 
 
-def test_stated_digest_is_held_to(tmp_path: Path, pictures: Path) -> None:
+def test_stated_digest_is_held_to(tmp_path: Path, images: Path) -> None:
     right = load(tmp_path, recipe=recipe()).recipe
     assert right.kind == "folder"
     assert load(tmp_path, recipe=recipe(digest=right.digest)).recipe == right
-    with pytest.raises(SpecError, match="is not what the sweep's digest abc says"):
+    with pytest.raises(ConfigError, match="is not what the sweep's digest abc says"):
         load(tmp_path, recipe=recipe(digest="abc"))
 
 
@@ -78,7 +78,7 @@ def test_local_model_has_a_digest_and_a_hub_model_has_none(tmp_path: Path) -> No
     }
     assert digests["some-org/some-model"] is None
     assert digests["one"] not in (None, digests["./two"])
-    with pytest.raises(SpecError, match=r"model: .*/three is not a folder"):
+    with pytest.raises(ConfigError, match=r"model: .*/three is not a folder"):
         load_model_only(tmp_path, "./three")
 
 
@@ -106,16 +106,16 @@ def test_axis_over_local_folders_must_give_whole_models(tmp_path: Path) -> None:
     load_model_only(tmp_path, "one")
     model = {"kind": "sdxl", "source": "one", "refiner": "org/refiner", "vae": None}
     axis = [str(tmp_path / "one"), str(tmp_path / "two")]
-    with pytest.raises(SpecError, match=r"axes\.model\.source chooses between local folders"):
+    with pytest.raises(ConfigError, match=r"axes\.model\.source chooses between local folders"):
         load(tmp_path, model=model, axes={"model.source": axis})
 
 
 def test_missing_metric_weights_stop_before_any_work(tmp_path: Path) -> None:
     metric = {"kind": "aesthetic", "encoder": "emoji", "head": "head.pth"}
-    with pytest.raises(SpecError, match=r"metrics\[0\]\.head: .*/head\.pth is not a file"):
+    with pytest.raises(ConfigError, match=r"metrics\[0\]\.head: .*/head\.pth is not a file"):
         load(tmp_path, metrics=[metric])
     (tmp_path / "head.pth").write_bytes(b"")
     assert load(tmp_path, metrics=[metric]).metrics[0].model_dump()["head"] == str(tmp_path / "head.pth")
     metric = {"kind": "aesthetic", "encoder": "local-dir:clip", "head": "emoji"}
-    with pytest.raises(SpecError, match=r"metrics\[0\]\.encoder: .*/clip is not a folder"):
+    with pytest.raises(ConfigError, match=r"metrics\[0\]\.encoder: .*/clip is not a folder"):
         load(tmp_path, metrics=[metric])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.loading.files import read_prompts, split_of
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 
@@ -50,7 +50,7 @@ def test_partiprompts_layout_with_a_lone_quotation_mark(tmp_path: Path) -> None:
 )
 def test_fault_names_the_prompts_file(tmp_path: Path, name: str, text: str, error: str) -> None:
     written(tmp_path / name, text)
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(tmp_path, prompts=name)
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/x.yaml: prompts: {tmp_path}/{name}")
@@ -58,7 +58,7 @@ def test_fault_names_the_prompts_file(tmp_path: Path, name: str, text: str, erro
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"x\.yaml: prompts: .*/gone\.yaml does not exist"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: prompts: .*/gone\.yaml does not exist"):
         load(tmp_path, prompts="gone.yaml")
 
 

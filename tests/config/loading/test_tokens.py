@@ -8,9 +8,9 @@ from transformers import CLIPTokenizer
 
 from harness.config.loading.tokens import check_prompt_lengths, model_digest, plain_text
 from harness.config.schema.model import SdxlModel
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.diffusion.tiny import refiner_folder, tiny_sdxl
-from tests.diffusion.tiny import tiny_spec as spec_of
+from tests.diffusion.tiny import tiny_config as spec_of
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,10 @@ def test_plain_text_has_no_weights(prompt: str, plain: str):
     assert plain_text(prompt) == plain
 
 
-def test_a_prompt_may_have_75_tokens(tiny_spec: SdxlModel):
-    check_prompt_lengths(tiny_spec, ["fox " * 75, "", "(fox)++++ " * 75])
-    with pytest.raises(SpecError, match=r"'a fox fox.* has 78 tokens, and the model's tokenizer takes 77"):
-        check_prompt_lengths(tiny_spec, ["a fox", "a " + "fox " * 75])
+def test_a_prompt_may_have_75_tokens(tiny_config: SdxlModel):
+    check_prompt_lengths(tiny_config, ["fox " * 75, "", "(fox)++++ " * 75])
+    with pytest.raises(ConfigError, match=r"'a fox fox.* has 78 tokens, and the model's tokenizer takes 77"):
+        check_prompt_lengths(tiny_config, ["a fox", "a " + "fox " * 75])
 
 
 def test_the_older_tokenizer_files_count_the_same(tiny_folder: Path, tmp_path: Path):
@@ -46,26 +46,26 @@ def test_the_older_tokenizer_files_count_the_same(tiny_folder: Path, tmp_path: P
     odd = "Xylophone, it's  3 é! "
     prompt = odd + "fox " * (77 - len(tokenizer(odd).input_ids))
     check_prompt_lengths(spec_of(folder), [prompt])
-    with pytest.raises(SpecError, match="78 tokens"):
+    with pytest.raises(ConfigError, match="78 tokens"):
         check_prompt_lengths(spec_of(folder), [prompt + "fox"])
 
 
 def test_a_model_that_is_not_here_is_not_checked():
-    spec = SdxlModel(source="nobody/nothing")
-    check_prompt_lengths(spec, ["word " * 500])
-    assert model_digest(spec.model_copy(update={"vae": None, "refiner": None})) is None
+    config = SdxlModel(source="nobody/nothing")
+    check_prompt_lengths(config, ["word " * 500])
+    assert model_digest(config.model_copy(update={"vae": None, "refiner": None})) is None
 
 
 def test_a_folder_that_is_not_here_is_an_error(tmp_path: Path):
     for source in (str(tmp_path / "nothing"), "./nothing", "a/b/c"):
-        with pytest.raises(SpecError, match="does not exist"):
+        with pytest.raises(ConfigError, match="does not exist"):
             check_prompt_lengths(SdxlModel(source=source), ["a fox"])
 
 
 def test_a_broken_tokenizer_is_an_error(tmp_path: Path):
     folder = tiny_sdxl(tmp_path / "sdxl")
     (folder / "tokenizer_2" / "tokenizer.json").write_text("{}")
-    with pytest.raises(SpecError, match="tokenizer_2 cannot be read"):
+    with pytest.raises(ConfigError, match="tokenizer_2 cannot be read"):
         check_prompt_lengths(spec_of(folder), ["a fox"])
 
 

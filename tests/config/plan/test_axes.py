@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.plan.plan import expand
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
-from harness.errors import SpecError
+from harness.errors import ConfigError
 from tests.config.example import load
 
 RATE, RANK = "training.learning_rate", "adapter.rank"
@@ -23,7 +23,7 @@ def drawn(folder: Path, axes: dict[str, Any], trials: int, seed: int = 0) -> lis
 
 
 def message(folder: Path, axes: dict[str, Any], **search: Any) -> str:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(ConfigError) as caught:
         params(folder, axes, **search)
     return str(caught.value).replace(f"{folder}/x.yaml: ", "")
 
@@ -98,7 +98,7 @@ def test_a_conditional_axis_is_null_where_it_is_not_applied_and_its_doubles_are_
         ("dora", 8, 100),
         ("dora", 8, 200),
     ]
-    ranks = [t.spec.adapter.rank for t in plan.trials if isinstance(t.spec.adapter, LowRankAdapter)]
+    ranks = [t.config.adapter.rank for t in plan.trials if isinstance(t.config.adapter, LowRankAdapter)]
     assert ranks == [8, 8, 2, 2, 8, 8]  # where it is not applied: as the sweep says without axes
 
 
@@ -112,8 +112,8 @@ def test_a_condition_looks_into_whole_sections_and_behind_other_conditions(tmp_p
     plan = expand(load(tmp_path, axes=axes))
     kinds = [
         (
-            t.spec.adapter.vectors if isinstance(t.spec.adapter, TextualInversion) else t.params[RANK],
-            t.spec.training.ema,
+            t.config.adapter.vectors if isinstance(t.config.adapter, TextualInversion) else t.params[RANK],
+            t.config.training.ema,
         )
         for t in plan.trials
     ]

@@ -10,7 +10,7 @@ from harness.config.plan.plan import Dataset, TrainingRun
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.training import TrainingConfig
 
 
 def run_of(
@@ -22,13 +22,13 @@ def run_of(
     model: Any = None,
     **training: Any,
 ) -> TrainingRun:
-    recipe = FolderRecipe(path=Path("pictures"))
+    recipe = FolderRecipe(path=Path("images"))
     return TrainingRun(
         run_id=name,
         dataset=Dataset(dataset_id="d", model=model or EmojiModel(), recipe=recipe),
         adapter=adapter or LowRankAdapter(rank=rank),
-        training=TrainingSpec(steps=steps, **training),
-        snapshots=(steps,),
+        training=TrainingConfig(steps=steps, **training),
+        checkpoints=(steps,),
         prior=None,
     )
 

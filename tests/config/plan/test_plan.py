@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from harness.config.plan.plan import Draw, Plan, expand
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter
+from harness.config.plan.plan import Plan, ResolvedArm, expand
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter
 from tests.config.example import load
 
 
@@ -12,11 +12,11 @@ def plan(folder: Path, *overrides: str, **changes: Any) -> Plan:
     return expand(load(folder, *overrides, **changes))
 
 
-def draws_of(plan: Plan, arm: str) -> list[Draw]:
-    return [draw for draw in plan.draws.values() if draw.arm == arm]
+def draws_of(plan: Plan, name: str) -> list[ResolvedArm]:
+    return [arm for arm in plan.arms.values() if arm.arm == name]
 
 
-def rank_of(adapter: AdapterSpec) -> int:
+def rank_of(adapter: AdapterConfig) -> int:
     assert isinstance(adapter, LowRankAdapter)
     return adapter.rank
 
@@ -30,7 +30,7 @@ def test_trials_are_the_product_the_last_axis_fastest(tmp_path: Path) -> None:
         (8, 200),
     ]
     assert [t.index for t in trials] == [0, 1, 2, 3]
-    assert [rank_of(t.spec.adapter) for t in trials] == [2, 2, 8, 8]
+    assert [rank_of(t.config.adapter) for t in trials] == [2, 2, 8, 8]
     assert len({t.trial_id for t in trials}) == 4
 
 
@@ -43,7 +43,7 @@ def test_trials_that_differ_in_steps_share_a_run(tmp_path: Path) -> None:
     own = {trial.run_id for trial in found.trials}
     assert len(own) == 2
     assert len(found.runs) == 4  # and one sham run for each rank
-    assert {run.snapshots for run in found.runs.values()} == {(100, 200)}
+    assert {run.checkpoints for run in found.runs.values()} == {(100, 200)}
     assert {run.training.steps for run in found.runs.values()} == {200}
 
 
@@ -51,20 +51,20 @@ def test_run_keeps_its_id_when_steps_are_added(tmp_path: Path) -> None:
     before = plan(tmp_path)
     after = plan(tmp_path, "axes.training.steps=[400, 100]")
     assert set(after.runs) == set(before.runs)
-    assert {run.snapshots for run in after.runs.values()} == {(100, 400)}
+    assert {run.checkpoints for run in after.runs.values()} == {(100, 400)}
 
 
 def test_new_rank_adds_runs_and_keeps_the_others(tmp_path: Path) -> None:
     before, after = plan(tmp_path), plan(tmp_path, "axes.adapter.rank=[2, 8, 16]")
     assert set(before.runs) < set(after.runs)
-    assert set(before.draws) < set(after.draws)
+    assert set(before.arms) < set(after.arms)
     assert {rank_of(after.runs[run].adapter) for run in set(after.runs) - set(before.runs)} == {16}
 
 
 def test_controls_without_adapters_are_drawn_once(tmp_path: Path) -> None:
     found = plan(tmp_path)
-    assert [draw.arm for draw in found.control_draws] == ["baseline", "placebo"]
-    assert len({trial.draws["placebo"] for trial in found.trials}) == 1
+    assert [arm.arm for arm in found.control_arms] == ["baseline", "placebo"]
+    assert len({trial.arms["placebo"] for trial in found.trials}) == 1
 
 
 def test_sham_is_drawn_once_per_matching_rank_and_steps(tmp_path: Path) -> None:
@@ -77,26 +77,26 @@ def test_sham_is_drawn_once_per_matching_rank_and_steps(tmp_path: Path) -> None:
     assert len(draws_of(found, "sham")) == 4
     assert len(draws_of(found, "wrong_lora")) == 8
     for trial in found.trials:
-        (adapter,) = found.draws[trial.draws["sham"]].adapters
+        (adapter,) = found.arms[trial.arms["sham"]].adapters
         assert adapter.run_id is not None
         run = found.runs[adapter.run_id]
-        assert (run.adapter, adapter.steps) == (trial.spec.adapter, trial.spec.training.steps)
+        assert (run.adapter, adapter.steps) == (trial.config.adapter, trial.config.training.steps)
         assert run.dataset.recipe.kind == "plain"
-    assert len(found.datasets) == 3  # the sham's pictures are made once
+    assert len(found.datasets) == 3  # the sham's images are made once
 
 
-def test_trials_draw_uses_its_own_snapshot(tmp_path: Path) -> None:
+def test_trials_draw_uses_its_own_checkpoint(tmp_path: Path) -> None:
     found = plan(tmp_path)
     for trial in found.trials:
-        (adapter,) = found.draws[trial.draws["wrong_lora"]].adapters
-        assert (adapter.run_id, adapter.steps) == (trial.run_id, trial.spec.training.steps)
+        (adapter,) = found.arms[trial.arms["wrong_lora"]].adapters
+        assert (adapter.run_id, adapter.steps) == (trial.run_id, trial.config.training.steps)
         assert (adapter.scale, adapter.branch) == (1.0, "negative")
 
 
-def test_arms_that_draw_alike_share_their_pictures(tmp_path: Path) -> None:
+def test_arms_that_draw_alike_share_their_images(tmp_path: Path) -> None:
     arms = [{"name": "a"}, {"name": "b", "guidance": 5}, {"name": "lora", "adapters": [{}]}]
     found = plan(tmp_path, arms=arms, analysis={"control": "a"}, sampler={"guidance": 5.0})
-    assert found.trials[0].draws["a"] == found.trials[0].draws["b"]
+    assert found.trials[0].arms["a"] == found.trials[0].arms["b"]
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_arms_that_draw_alike_share_their_pictures(tmp_path: Path) -> None:
         "model.vae=null",
     ],
 )
-def test_what_changes_a_picture_changes_its_id(tmp_path: Path, override: str) -> None:
+def test_what_changes_a_image_changes_its_id(tmp_path: Path, override: str) -> None:
     ids = [
-        {cell.image_id for draw in draws_of(found, "wrong_lora") for cell in found.cells(draw, "dev")}
+        {cell.image_id for arm in draws_of(found, "wrong_lora") for cell in found.cells(arm, "dev")}
         for found in (plan(tmp_path), plan(tmp_path, override))
     ]
     assert not ids[0] & ids[1]
@@ -123,32 +123,32 @@ def test_what_changes_a_picture_changes_its_id(tmp_path: Path, override: str) ->
 def test_how_changes_no_id(tmp_path: Path, override: str) -> None:
     before, after = plan(tmp_path), plan(tmp_path, override)
     assert [t.trial_id for t in before.trials] == [t.trial_id for t in after.trials]
-    assert set(before.draws) == set(after.draws)
+    assert set(before.arms) == set(after.arms)
     assert set(before.runs) == set(after.runs)
 
 
 def test_pairs_are_the_same_cells_in_every_arm(tmp_path: Path) -> None:
     found = plan(tmp_path)
     pairs = {
-        draw.draw_id: [(cell.prompt_id, cell.seed) for cell in found.cells(draw, "dev")]
-        for draw in found.draws.values()
+        arm.arm_id: [(cell.prompt_id, cell.seed) for cell in found.cells(arm, "dev")]
+        for arm in found.arms.values()
     }
     assert len({tuple(keys) for keys in pairs.values()}) == 1
-    images = [c.image_id for draw in found.draws.values() for c in found.cells(draw, "dev")]
-    assert len(set(images)) == len(images) == 2 * len(found.draws)
+    images = [c.image_id for arm in found.arms.values() for c in found.cells(arm, "dev")]
+    assert len(set(images)) == len(images) == 2 * len(found.arms)
 
 
 def test_splits_do_not_overlap(tmp_path: Path) -> None:
     found = plan(tmp_path)
-    draw = found.control_draws[0]
-    dev, test = ({cell.prompt for cell in found.cells(draw, split)} for split in ("dev", "test"))
+    arm = found.control_arms[0]
+    dev, test = ({cell.prompt for cell in found.cells(arm, split)} for split in ("dev", "test"))
     assert (dev, test) == ({"a fox"}, {"an owl"})
 
 
 def test_draws_of_a_run_come_in_order_of_steps(tmp_path: Path) -> None:
     found = plan(tmp_path, "axes.training.steps=[200, 100]")
     for run_id in found.runs:
-        assert [draw.adapters[0].steps for draw in found.draws_of_run(run_id)] == [100, 200]
+        assert [arm.adapters[0].steps for arm in found.arms_of_run(run_id)] == [100, 200]
 
 
 def test_whole_sections_are_labelled_for_people(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from typing import Annotated
 import pytest
 from pydantic import ValidationError
 
-from harness.config.schema.base import HOW, Frozen, Label, Name, Text
+from harness.config.schema.base import NOT_HASHED, Frozen, Label, Name, Text
 
 
 class Example(Frozen):
@@ -11,7 +11,7 @@ class Example(Frozen):
     title: Text = "t"
     name: Name = "n"
     label: Label = None
-    folder: Annotated[str, HOW] = "here"
+    folder: Annotated[str, NOT_HASHED] = "here"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Identity: every field either decides a result and changes the ids, or is marked HOW and changes none."""
+"""Identity: every field either changes the ids or is marked NOT_HASHED and changes none."""
 
 import subprocess
 import sys
@@ -8,11 +8,17 @@ from typing import Any, get_args
 import pytest
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
-from harness.config.schema.base import HOW, Frozen, fingerprint, identity
+from harness.config.schema.base import NOT_HASHED, Frozen, fingerprint, identity
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
-from harness.config.schema.sweep import TrialSpec
-from harness.config.schema.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.config.schema.sweep import TrialConfig
+from harness.config.schema.training import (
+    OptimizerConfig,
+    PriorConfig,
+    ScheduleConfig,
+    TimestepConfig,
+    TrainingConfig,
+)
 
 DRAWN = {"name": "other", "steps": 7, "refiner_start": None, "seed": 9}
 PLAIN = PlainRecipe(prompts=("a cat",))
@@ -71,7 +77,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
     ),
     (TextualInversion(), {"word": "bad", "vectors": 2, "initial": "ugly"}),
     (
-        TrainingSpec(),
+        TrainingConfig(),
         {
             "prompt": "bad",
             "caption_dropout": 0.1,
@@ -79,27 +85,27 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
             "learning_rate": 0.5,
             "text_encoder_learning_rate": 0.1,
             "lora_plus_ratio": 4,
-            "optimizer": OptimizerSpec(kind="prodigy"),
-            "schedule": ScheduleSpec(kind="cosine"),
+            "optimizer": OptimizerConfig(kind="prodigy"),
+            "schedule": ScheduleConfig(kind="cosine"),
             "batch_size": 2,
             "gradient_accumulation": 2,
             "max_grad_norm": 0.5,
             "min_snr_gamma": 5,
             "noise_offset": 0.1,
-            "timesteps": TimestepSpec(lowest=5),
+            "timesteps": TimestepConfig(lowest=5),
             "crop": "random",
             "flip": True,
-            "prior": PriorSpec(prompt="a cat", recipe=PLAIN),
+            "prior": PriorConfig(prompt="a cat", recipe=PLAIN),
             "ema": 0.9,
             "holdout": 2,
             "seed": 4,
         },
     ),
-    (OptimizerSpec(), {"kind": "adamw_8bit", "weight_decay": 0, "betas": [0.8, 0.9]}),
-    (OptimizerSpec(kind="prodigy"), {"d_coef": 2}),
-    (ScheduleSpec(), {"kind": "linear", "warmup_steps": 3}),
+    (OptimizerConfig(), {"kind": "adamw_8bit", "weight_decay": 0, "betas": [0.8, 0.9]}),
+    (OptimizerConfig(kind="prodigy"), {"d_coef": 2}),
+    (ScheduleConfig(), {"kind": "linear", "warmup_steps": 3}),
     (
-        TimestepSpec(distribution="logit_normal"),
+        TimestepConfig(distribution="logit_normal"),
         {
             "distribution": "uniform",
             "lowest": 5,
@@ -109,7 +115,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
         },
     ),
     (
-        PriorSpec(prompt="a cat", recipe=PLAIN),
+        PriorConfig(prompt="a cat", recipe=PLAIN),
         {
             "prompt": "cats",
             "recipe": PlainRecipe(prompts=("cats",)),
@@ -122,25 +128,25 @@ FIELDS = [
     for section, values in SECTIONS
     for field, value in values.items()
 ]
-BASE = TrialSpec(
+BASE = TrialConfig(
     model=EmojiModel(),
     recipe=KeywordsRecipe(keywords=("x",)),
     adapter=LowRankAdapter(),
-    training=TrainingSpec(),
+    training=TrainingConfig(),
 )
 
 
-def trial(section: Frozen) -> TrialSpec:
+def trial(section: Frozen) -> TrialConfig:
     training = BASE.training
     match section:
         case LowRankAdapter() | TextualInversion():
             return BASE.model_copy(update={"adapter": section})
         case EmojiModel() | SdxlModel():
             return BASE.model_copy(update={"model": section})
-        case TrainingSpec():
+        case TrainingConfig():
             return BASE.model_copy(update={"training": section})
-        case OptimizerSpec() | ScheduleSpec() | TimestepSpec() | PriorSpec():
-            place = type(section).__name__.removesuffix("Spec").lower().replace("timestep", "timesteps")
+        case OptimizerConfig() | ScheduleConfig() | TimestepConfig() | PriorConfig():
+            place = type(section).__name__.removesuffix("Config").lower().replace("timestep", "timesteps")
             return BASE.model_copy(update={"training": training.model_copy(update={place: section})})
         case recipe:
             return BASE.model_copy(update={"recipe": recipe})
@@ -159,8 +165,8 @@ def test_every_field_has_another_value_to_try() -> None:
 def test_a_field_changes_the_trial_unless_it_is_marked_how(section: Frozen, field: str, value: Any) -> None:
     changed = type(section).model_validate({**dict(section), field: value})
     assert changed != section
-    same = fingerprint("trial", spec=trial(section)) == fingerprint("trial", spec=trial(changed))
-    assert same == (HOW in type(section).model_fields[field].metadata)
+    same = fingerprint("trial", config=trial(section)) == fingerprint("trial", config=trial(changed))
+    assert same == (NOT_HASHED in type(section).model_fields[field].metadata)
 
 
 def test_local_model_is_its_contents_not_its_path() -> None:
@@ -190,7 +196,8 @@ def test_anything_without_a_stable_form_raises(value: object) -> None:
 
 
 def test_the_same_in_another_process() -> None:
-    code = "from tests.config.schema.test_fingerprint import BASE, fingerprint; print(fingerprint('trial', spec=BASE))"
+    module = "tests.config.schema.test_fingerprint"
+    code = f"from {module} import BASE, fingerprint; print(fingerprint('trial', config=BASE))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -199,4 +206,4 @@ def test_the_same_in_another_process() -> None:
         cwd=Path(__file__).parents[3],
         env={"PYTHONHASHSEED": "7", "PYTHONPATH": "."},
     )
-    assert done.stdout.strip() == fingerprint("trial", spec=BASE)
+    assert done.stdout.strip() == fingerprint("trial", config=BASE)

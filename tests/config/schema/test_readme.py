@@ -11,8 +11,15 @@ from pydantic_core import PydanticUndefined
 from harness.config.loading.messages import kinds_of
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.base import Frozen
-from harness.config.schema.compute import ComputeSpec
-from harness.config.schema.evaluation import AnalysisSpec, ArmAdapter, ArmSpec, MergeSpec, Prompt, SamplerSpec
+from harness.config.schema.compute import ComputeConfig
+from harness.config.schema.evaluation import (
+    AnalysisConfig,
+    ArmAdapter,
+    ArmConfig,
+    MergeConfig,
+    Prompt,
+    SamplerConfig,
+)
 from harness.config.schema.metric import AestheticMetric, ClipScoreMetric
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
@@ -26,13 +33,19 @@ from harness.config.schema.search import (
     RandomSearch,
     ValueRange,
 )
-from harness.config.schema.sweep import SweepSpec, TrialSpec, WandbTracking
-from harness.config.schema.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.config.schema.sweep import SweepConfig, TrialConfig, WandbTracking
+from harness.config.schema.training import (
+    OptimizerConfig,
+    PriorConfig,
+    ScheduleConfig,
+    TimestepConfig,
+    TrainingConfig,
+)
 from tests.config.example import load
 
 README = Path(__file__).parents[3] / "sweeps" / "README.md"
 SECTIONS: dict[str, type[Frozen]] = {
-    "The whole": SweepSpec,
+    "The whole": SweepConfig,
     "axes: conditional values": ConditionalValues,
     "axes: ranges": ValueRange,
     "search: random": RandomSearch,
@@ -49,21 +62,21 @@ SECTIONS: dict[str, type[Frozen]] = {
     "recipe: folder": FolderRecipe,
     "adapter: lora, rslora, dora": LowRankAdapter,
     "adapter: textual_inversion": TextualInversion,
-    "training": TrainingSpec,
-    "training: optimizer": OptimizerSpec,
-    "training: schedule": ScheduleSpec,
-    "training: timesteps": TimestepSpec,
-    "training: prior": PriorSpec,
-    "arms": ArmSpec,
+    "training": TrainingConfig,
+    "training: optimizer": OptimizerConfig,
+    "training: schedule": ScheduleConfig,
+    "training: timesteps": TimestepConfig,
+    "training: prior": PriorConfig,
+    "arms": ArmConfig,
     "arms: adapters": ArmAdapter,
-    "arms: merge": MergeSpec,
+    "arms: merge": MergeConfig,
     "prompts": Prompt,
-    "sampler": SamplerSpec,
+    "sampler": SamplerConfig,
     "metrics: clip_score": ClipScoreMetric,
     "metrics: aesthetic": AestheticMetric,
-    "analysis": AnalysisSpec,
+    "analysis": AnalysisConfig,
     "tracking: wandb": WandbTracking,
-    "compute": ComputeSpec,
+    "compute": ComputeConfig,
 }
 
 
@@ -78,8 +91,8 @@ def tables() -> dict[str, dict[str, str]]:
     return found
 
 
-def default_of(spec: type[Frozen], name: str) -> Any:
-    field = spec.model_fields[name]
+def default_of(config: type[Frozen], name: str) -> Any:
+    field = config.model_fields[name]
     return _as_stated(field.get_default(call_default_factory=True, validated_data={}))
 
 
@@ -97,13 +110,13 @@ def test_every_section_has_a_table_and_no_more() -> None:
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_table_has_every_key_with_its_default(heading: str) -> None:
-    spec, rows = SECTIONS[heading], tables()[heading]
-    kinds = get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()
-    assert set(rows) == set(spec.model_fields) - ({"kind"} if len(kinds) == 1 else set())
+    config, rows = SECTIONS[heading], tables()[heading]
+    kinds = get_args(config.model_fields["kind"].annotation) if "kind" in config.model_fields else ()
+    assert set(rows) == set(config.model_fields) - ({"kind"} if len(kinds) == 1 else set())
     for name, shown in rows.items():
         if shown == "by hash":
             continue
-        default = default_of(spec, name)
+        default = default_of(config, name)
         if default is PydanticUndefined:
             assert shown == "**required**", name
         else:
@@ -113,7 +126,7 @@ def test_table_has_every_key_with_its_default(heading: str) -> None:
 
 def test_every_kind_is_explained() -> None:
     for section in ("model", "recipe"):
-        kinds = kinds_of(TrialSpec.model_fields[section].annotation)
+        kinds = kinds_of(TrialConfig.model_fields[section].annotation)
         assert {f"{section}: {kind}" for kind in kinds} <= set(SECTIONS)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter
 from harness.diffusion.adapters.adapter import ParameterGroup
 from harness.diffusion.models.model import Fresh
 
@@ -40,7 +40,7 @@ def base_of(model: "Model") -> Any:
 
 
 @contextmanager
-def attached(model: "Model", adapter: AdapterSpec, seed: int, **options: Any) -> Iterator[Alone]:
+def attached(model: "Model", adapter: AdapterConfig, seed: int, **options: Any) -> Iterator[Alone]:
     """The model with one fresh adapter to train."""
     with model.attach([Fresh(adapter=adapter, seed=seed)], **options) as trainable:
         yield Alone(trainable)
@@ -53,7 +53,7 @@ def random_adapter(
     seed: int,
     rank: int = 4,
     alpha: float = 8.0,
-    adapter: AdapterSpec | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> Path:
     """Save an adapter whose numbers are all random, as if trained; returns `folder`."""
     adapter = adapter or LowRankAdapter(rank=rank, alpha=alpha)

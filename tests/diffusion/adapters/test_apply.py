@@ -12,12 +12,12 @@ from harness.config.schema.adapter import LowRankAdapter
 from harness.diffusion.adapters.adapter import LowRank, LowRankLayer
 from harness.diffusion.adapters.apply import acting, acting_on_all
 from harness.diffusion.adapters.files import read_adapter
-from harness.diffusion.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.adapters.adapters import random_adapter
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
 
-BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
+BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
 
 
@@ -157,8 +157,8 @@ def test_on_both_branches_it_is_a_stock_pipeline_with_the_adapter(
         guidance_scale=5.0,
         generator=seeded(3),
     ).images[0]
-    [drawn] = tiny_model.draw([replace(FOX, adapters=(on(one, "both", scale),))], BASE_ALONE)
-    [plain] = tiny_model.draw([FOX], BASE_ALONE)
+    [drawn] = tiny_model.generate([replace(FOX, adapters=(on(one, "both", scale),))], BASE_ALONE)
+    [plain] = tiny_model.generate([FOX], BASE_ALONE)
     assert difference(drawn.image, expected) <= 2
     assert difference(drawn.image, plain.image) > 10
 
@@ -178,7 +178,7 @@ def test_several_adapters_in_one_row_are_stock_multi_adapters(
         generator=seeded(3),
     ).images[0]
     row = replace(FOX, adapters=(on(one, "both", 0.5), on(other, "both", 2.0)))
-    assert difference(tiny_model.draw([row], BASE_ALONE)[0].image, expected) <= 2
+    assert difference(tiny_model.generate([row], BASE_ALONE)[0].image, expected) <= 2
 
 
 @pytest.mark.parametrize("branch", ["negative", "positive"])
@@ -210,7 +210,7 @@ def test_on_one_branch_it_is_two_separate_unets(
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     [expected] = pipeline.image_processor.postprocess(decoded)
     row = replace(FOX, adapters=(on(one, branch),))
-    drawn, plain = (picture.image for picture in tiny_model.draw([row, FOX], BASE_ALONE))
+    drawn, plain = (image.image for image in tiny_model.generate([row, FOX], BASE_ALONE))
     assert difference(drawn, expected) <= 2
     assert difference(drawn, plain) > 10
 
@@ -224,9 +224,9 @@ def test_a_batch_of_mixed_rows_is_one_row_at_a_time(tiny_model: Model, one: Path
         replace(FOX, seed=5),
         replace(FOX, adapters=(on(one, "both"), on(one, "negative", -1.0)), seed=6),
     ]
-    together = tiny_model.draw(rows, BASE_ALONE)
-    for row, picture in zip(rows, together, strict=True):
-        assert difference(picture.image, tiny_model.draw([row], BASE_ALONE)[0].image) <= 2
+    together = tiny_model.generate(rows, BASE_ALONE)
+    for row, image in zip(rows, together, strict=True):
+        assert difference(image.image, tiny_model.generate([row], BASE_ALONE)[0].image) <= 2
     assert difference(together[0].image, together[1].image) > 10
 
 
@@ -243,24 +243,24 @@ def test_rows_without_adapters_are_untouched_in_a_mixed_batch(unet: UNet2DCondit
 
 
 def test_detaching_restores_the_control_exactly(tiny_model: Model, one: Path):
-    [before] = tiny_model.draw([FOX], BASE_ALONE)
-    tiny_model.draw([replace(FOX, adapters=(on(one, "both"),))], BASE_ALONE)
+    [before] = tiny_model.generate([FOX], BASE_ALONE)
+    tiny_model.generate([replace(FOX, adapters=(on(one, "both"),))], BASE_ALONE)
     with pytest.raises(ModelError):
-        tiny_model.draw([replace(FOX, adapters=(on(one, "both"), on(one.parent, "both")))], BASE_ALONE)
-    [after] = tiny_model.draw([FOX], BASE_ALONE)
+        tiny_model.generate([replace(FOX, adapters=(on(one, "both"), on(one.parent, "both")))], BASE_ALONE)
+    [after] = tiny_model.generate([FOX], BASE_ALONE)
     assert before.image.tobytes() == after.image.tobytes()
     assert not any(module._forward_hooks for module in tiny_model._unet.modules())  # type: ignore[attr-defined]
 
 
 def test_scale_zero_is_no_adapter(tiny_model: Model, one: Path):
-    [zero] = tiny_model.draw([replace(FOX, adapters=(on(one, "both", 0.0),))], BASE_ALONE)
-    [plain] = tiny_model.draw([FOX], BASE_ALONE)
+    [zero] = tiny_model.generate([replace(FOX, adapters=(on(one, "both", 0.0),))], BASE_ALONE)
+    [plain] = tiny_model.generate([FOX], BASE_ALONE)
     assert zero.image.tobytes() == plain.image.tobytes()
 
 
 def test_the_adapter_acts_in_the_base_alone(tiny_model: Model, one: Path):
-    settings = DrawSettings(steps=10, refiner_start=0.5)
-    drawn, plain = tiny_model.draw([replace(FOX, adapters=(on(one, "negative"),)), FOX], settings)
+    settings = SamplerSettings(steps=10, refiner_start=0.5)
+    drawn, plain = tiny_model.generate([replace(FOX, adapters=(on(one, "negative"),)), FOX], settings)
     assert difference(drawn.image, plain.image) > 10
 
 
@@ -291,17 +291,17 @@ def test_gradients_are_those_of_one_adapter_at_a_time(unet: UNet2DConditionModel
 def test_a_rewritten_file_is_read_again(tiny_model: Model, tmp_path: Path):
     row = replace(FOX, adapters=(on(tmp_path, "both"),))
     random_adapter(tiny_model, tmp_path, seed=1)
-    [first] = tiny_model.draw([row], BASE_ALONE)
+    [first] = tiny_model.generate([row], BASE_ALONE)
     random_adapter(tiny_model, tmp_path, seed=2)
-    [second] = tiny_model.draw([row], BASE_ALONE)
+    [second] = tiny_model.generate([row], BASE_ALONE)
     assert difference(first.image, second.image) > 0
 
 
 def test_without_guidance_a_negative_adapter_cannot_act(tiny_model: Model, one: Path):
     unguided = replace(FOX, guidance=1.0)
     with pytest.raises(ModelError, match="branch negative cannot act"):
-        tiny_model.draw([replace(unguided, adapters=(on(one, "negative"),))], BASE_ALONE)
-    drawn, plain = tiny_model.draw([replace(unguided, adapters=(on(one, "both"),)), unguided], BASE_ALONE)
+        tiny_model.generate([replace(unguided, adapters=(on(one, "negative"),))], BASE_ALONE)
+    drawn, plain = tiny_model.generate([replace(unguided, adapters=(on(one, "both"),)), unguided], BASE_ALONE)
     assert difference(drawn.image, plain.image) > 0
 
 

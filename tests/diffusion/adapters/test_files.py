@@ -1,4 +1,4 @@
-"""Adapters' files: stock diffusers draws the harness's picture from them, and what cannot act says so."""
+"""Adapters' files: stock diffusers draws the harness's image from them, and what cannot act says so."""
 
 import json
 from dataclasses import replace
@@ -9,19 +9,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
 from harness.diffusion.adapters.adapter import Adapter
 from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE, read_adapter
 from harness.diffusion.adapters.kohya import to_kohya
-from harness.diffusion.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.adapters.adapters import random_adapter
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
 
-BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
+BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
 EVERYWHERE = ("attention", "convolutions", "feed_forward")
-KINDS: dict[str, AdapterSpec] = {
+KINDS: dict[str, AdapterConfig] = {
     "rank": LowRankAdapter(rank=4, alpha="rank"),
     "sqrt_rank": LowRankAdapter(rank=4, alpha="sqrt_rank"),
     "one": LowRankAdapter(rank=4, alpha=1.0),
@@ -51,7 +51,7 @@ def words(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stock_pipeline_with_the_file_draws_the_harness_picture(
+def test_a_stock_pipeline_with_the_file_draws_the_harness_image(
     tiny_model: Model, tiny_folder: Path, tmp_path: Path, kind: str
 ):
     random_adapter(tiny_model, tmp_path, seed=1, adapter=KINDS[kind])
@@ -65,7 +65,7 @@ def test_a_stock_pipeline_with_the_file_draws_the_harness_picture(
         generator=seeded(3),
     ).images[0]
     row = replace(FOX, adapters=(RowAdapter(path=tmp_path, scale=1.0, branch="both"),))
-    drawn, plain = (picture.image for picture in tiny_model.draw([row, FOX], BASE_ALONE))
+    drawn, plain = (image.image for image in tiny_model.generate([row, FOX], BASE_ALONE))
     assert difference(drawn, expected) <= 4  # its norms are put together in another order than PEFT's
     assert difference(drawn, plain) > 10
 

@@ -1,4 +1,4 @@
-"""kohya's layout: SDXL's own names, held against diffusers' converter, and the picture it draws there."""
+"""kohya's layout: SDXL's own names, held against diffusers' converter, and the image it draws there."""
 
 import math
 from collections.abc import Iterator
@@ -209,14 +209,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipel
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=20 + 8 * 6,
         )
-    # Guidance makes a random network chaotic; at full strength rounding would decide the picture.
+    # Guidance makes a random network chaotic; at full strength rounding would decide the image.
     unet.conv_out.weight.data *= 0.1
     loaded.unet = unet.eval()
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
-def draw(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
+def generate(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
     with torch.inference_mode():
         return pipeline(
             "a red fox", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
@@ -241,10 +241,10 @@ def test_stock_pipeline_draws_the_same_from_both_files(
     folded = {key: tensor * (alpha / RANK if ".lora_B." in key else 1) for key, tensor in state.items()}
     save_file(folded, tmp_path / "diffusers.safetensors")
     save_file(to_kohya(state, alpha=alpha), tmp_path / "kohya.safetensors")
-    plain = draw(fresh)
+    plain = generate(fresh)
     fresh.load_lora_weights(tmp_path, weight_name="diffusers.safetensors")
-    expected = draw(fresh)
+    expected = generate(fresh)
     fresh.unload_lora_weights()
     assert (expected - plain).abs().max() > 0.02
     fresh.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
-    assert torch.equal(draw(fresh), expected)
+    assert torch.equal(generate(fresh), expected)

@@ -8,13 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from harness.config.schema.evaluation import MergeSpec
+from harness.config.schema.evaluation import MergeConfig
 from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRankLayer
 from harness.diffusion.adapters.merge import merged
 from harness.errors import ModelError
 
 RANK, ALPHAS = 3, {"one": 6.0, "two": 1.5, "three": 3.0}
-LINEAR = MergeSpec(method="linear")
+LINEAR = MergeConfig(method="linear")
 
 
 class Small(nn.Module):
@@ -58,12 +58,12 @@ def example() -> tuple[Any, dict[str, Adapter]]:
     ("merge", "method"),
     [
         (LINEAR, "linear"),
-        (MergeSpec(method="ties", density=0.4), "ties"),
-        (MergeSpec(method="dare", density=0.6, seed=7), "dare_linear"),
+        (MergeConfig(method="ties", density=0.4), "ties"),
+        (MergeConfig(method="dare", density=0.6, seed=7), "dare_linear"),
     ],
 )
 def test_is_pefts_weighted_adapter(
-    monkeypatch: pytest.MonkeyPatch, merge: MergeSpec, method: str, weights: tuple[float, ...]
+    monkeypatch: pytest.MonkeyPatch, merge: MergeConfig, method: str, weights: tuple[float, ...]
 ):
     model, adapters = example()
     before = torch.get_rng_state()
@@ -85,7 +85,7 @@ def test_dare_depends_on_its_seed_alone():
     _, adapters = example()
     pair = [(adapter, 1.0) for adapter in adapters.values()]
     first, again, other = (
-        merged(pair, MergeSpec(method="dare", density=0.5, seed=seed)).unet["a"].down for seed in (1, 1, 2)
+        merged(pair, MergeConfig(method="dare", density=0.5, seed=seed)).unet["a"].down for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
 

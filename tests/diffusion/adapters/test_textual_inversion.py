@@ -18,14 +18,14 @@ from harness.diffusion.adapters.textual_inversion import (
     table,
     written_out,
 )
-from harness.diffusion.models.model import DrawSettings, Fresh, Model, Row, RowAdapter
+from harness.diffusion.models.model import Fresh, Model, Row, RowAdapter, SamplerSettings
 from harness.diffusion.models.text_encoding import PromptEncoder
 from harness.errors import ModelError
 from tests.diffusion.adapters.adapters import random_adapter
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
 
-BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
-ROW = Row(prompt="a red fox", negative="a wrong picture, wrong", seed=3, guidance=5.0)
+BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
+ROW = Row(prompt="a red fox", negative="a wrong image, wrong", seed=3, guidance=5.0)
 VECTORS = 3
 
 
@@ -72,7 +72,7 @@ def test_one_vector_changes_no_text():
     assert written_out(text, "wrong", 1, written="wrong") == text
 
 
-def test_stock_textual_inversion_draws_the_same_picture(tiny_model: Model, tiny_folder: Path, learnt: Path):
+def test_stock_textual_inversion_draws_the_same_image(tiny_model: Model, tiny_folder: Path, learnt: Path):
     pipeline, tensors = stock(tiny_folder), load_file(learnt / EMBEDDING_FILE)
     for key, tokenizer, encoder in (
         ("clip_l", pipeline.tokenizer, pipeline.text_encoder),
@@ -89,7 +89,7 @@ def test_stock_textual_inversion_draws_the_same_picture(tiny_model: Model, tiny_
         generator=seeded(3),
     ).images[0]
     row = replace(ROW, adapters=(RowAdapter(path=learnt, scale=1.0, branch="negative"),))
-    drawn, plain = (picture.image for picture in tiny_model.draw([row, ROW], BASE_ALONE))
+    drawn, plain = (image.image for image in tiny_model.generate([row, ROW], BASE_ALONE))
     assert difference(drawn, expected) <= 2
     assert difference(drawn, plain) > 10
 
@@ -99,7 +99,7 @@ def test_it_acts_on_its_own_branch_alone(tiny_model: Model, learnt: Path):
         replace(ROW, adapters=(RowAdapter(path=learnt, scale=1.0, branch=branch),))
         for branch in ("both", "positive")
     )
-    drawn, plain, untouched = (p.image for p in tiny_model.draw([both, ROW, positive], BASE_ALONE))
+    drawn, plain, untouched = (p.image for p in tiny_model.generate([both, ROW, positive], BASE_ALONE))
     assert difference(drawn, plain) > 10
     assert difference(untouched, plain) == 0  # the positive prompt has not the word
 
@@ -153,9 +153,9 @@ def test_a_word_of_several_tokens_is_learnt_and_drawn(
     assert len(pipeline.tokenizer(word, add_special_tokens=False).input_ids) > 1
     assert stand_in(pipeline, word) in "qxzjkv"
     folder = random_adapter(tiny_model, tmp_path, seed=1, adapter=TextualInversion(word=word, vectors=2))
-    row = replace(ROW, negative=f"a {word} picture", adapters=())
+    row = replace(ROW, negative=f"a {word} image", adapters=())
     adapters = (RowAdapter(path=folder, scale=1.0, branch="negative"),)
-    drawn, plain = (p.image for p in tiny_model.draw([replace(row, adapters=adapters), row], BASE_ALONE))
+    drawn, plain = (p.image for p in tiny_model.generate([replace(row, adapters=adapters), row], BASE_ALONE))
     assert difference(drawn, plain) > 10
 
 

@@ -10,7 +10,7 @@ SEVERITIES = (0.1, 0.3, 0.5, 0.7, 0.85, 1.0)
 
 
 def scene(side: int) -> Image.Image:
-    """Round, square and fine things on a sky, as pictures have them."""
+    """Round, square and fine things on a sky, as images have them."""
     sky = np.linspace((90, 150, 230), (230, 240, 250), side).astype(np.uint8)[:, None].repeat(side, axis=1)
     image = Image.fromarray(sky)
     draw = ImageDraw.Draw(image)
@@ -53,7 +53,7 @@ def test_more_severity_is_farther_from_the_original(name: DegradationName, side:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_size_and_mode_are_kept_and_the_picture_given_is_untouched(name: DegradationName) -> None:
+def test_size_and_mode_are_kept_and_the_image_given_is_untouched(name: DegradationName) -> None:
     image = scene(64).crop((0, 0, 64, 50))
     before = image.tobytes()
     spoilt = degrade(image, name, severity=0.6, rng=np.random.default_rng(0))
@@ -62,7 +62,7 @@ def test_size_and_mode_are_kept_and_the_picture_given_is_untouched(name: Degrada
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_generator_gives_the_same_picture(name: DegradationName) -> None:
+def test_the_same_generator_gives_the_same_image(name: DegradationName) -> None:
     assert (spoil(scene(64), name, 0.6, seed=3) == spoil(scene(64), name, 0.6, seed=3)).all()
 
 

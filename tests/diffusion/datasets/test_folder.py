@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from harness.config.loading.image_folder import find_pictures, read_picture, scan
+from harness.config.loading.image_folder import find_images, read_image, scan
 from harness.config.schema.recipe import FolderRecipe
 from harness.diffusion.datasets.folder import fitted, samples
-from harness.errors import SpecError
+from harness.errors import ConfigError
 
 ORIENTATION = 0x0112
 
@@ -21,29 +21,29 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     gradient(90, 60).save(folder / "b.png")
     gradient(40, 80).save(folder / "a.JPG", format="JPEG")
     gradient(64, 64).save(folder / "below" / "c.webp")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     (folder / "._b.png").write_bytes(b"what some systems leave beside a file")
     return folder
 
 
-def test_pictures_are_found_below_the_folder_in_order_of_their_names(pictures: Path) -> None:
-    assert [file.relative_to(pictures).as_posix() for file in find_pictures(pictures)] == [
+def test_images_are_found_below_the_folder_in_order_of_their_names(images: Path) -> None:
+    assert [file.relative_to(images).as_posix() for file in find_images(images)] == [
         "a.JPG",
         "b.png",
         "below/c.webp",
     ]
 
 
-def test_the_digest_follows_bytes_and_names_and_not_the_place(pictures: Path, tmp_path: Path) -> None:
-    found = scan(pictures)
-    assert (found.pictures, found.captioned) == (3, False)
-    moved = pictures.rename(tmp_path / "elsewhere")
+def test_the_digest_follows_bytes_and_names_and_not_the_place(images: Path, tmp_path: Path) -> None:
+    found = scan(images)
+    assert (found.images, found.captioned) == (3, False)
+    moved = images.rename(tmp_path / "elsewhere")
     assert scan(moved) == found
     (moved / "a.JPG").rename(moved / "z.jpg")
     assert scan(moved).digest != found.digest
@@ -52,9 +52,9 @@ def test_the_digest_follows_bytes_and_names_and_not_the_place(pictures: Path, tm
     assert scan(moved).digest != found.digest
 
 
-def test_pictures_stay_whole(pictures: Path) -> None:
+def test_images_stay_whole(images: Path) -> None:
     """The shorter side is the resolution, the longer a multiple of 8; training crops."""
-    made = list(samples(FolderRecipe(path=pictures), resolution=32))
+    made = list(samples(FolderRecipe(path=images), resolution=32))
     assert [sample.image.size for sample in made] == [(32, 64), (48, 32), (32, 32)]
     assert [sample.original_size for sample in made] == [(40, 80), (90, 60), (64, 64)]
     wide = np.asarray(made[1].image).astype(int)
@@ -86,63 +86,63 @@ def caption(folder: Path) -> dict[str, str | None]:
     recipe = FolderRecipe(path=folder)
     return {
         file.name: sample.caption
-        for file, sample in zip(find_pictures(folder), samples(recipe, resolution=8), strict=True)
+        for file, sample in zip(find_images(folder), samples(recipe, resolution=8), strict=True)
     }
 
 
-def test_captions_are_beside_the_pictures_or_listed(pictures: Path) -> None:
-    (pictures / "a.txt").write_text(" a red fox \n")
+def test_captions_are_beside_the_images_or_listed(images: Path) -> None:
+    (images / "a.txt").write_text(" a red fox \n")
     rows = [
         {"file_name": "b.png", "text": "a moon"},
         {"file_name": "a.JPG", "text": "listed too"},
         {"file_name": "below/c.webp"},
     ]
-    (pictures / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    assert caption(pictures) == {"a.JPG": "a red fox", "b.png": "a moon", "c.webp": None}
-    before = scan(pictures)
+    (images / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert caption(images) == {"a.JPG": "a red fox", "b.png": "a moon", "c.webp": None}
+    before = scan(images)
     assert not before.captioned
-    (pictures / "below" / "c.txt").write_text("a cat")
-    assert caption(pictures)["c.webp"] == "a cat"
-    assert scan(pictures).captioned
-    assert scan(pictures).digest != before.digest
+    (images / "below" / "c.txt").write_text("a cat")
+    assert caption(images)["c.webp"] == "a cat"
+    assert scan(images).captioned
+    assert scan(images).digest != before.digest
 
 
-def test_an_empty_caption_is_none(pictures: Path) -> None:
+def test_an_empty_caption_is_none(images: Path) -> None:
     for name in ("a.txt", "b.txt", "below/c.txt"):
-        (pictures / name).write_text("  \n")
-    assert set(caption(pictures).values()) == {None}
-    assert not scan(pictures).captioned
+        (images / name).write_text("  \n")
+    assert set(caption(images).values()) == {None}
+    assert not scan(images).captioned
 
 
 @pytest.mark.parametrize("line", ['{"text": "x"}', "{", "3", '{"file_name": "b.png", "text": 3}'])
-def test_a_broken_list_of_captions_is_named(pictures: Path, line: str) -> None:
-    (pictures / "metadata.jsonl").write_text(line)
-    with pytest.raises(SpecError, match=r"metadata\.jsonl has a line") as caught:
-        scan(pictures)
+def test_a_broken_list_of_captions_is_named(images: Path, line: str) -> None:
+    (images / "metadata.jsonl").write_text(line)
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl has a line") as caught:
+        scan(images)
     assert "\n" not in str(caught.value)
 
 
-def test_a_caption_that_is_no_text_is_named(pictures: Path) -> None:
-    (pictures / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match=r"a\.txt cannot be read"):
-        scan(pictures)
+def test_a_caption_that_is_no_text_is_named(images: Path) -> None:
+    (images / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"a\.txt cannot be read"):
+        scan(images)
 
 
-def test_pictures_are_repeated_by_their_names(pictures: Path) -> None:
-    recipe = FolderRecipe(path=pictures, repeats={"below/*": 3, "*.webp": 2, "b.*": 4})
+def test_images_are_repeated_by_their_names(images: Path) -> None:
+    recipe = FolderRecipe(path=images, repeats={"below/*": 3, "*.webp": 2, "b.*": 4})
     assert [sample.repeats for sample in samples(recipe, resolution=8)] == [1, 4, 3]
 
 
-def test_a_pattern_without_pictures_is_an_error(pictures: Path) -> None:
-    with pytest.raises(SpecError, match=r"recipe\.repeats: no picture in .* is named 'hands/\*'"):
-        next(samples(FolderRecipe(path=pictures, repeats={"hands/*": 3}), resolution=8))
+def test_a_pattern_without_images_is_an_error(images: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.repeats: no image in .* is named 'hands/\*'"):
+        next(samples(FolderRecipe(path=images, repeats={"hands/*": 3}), resolution=8))
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # a quarter turn to the right makes it upright
     gradient(80, 40).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    upright = read_picture(tmp_path / "turned.jpg")
+    upright = read_image(tmp_path / "turned.jpg")
     assert upright.size == (40, 80)
     expected = np.asarray(gradient(80, 40).rotate(-90, expand=True)).astype(int)
     assert np.abs(np.asarray(upright).astype(int) - expected).mean() < 3
@@ -151,13 +151,13 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
-    gradient(32, 32).convert("RGB").convert(mode).save(tmp_path / f"picture.{suffix}")
-    assert read_picture(tmp_path / f"picture.{suffix}").mode == "RGB"
+    gradient(32, 32).convert("RGB").convert(mode).save(tmp_path / f"image.{suffix}")
+    assert read_image(tmp_path / f"image.{suffix}").mode == "RGB"
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_picture(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
+    assert read_image(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
 
 
 def encoded(suffix: str) -> bytes:
@@ -169,25 +169,25 @@ def encoded(suffix: str) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_a_broken_picture_is_named(pictures: Path, suffix: str, damage: str) -> None:
+def test_a_broken_image_is_named(images: Path, suffix: str, damage: str) -> None:
     data = encoded(suffix)
     broken = {"cut": data[: len(data) // 2], "empty": b"", "text": b"hello"}
-    (pictures / f"broken.{suffix}").write_bytes(broken[damage])
-    with pytest.raises(SpecError, match=rf"broken\.{suffix}") as caught:
-        scan(pictures)
+    (images / f"broken.{suffix}").write_bytes(broken[damage])
+    with pytest.raises(ConfigError, match=rf"broken\.{suffix}") as caught:
+        scan(images)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="nowhere is not a folder"):
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
         scan(tmp_path / "nowhere")
-    with pytest.raises(SpecError, match=r"no pictures in .*allowed: \.png"):
+    with pytest.raises(ConfigError, match=r"no images in .*allowed: \.png"):
         scan(tmp_path)
 
 
-def test_pictures_changed_after_the_sweep_was_read_are_an_error(pictures: Path) -> None:
-    recipe = FolderRecipe(path=pictures, digest=scan(pictures).digest)
+def test_images_changed_after_the_sweep_was_read_are_an_error(images: Path) -> None:
+    recipe = FolderRecipe(path=images, digest=scan(images).digest)
     assert len(list(samples(recipe, resolution=16))) == 3
-    gradient(10, 10).save(pictures / "new.png")
-    with pytest.raises(SpecError, match="have changed"):
+    gradient(10, 10).save(images / "new.png")
+    with pytest.raises(ConfigError, match="have changed"):
         next(samples(recipe, resolution=16))

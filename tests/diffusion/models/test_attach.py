@@ -9,20 +9,20 @@ import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from harness.config.schema.adapter import AdapterSpec, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
 from harness.diffusion.models import load_model
-from harness.diffusion.models.model import DrawSettings, Fresh, Model, Row
+from harness.diffusion.models.model import Fresh, Model, Row, SamplerSettings
 from tests.diffusion.adapters.adapters import Alone, attached, base_of
 from tests.diffusion.models.test_sdxl import seeded
-from tests.diffusion.tiny import tiny_spec as spec_of
+from tests.diffusion.tiny import tiny_config as spec_of
 
 ADAPTER = LowRankAdapter(rank=4, alpha=8.0)
 EVERYWHERE = ("attention", "convolutions", "feed_forward")
-WHOLE: dict[str, AdapterSpec] = {
+WHOLE: dict[str, AdapterConfig] = {
     kind: LowRankAdapter(kind=kind, rank=2, targets=EVERYWHERE, text_encoders=True, dropout=0.2)
     for kind in ("lora", "rslora", "dora")
 }
-KINDS: dict[str, AdapterSpec] = {"attention": ADAPTER, **WHOLE, "word": TextualInversion(vectors=2)}
+KINDS: dict[str, AdapterConfig] = {"attention": ADAPTER, **WHOLE, "word": TextualInversion(vectors=2)}
 CAPTIONS = ("a wrong fox", "", "a (wrong)++ fox")
 
 
@@ -60,8 +60,8 @@ def gradients(trainable: Alone) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module", params=["bf16", "fp16"])
 def half_model(request: pytest.FixtureRequest, tiny_folder: Path) -> Model:
-    spec = spec_of(tiny_folder, refiner=False).model_copy(update={"precision": request.param})
-    return load_model(spec, device="cpu")
+    config = spec_of(tiny_folder, refiner=False).model_copy(update={"precision": request.param})
+    return load_model(config, device="cpu")
 
 
 def plain_prediction(model: Model, rows: int) -> torch.Tensor:
@@ -305,7 +305,7 @@ def test_compiled_packs_are_what_they_are_uncompiled(monkeypatch: pytest.MonkeyP
 def test_it_can_be_trained_after_drawing(tiny_model: Model, kind: str):
     """Drawing runs in inference mode, and what it caches must not poison autograd."""
     row = Row(prompt="(wrong)++", negative="wrong", seed=0, guidance=5.0)
-    tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
+    tiny_model.generate([row], SamplerSettings(steps=2, refiner_start=None))
     noise, timesteps, _, time_ids = inputs(1)
     for caption in ("wrong", "(wrong)++", "(wrong)1.5"):
         with attached(tiny_model, KINDS[kind], 0) as trainable:
@@ -317,6 +317,6 @@ def test_drawing_inside_attach_is_a_mistake(tiny_model: Model, kind: str):
     row = Row(prompt="a fox", negative="", seed=0, guidance=5.0)
     with attached(tiny_model, KINDS[kind], 0):
         with pytest.raises(AssertionError, match="outside attach"):
-            tiny_model.draw([row], DrawSettings(steps=2, refiner_start=None))
+            tiny_model.generate([row], SamplerSettings(steps=2, refiner_start=None))
         with pytest.raises(AssertionError, match="one pack is trained at a time"):
             tiny_model.attach([Fresh(adapter=ADAPTER, seed=0)]).__enter__()

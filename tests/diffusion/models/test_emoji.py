@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from harness.config.loading.tokens import EMOJI_FOLDER, check_prompt_lengths, model_digest
 from harness.config.schema.model import EmojiModel
 from harness.diffusion.models import load_model
-from harness.diffusion.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from tests.diffusion.adapters.adapters import random_adapter
 from tests.diffusion.models.test_sdxl import difference, seeded
 
@@ -44,12 +44,12 @@ def test_it_draws_what_stock_pipelines_draw(emoji: Model, base: StableDiffusionX
     expected = refiner(
         **WORDS, num_inference_steps=10, image=blank, latents=latents, denoising_start=0.8
     ).images[0]
-    settings = DrawSettings(steps=10, refiner_start=0.8)
-    [picture] = emoji.draw([FOX], settings)
-    assert picture.image.size == (64, 64) == (emoji.resolution,) * 2
-    assert difference(picture.image, expected) == 0
+    settings = SamplerSettings(steps=10, refiner_start=0.8)
+    [image] = emoji.generate([FOX], settings)
+    assert image.image.size == (64, 64) == (emoji.resolution,) * 2
+    assert difference(image.image, expected) == 0
     rows = [FOX, replace(FOX, negative="", prompt="a (red)++ car"), replace(FOX, seed=1)]
-    assert difference(emoji.draw(rows, settings)[0].image, picture.image) <= 2
+    assert difference(emoji.generate(rows, settings)[0].image, image.image) <= 2
 
 
 def test_an_adapter_goes_to_a_stock_pipeline(emoji: Model, base: StableDiffusionXLPipeline, tmp_path: Path):
@@ -57,9 +57,9 @@ def test_an_adapter_goes_to_a_stock_pipeline(emoji: Model, base: StableDiffusion
     base.load_lora_weights(tmp_path)
     expected = base(**WORDS, num_inference_steps=6, generator=seeded(0)).images[0]
     row = replace(FOX, adapters=(RowAdapter(path=tmp_path, scale=1.0, branch="both"),))
-    settings = DrawSettings(steps=6, refiner_start=None)
-    [drawn] = emoji.draw([row], settings)
-    [plain] = emoji.draw([FOX], settings)
+    settings = SamplerSettings(steps=6, refiner_start=None)
+    [drawn] = emoji.generate([row], settings)
+    [plain] = emoji.generate([FOX], settings)
     assert difference(drawn.image, expected) <= 2
     assert difference(drawn.image, plain.image) > 10
 

@@ -10,20 +10,20 @@ import torch
 from harness.config.schema.model import SdxlModel
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Model
-from harness.errors import ModelError, SpecError
+from harness.errors import ConfigError, ModelError
 from tests.diffusion.models.test_sdxl import BASE_ALONE, FOX, WITH_REFINER, difference
+from tests.diffusion.tiny import tiny_config as spec_of
 from tests.diffusion.tiny import tiny_sdxl
-from tests.diffusion.tiny import tiny_spec as spec_of
 
 
-def test_a_folder_that_is_not_there(tiny_spec: SdxlModel, tmp_path: Path):
-    with pytest.raises(SpecError, match="does not exist"):
-        load_model(tiny_spec.model_copy(update={"source": str(tmp_path / "nothing")}), device="cpu")
+def test_a_folder_that_is_not_there(tiny_config: SdxlModel, tmp_path: Path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_model(tiny_config.model_copy(update={"source": str(tmp_path / "nothing")}), device="cpu")
 
 
-def test_a_folder_of_another_layout(tiny_spec: SdxlModel, tmp_path: Path):
+def test_a_folder_of_another_layout(tiny_config: SdxlModel, tmp_path: Path):
     with pytest.raises(ModelError, match=r"diffusers' layout \(model_index.json\)"):
-        load_model(tiny_spec.model_copy(update={"source": str(tmp_path)}), device="cpu")
+        load_model(tiny_config.model_copy(update={"source": str(tmp_path)}), device="cpu")
 
 
 def test_a_damaged_weight_file(tmp_path: Path):
@@ -33,25 +33,25 @@ def test_a_damaged_weight_file(tmp_path: Path):
         load_model(spec_of(folder), device="cpu")
 
 
-def test_a_variant_that_is_not_there(tiny_spec: SdxlModel):
+def test_a_variant_that_is_not_there(tiny_config: SdxlModel):
     with pytest.raises(ModelError, match=r"model\.variant: null"):
-        load_model(tiny_spec.model_copy(update={"variant": "fp16"}), device="cpu")
+        load_model(tiny_config.model_copy(update={"variant": "fp16"}), device="cpu")
 
 
-def test_a_refiner_in_the_bases_place(tiny_spec: SdxlModel):
+def test_a_refiner_in_the_bases_place(tiny_config: SdxlModel):
     with pytest.raises(ModelError, match=r"it is a refiner; give it as model\.refiner"):
-        load_model(tiny_spec.model_copy(update={"source": tiny_spec.refiner}), device="cpu")
+        load_model(tiny_config.model_copy(update={"source": tiny_config.refiner}), device="cpu")
 
 
-def test_a_base_in_the_refiners_place(tiny_spec: SdxlModel):
+def test_a_base_in_the_refiners_place(tiny_config: SdxlModel):
     with pytest.raises(ModelError, match=r"set model\.refiner to a refiner of this base"):
-        load_model(tiny_spec.model_copy(update={"refiner": tiny_spec.source}), device="cpu")
+        load_model(tiny_config.model_copy(update={"refiner": tiny_config.source}), device="cpu")
 
 
-def test_a_hub_id_that_cannot_be_downloaded(tiny_spec: SdxlModel, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_id_that_cannot_be_downloaded(tiny_config: SdxlModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="Check the id and its revision, and the network"):
-        load_model(tiny_spec.model_copy(update={"source": "nobody/nothing"}), device="cpu")
+        load_model(tiny_config.model_copy(update={"source": "nobody/nothing"}), device="cpu")
 
 
 def test_a_scheduler_that_the_harness_does_not_know(tmp_path: Path):
@@ -68,33 +68,33 @@ def test_a_model_with_another_scheduler_of_its_own(tiny_model: Model, tmp_path: 
     index.write_text(index.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
     model = load_model(spec_of(folder, refiner=False), device="cpu")
     assert (tiny_model.scheduler, model.scheduler) == ("EulerDiscreteScheduler", "DDIMScheduler")
-    [own] = model.draw([FOX], BASE_ALONE)
-    [named] = tiny_model.draw([FOX], replace(BASE_ALONE, scheduler="DDIMScheduler"))
+    [own] = model.generate([FOX], BASE_ALONE)
+    [named] = tiny_model.generate([FOX], replace(BASE_ALONE, scheduler="DDIMScheduler"))
     assert difference(own.image, named.image) > 10  # its configuration clips what it predicts to ±1
     assert torch.equal(model.noise_schedule()[0][:-1], tiny_model.noise_schedule()[0][:-1])
 
 
-def test_what_the_unet_predicts_can_be_told(tiny_spec: SdxlModel, tiny_model: Model):
-    spec = tiny_spec.model_copy(update={"prediction_type": "epsilon"})
-    model = load_model(spec, device="cpu")
+def test_what_the_unet_predicts_can_be_told(tiny_config: SdxlModel, tiny_model: Model):
+    config = tiny_config.model_copy(update={"prediction_type": "epsilon"})
+    model = load_model(config, device="cpu")
     assert model.noise_schedule()[1] == "epsilon"
     for settings in (BASE_ALONE, WITH_REFINER, replace(BASE_ALONE, scheduler="UniPCMultistepScheduler")):
-        [told], [own] = model.draw([FOX], settings), tiny_model.draw([FOX], settings)
+        [told], [own] = model.generate([FOX], settings), tiny_model.generate([FOX], settings)
         assert difference(told.image, own.image) > 10
 
 
 def test_another_vae_and_another_precision(tiny_folder: Path, tiny_model: Model):
-    spec = spec_of(tiny_folder).model_copy(update={"vae": str(tiny_folder / "vae"), "precision": "bf16"})
-    model = load_model(spec, device="cpu")
-    [half] = model.draw([FOX], BASE_ALONE)
-    [full] = tiny_model.draw([FOX], BASE_ALONE)
+    config = spec_of(tiny_folder).model_copy(update={"vae": str(tiny_folder / "vae"), "precision": "bf16"})
+    model = load_model(config, device="cpu")
+    [half] = model.generate([FOX], BASE_ALONE)
+    [full] = tiny_model.generate([FOX], BASE_ALONE)
     assert half.latent_hash == full.latent_hash
     mean = np.abs(np.asarray(half.image).astype(int) - np.asarray(full.image).astype(int)).mean()
     assert 0 < mean < 15  # bf16 keeps 8 bits
 
 
-def test_prints_nothing(tiny_spec: SdxlModel, capfd: pytest.CaptureFixture[str]):
-    load_model(tiny_spec, device="cpu").draw([FOX], WITH_REFINER)
+def test_prints_nothing(tiny_config: SdxlModel, capfd: pytest.CaptureFixture[str]):
+    load_model(tiny_config, device="cpu").generate([FOX], WITH_REFINER)
     assert capfd.readouterr() == ("", "")
 
 

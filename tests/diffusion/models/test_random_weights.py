@@ -61,8 +61,8 @@ def test_tokens_are_clips(hollow: Pipelines) -> None:
 
 def test_filled_text_encoder_gives_finite_embeddings_that_depend_on_the_words(hollow: Pipelines) -> None:
     """The smallest part, for real; the others are filled by the same function."""
-    spec = SdxlModel(source="random", refiner=None, vae=None, precision="fp32")
-    encoder = hollow_pipelines(spec).base.text_encoder
+    config = SdxlModel(source="random", refiner=None, vae=None, precision="fp32")
+    encoder = hollow_pipelines(config).base.text_encoder
     _fill(encoder, POOL)
     ids = torch.tensor([hollow.base.tokenizer(text).input_ids for text in ("a red fox", "a blue fox")])
     with torch.inference_mode():

@@ -18,10 +18,10 @@ from diffusers import (
 
 from harness.config.schema.evaluation import NO_HAND_OVER, Scheduler
 from harness.diffusion.models import load_model, schedulers
-from harness.diffusion.models.model import DrawSettings, Model, Row
+from harness.diffusion.models.model import Model, Row, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
-from tests.diffusion.tiny import tiny_sdxl, tiny_spec
+from tests.diffusion.tiny import tiny_config, tiny_sdxl
 
 NAMES: tuple[Scheduler, ...] = get_args(Scheduler)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=3.0)
@@ -32,32 +32,32 @@ CAR = replace(FOX, prompt="a car", seed=5, negative="")
 def sdxls_own(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny model that predicts ε on SDXL's own schedule."""
     folder = tiny_sdxl(tmp_path_factory.mktemp("eps") / "sdxl", latent_channels=4, prediction_type="epsilon")
-    return load_model(tiny_spec(folder), device="cpu")
+    return load_model(tiny_config(folder), device="cpu")
 
 
-def settings(name: Scheduler | None, *, refiner: bool) -> DrawSettings:
-    return DrawSettings(steps=5, refiner_start=0.6 if refiner else None, scheduler=name)
+def settings(name: Scheduler | None, *, refiner: bool) -> SamplerSettings:
+    return SamplerSettings(steps=5, refiner_start=0.6 if refiner else None, scheduler=name)
 
 
 @pytest.mark.parametrize("refiner", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model: Model, name: Scheduler, refiner: bool):
+def test_a_image_is_the_same_alone_and_in_a_batch(tiny_model: Model, name: Scheduler, refiner: bool):
     if refiner and name in NO_HAND_OVER:
         with pytest.raises(ModelError, match=rf"{name} cannot hand over .* refiner_start: null"):
-            tiny_model.draw([CAR], settings(name, refiner=True))
+            tiny_model.generate([CAR], settings(name, refiner=True))
         return
-    together = tiny_model.draw([FOX, CAR], settings(name, refiner=refiner))
-    [alone] = tiny_model.draw([CAR], settings(name, refiner=refiner))
+    together = tiny_model.generate([FOX, CAR], settings(name, refiner=refiner))
+    [alone] = tiny_model.generate([CAR], settings(name, refiner=refiner))
     # A batch's matrix products round differently from a single row's: at most two levels of 255.
     assert difference(together[1].image, alone.image) <= 2
     assert difference(together[0].image, alone.image) > 10
 
 
-def test_each_sampler_draws_a_picture_of_its_own(sdxls_own: Model):
-    drawn = [sdxls_own.draw([FOX], settings(name, refiner=False))[0].image.tobytes() for name in NAMES]
+def test_each_sampler_draws_a_image_of_its_own(sdxls_own: Model):
+    drawn = [sdxls_own.generate([FOX], settings(name, refiner=False))[0].image.tobytes() for name in NAMES]
     # DDPM's posterior step and Euler's ancestral one are one sampler in two notations.
     assert len(set(drawn)) >= len(NAMES) - 1
-    [own] = sdxls_own.draw([FOX], settings(None, refiner=False))
+    [own] = sdxls_own.generate([FOX], settings(None, refiner=False))
     assert own.image.tobytes() == drawn[NAMES.index("EulerDiscreteScheduler")]
 
 
@@ -68,8 +68,8 @@ def test_noise_is_drawn_as_the_stock_pipeline_draws_it(tiny_model: Model, tiny_f
     expected = pipeline(
         FOX.prompt, negative_prompt="wrong", num_inference_steps=5, guidance_scale=3.0, generator=seeded(3)
     ).images[0]
-    [picture] = tiny_model.draw([FOX], settings(kind.__name__, refiner=False))
-    assert difference(picture.image, expected) == 0
+    [image] = tiny_model.generate([FOX], settings(kind.__name__, refiner=False))
+    assert difference(image.image, expected) == 0
 
 
 def denoise(name: Scheduler, *, handed_over: bool) -> torch.Tensor:
@@ -126,8 +126,8 @@ def test_zero_terminal_snr_is_kept_where_a_sampler_bears_it(tiny_model: Model):
 
 
 def test_both_stages_must_have_a_step(tiny_model: Model):
-    few = DrawSettings(steps=2, refiner_start=0.8)
+    few = SamplerSettings(steps=2, refiner_start=0.8)
     with pytest.raises(ModelError, match=r"steps: 2 with refiner_start: 0\.8 leaves no step to the refiner"):
-        tiny_model.draw([FOX], few)
+        tiny_model.generate([FOX], few)
     with pytest.raises(ModelError, match="leaves no step to the base"):
-        tiny_model.draw([FOX], replace(few, steps=6, refiner_start=0.0001))
+        tiny_model.generate([FOX], replace(few, steps=6, refiner_start=0.0001))

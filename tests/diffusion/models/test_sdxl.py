@@ -13,18 +13,18 @@ from diffusers import DDPMScheduler, StableDiffusionXLImg2ImgPipeline, StableDif
 from PIL import Image
 
 from harness.diffusion.models import load_model
-from harness.diffusion.models.model import DrawSettings, Model, Row
+from harness.diffusion.models.model import Model, Row, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.tiny import refiner_folder, tiny_sdxl
-from tests.diffusion.tiny import tiny_spec as spec_of
+from tests.diffusion.tiny import tiny_config as spec_of
 
-BASE_ALONE = DrawSettings(steps=6, refiner_start=None)
-WITH_REFINER = DrawSettings(steps=10, refiner_start=0.8)
+BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
+WITH_REFINER = SamplerSettings(steps=10, refiner_start=0.8)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in levels of 255."""
+    """The largest difference of two images, in levels of 255."""
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
@@ -47,9 +47,9 @@ def test_draws_what_a_stock_pipeline_draws(tiny_model: Model, tiny_folder: Path)
         guidance_scale=5.0,
         generator=seeded(3),
     ).images[0]
-    [picture] = tiny_model.draw([FOX], BASE_ALONE)
-    assert difference(picture.image, expected) == 0
-    assert picture.image.size == (64, 64) and picture.image.mode == "RGB"
+    [image] = tiny_model.generate([FOX], BASE_ALONE)
+    assert difference(image.image, expected) == 0
+    assert image.image.size == (64, 64) and image.image.mode == "RGB"
 
 
 def test_hands_over_to_the_refiner_as_the_stock_pipelines_do(tmp_path: Path):
@@ -65,10 +65,10 @@ def test_hands_over_to_the_refiner_as_the_stock_pipelines_do(tmp_path: Path):
     refiner = stock(refiner_folder(folder), StableDiffusionXLImg2ImgPipeline)
     expected = refiner(**words, image=latents, denoising_start=0.8).images[0]
     model = load_model(spec_of(folder), device="cpu")
-    [picture] = model.draw([FOX], WITH_REFINER)
-    assert difference(picture.image, expected) == 0
-    [alone] = model.draw([FOX], replace(WITH_REFINER, refiner_start=None))
-    assert difference(picture.image, alone.image) > 0
+    [image] = model.generate([FOX], WITH_REFINER)
+    assert difference(image.image, expected) == 0
+    [alone] = model.generate([FOX], replace(WITH_REFINER, refiner_start=None))
+    assert difference(image.image, alone.image) > 0
 
 
 def test_a_refiner_may_leave_out_what_it_shares_with_the_base(tiny_model: Model, tmp_path: Path):
@@ -79,9 +79,9 @@ def test_a_refiner_may_leave_out_what_it_shares_with_the_base(tiny_model: Model,
         shutil.rmtree(refiner_folder(folder) / shared)
         parts[shared] = [None, None]
     index.write_text(json.dumps(parts))
-    [picture] = load_model(spec_of(folder), device="cpu").draw([FOX], WITH_REFINER)
-    [whole] = tiny_model.draw([FOX], WITH_REFINER)
-    assert difference(picture.image, whole.image) == 0
+    [image] = load_model(spec_of(folder), device="cpu").generate([FOX], WITH_REFINER)
+    [whole] = tiny_model.generate([FOX], WITH_REFINER)
+    assert difference(image.image, whole.image) == 0
 
 
 @pytest.mark.parametrize("zeros", [True, False])
@@ -97,11 +97,11 @@ def test_empty_negative_is_the_pipelines_missing_negative(tmp_path: Path, zeros:
     assert pipeline.config.force_zeros_for_empty_prompt == zeros
     expected = pipeline(FOX.prompt, num_inference_steps=6, guidance_scale=5.0, generator=seeded(3)).images[0]
     model = load_model(spec_of(folder, refiner=False), device="cpu")
-    [picture] = model.draw([replace(FOX, negative="")], BASE_ALONE)
-    assert difference(picture.image, expected) == 0
+    [image] = model.generate([replace(FOX, negative="")], BASE_ALONE)
+    assert difference(image.image, expected) == 0
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model: Model):
+def test_a_image_is_the_same_alone_and_in_a_batch(tiny_model: Model):
     rows = [
         replace(FOX, prompt=prompt, seed=seed, guidance=guidance, negative=negative)
         for prompt, seed, guidance, negative in [
@@ -112,8 +112,8 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model: Model):
             ("a car", 4, 8.0, "bad quality"),
         ]
     ]
-    together = tiny_model.draw(rows, WITH_REFINER)
-    alone = [tiny_model.draw([row], WITH_REFINER)[0] for row in rows]
+    together = tiny_model.generate(rows, WITH_REFINER)
+    alone = [tiny_model.generate([row], WITH_REFINER)[0] for row in rows]
     # A batch's matrix products round differently from a single row's: at most two levels of 255.
     assert max(difference(a.image, b.image) for a, b in zip(together, alone, strict=True)) <= 2
     assert [a.latent_hash for a in together] == [b.latent_hash for b in alone]
@@ -124,23 +124,23 @@ def test_drawing_twice_gives_the_same_bytes(tiny_model: Model):
     rows = [FOX, replace(FOX, seed=4)]
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = tiny_model.draw(rows, WITH_REFINER)
-    second = tiny_model.draw(rows, WITH_REFINER)
+    first = tiny_model.generate(rows, WITH_REFINER)
+    second = tiny_model.generate(rows, WITH_REFINER)
     assert [p.image.tobytes() for p in first] == [p.image.tobytes() for p in second]
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_latent_hash_is_that_of_the_seeds_unit_noise(tiny_model: Model):
-    pictures = tiny_model.draw(
+    images = tiny_model.generate(
         [FOX, replace(FOX, negative="", guidance=2.0), replace(FOX, seed=4)], BASE_ALONE
     )
     noise = torch.randn(1, 8, 8, 8, generator=seeded(3))
-    assert pictures[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
-    assert pictures[0].latent_hash == pictures[1].latent_hash != pictures[2].latent_hash
+    assert images[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+    assert images[0].latent_hash == images[1].latent_hash != images[2].latent_hash
 
 
 def test_without_guidance_the_negative_prompt_is_nothing(tiny_model: Model):
-    one, other = tiny_model.draw(
+    one, other = tiny_model.generate(
         [replace(FOX, guidance=1.0), replace(FOX, guidance=1.0, negative="blurry")], BASE_ALONE
     )
     assert difference(one.image, other.image) <= 1
@@ -160,9 +160,9 @@ def test_weights_are_compels(tiny_model: Model, tiny_folder: Path):
         generator=seeded(3),
     ).images[0]
     weighted = replace(FOX, prompt="a (red)++++ fox", negative="(wrong)1.5, blurry")
-    pictures = tiny_model.draw([weighted], BASE_ALONE) + tiny_model.draw([FOX], BASE_ALONE)
-    assert difference(pictures[0].image, expected) <= 1
-    assert difference(pictures[0].image, pictures[1].image) > 10
+    images = tiny_model.generate([weighted], BASE_ALONE) + tiny_model.generate([FOX], BASE_ALONE)
+    assert difference(images[0].image, expected) <= 1
+    assert difference(images[0].image, images[1].image) > 10
 
 
 @pytest.mark.parametrize(
@@ -178,33 +178,33 @@ def test_plain_text_has_exactly_the_pipelines_encoding(tiny_model: Model, tiny_f
 @pytest.mark.parametrize("prompt", ["fox " * 76, "(fox)++ " + "fox " * 76])
 def test_a_prompt_that_would_be_cut_is_refused(tiny_model: Model, prompt: str):
     with pytest.raises(ModelError, match="77 tokens"):
-        tiny_model.draw([replace(FOX, prompt=prompt)], BASE_ALONE)
+        tiny_model.generate([replace(FOX, prompt=prompt)], BASE_ALONE)
 
 
 @pytest.mark.parametrize("refiner_start", [None, 0.6])
 def test_a_size_is_that_of_the_stock_pipeline(tiny_model: Model, tiny_folder: Path, refiner_start):
-    settings = DrawSettings(steps=5, refiner_start=refiner_start, size=(96, 64))
-    pictures = tiny_model.draw([FOX, replace(FOX, seed=4)], settings)
-    assert pictures[0].image.size == (96, 64)
+    settings = SamplerSettings(steps=5, refiner_start=refiner_start, size=(96, 64))
+    images = tiny_model.generate([FOX, replace(FOX, seed=4)], settings)
+    assert images[0].image.size == (96, 64)
     noise = torch.randn(1, 8, 8, 12, generator=seeded(3))
-    assert pictures[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
-    [alone] = tiny_model.draw([FOX], settings)
-    assert difference(pictures[0].image, alone.image) <= 2
+    assert images[0].latent_hash == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+    [alone] = tiny_model.generate([FOX], settings)
+    assert difference(images[0].image, alone.image) <= 2
     if refiner_start is None:
         words = {"negative_prompt": "wrong", "num_inference_steps": 5, "guidance_scale": 5.0}
         expected = stock(tiny_folder)(FOX.prompt, **words, width=96, height=64, generator=seeded(3)).images[0]
         assert difference(alone.image, expected) == 0
     with pytest.raises(ModelError, match=r"size \(60, 64\) must be multiples of 8"):
-        tiny_model.draw([FOX], replace(settings, size=(60, 64)))
+        tiny_model.generate([FOX], replace(settings, size=(60, 64)))
 
 
 @pytest.mark.parametrize("refiner_start", [None, 0.6])
 def test_guidance_is_rescaled_in_base_and_refiner(tiny_model: Model, tiny_folder: Path, refiner_start):
-    plain = DrawSettings(steps=5, refiner_start=refiner_start)
+    plain = SamplerSettings(steps=5, refiner_start=refiner_start)
     rescaled = replace(plain, guidance_rescale=0.7)
-    [before], [after] = tiny_model.draw([FOX], plain), tiny_model.draw([FOX], rescaled)
+    [before], [after] = tiny_model.generate([FOX], plain), tiny_model.generate([FOX], rescaled)
     assert difference(before.image, after.image) > 3
-    together = tiny_model.draw([FOX, replace(FOX, seed=4)], rescaled)
+    together = tiny_model.generate([FOX, replace(FOX, seed=4)], rescaled)
     assert difference(together[0].image, after.image) <= 2
     if refiner_start is None:
         words = {"negative_prompt": "wrong", "num_inference_steps": 5, "guidance_scale": 5.0}
@@ -214,10 +214,10 @@ def test_guidance_is_rescaled_in_base_and_refiner(tiny_model: Model, tiny_folder
         assert difference(after.image, expected) == 0
 
 
-def test_on_a_cpu_eight_small_pictures_are_drawn_at_once(tiny_model: Model):
-    assert tiny_model.pictures_at_once(BASE_ALONE) == 8
-    assert tiny_model.pictures_at_once(replace(BASE_ALONE, size=(512, 512))) == 4
-    assert tiny_model.pictures_at_once(replace(BASE_ALONE, size=(2048, 1024))) == 1
+def test_on_a_cpu_eight_small_images_are_drawn_at_once(tiny_model: Model):
+    assert tiny_model.images_per_batch(BASE_ALONE) == 8
+    assert tiny_model.images_per_batch(replace(BASE_ALONE, size=(512, 512))) == 4
+    assert tiny_model.images_per_batch(replace(BASE_ALONE, size=(2048, 1024))) == 1
 
 
 def test_on_a_gpu_as_many_as_a_probe_says_the_free_memory_holds(
@@ -237,22 +237,22 @@ def test_out_of_memory_says_what_to_do(tiny_model: Any, monkeypatch: pytest.Monk
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tiny_model._unet, "forward", forward)
-    with pytest.raises(ModelError, match=r"2 pictures at once do not fit .* set compute\.batch_size"):
-        tiny_model.draw([FOX, replace(FOX, seed=4)], BASE_ALONE)
+    with pytest.raises(ModelError, match=r"2 images at once do not fit .* set compute\.batch_size"):
+        tiny_model.generate([FOX, replace(FOX, seed=4)], BASE_ALONE)
 
 
 def test_refiner_start_needs_a_refiner(tiny_folder: Path):
     model = load_model(spec_of(tiny_folder, refiner=False), device="cpu")
     with pytest.raises(ModelError, match="refiner_start: null"):
-        model.draw([FOX], WITH_REFINER)
+        model.generate([FOX], WITH_REFINER)
 
 
-def test_pictures_that_are_not_finite_are_refused(tiny_folder: Path):
+def test_images_that_are_not_finite_are_refused(tiny_folder: Path):
     model = load_model(spec_of(tiny_folder), device="cpu")
     broken = model._base.vae.decoder.conv_out.weight  # type: ignore[attr-defined]
     broken.data.fill_(float("nan"))
-    with pytest.raises(ModelError, match=r"2 of 2 pictures are not finite .*seed 3"):
-        model.draw([FOX, replace(FOX, seed=4)], BASE_ALONE)
+    with pytest.raises(ModelError, match=r"2 of 2 images are not finite .*seed 3"):
+        model.generate([FOX, replace(FOX, seed=4)], BASE_ALONE)
 
 
 def test_posterior_is_the_vaes_in_the_unets_units(tiny_model: Model, tiny_folder: Path):

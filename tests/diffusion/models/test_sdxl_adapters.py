@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
-from harness.config.schema.evaluation import Branch, MergeSpec
-from harness.diffusion.models.model import DrawSettings, Model, Row, RowAdapter
+from harness.config.schema.evaluation import Branch, MergeConfig
+from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.adapters.adapters import random_adapter
 from tests.diffusion.models.test_sdxl import difference
 
-SETTINGS = DrawSettings(steps=4, refiner_start=None)
+SETTINGS = SamplerSettings(steps=4, refiner_start=None)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=3.0)
 
 
@@ -28,7 +28,7 @@ def on(path: Path, branch: Branch = "both", scale: float = 1.0) -> RowAdapter:
 
 
 def drawn(model: Model, *adapters: RowAdapter, **changes: object) -> Image.Image:
-    return model.draw([replace(FOX, adapters=adapters, **changes)], SETTINGS)[0].image  # type: ignore[arg-type]
+    return model.generate([replace(FOX, adapters=adapters, **changes)], SETTINGS)[0].image  # type: ignore[arg-type]
 
 
 def test_each_adapter_acts_on_its_branch(tiny_model: Model, folders: tuple[Path, Path]):
@@ -37,23 +37,23 @@ def test_each_adapter_acts_on_its_branch(tiny_model: Model, folders: tuple[Path,
     assert difference(whole, drawn(tiny_model, on(one))) <= 1
     arms = [(), (on(one, "negative"),), (on(one, "positive"),), (on(one),), (on(one), on(other, "negative"))]
     rows = [replace(FOX, adapters=adapters) for adapters in arms]
-    together = tiny_model.draw(rows, SETTINGS)  # all arms in one batch
-    for row, picture in zip(rows, together, strict=True):
-        [alone] = tiny_model.draw([row], SETTINGS)
-        assert difference(picture.image, alone.image) <= 2
-    for place, picture in enumerate(together):
-        assert all(difference(picture.image, later.image) > 3 for later in together[place + 1 :])
+    together = tiny_model.generate(rows, SETTINGS)  # all arms in one batch
+    for row, image in zip(rows, together, strict=True):
+        [alone] = tiny_model.generate([row], SETTINGS)
+        assert difference(image.image, alone.image) <= 2
+    for place, image in enumerate(together):
+        assert all(difference(image.image, later.image) > 3 for later in together[place + 1 :])
 
 
 def test_merged_linearly_is_the_sum_of_the_parts(tiny_model: Model, folders: tuple[Path, Path]):
     """PEFT's linear merge adds A and B each, weighted by √scale: exact for one adapter with itself."""
     one, other = folders
-    linear = MergeSpec(method="linear")
+    linear = MergeConfig(method="linear")
     twice = drawn(tiny_model, on(one, scale=0.25), on(one, scale=0.25), merge=linear)
     assert difference(twice, drawn(tiny_model, on(one))) <= 1  # (½ + ½) A and (½ + ½) B
     mixed = drawn(tiny_model, on(one), on(other), merge=linear)
     assert difference(mixed, drawn(tiny_model, on(one), on(other))) > 3
-    dare = MergeSpec(method="dare", density=0.5, seed=0)
+    dare = MergeConfig(method="dare", density=0.5, seed=0)
     pair = (on(one, "negative"), on(other, "negative"))
     first, second = drawn(tiny_model, *pair, merge=dare), drawn(tiny_model, *pair, merge=dare)
     assert first.tobytes() == second.tobytes()

@@ -6,7 +6,7 @@ def cells(count: int) -> list[Cell]:
     return [
         Cell(
             image_id=f"image{n}",
-            draw_id="draw",
+            arm_id="draw",
             prompt_id="prompt",
             prompt="a fox",
             tags=(),
@@ -17,7 +17,7 @@ def cells(count: int) -> list[Cell]:
     ]
 
 
-def test_a_chunk_is_named_by_its_pictures():
+def test_a_chunk_is_named_by_its_images():
     assert chunk_of(cells(3)) == chunk_of(cells(3))
     assert chunk_of(cells(3)).cells == tuple(cells(3))
     assert len({chunk_of(cells(n)).chunk_id for n in (1, 2, 3)}) == 3

@@ -8,23 +8,23 @@ from harness.diffusion.models.model import Model
 from harness.diffusion.training import train
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.diffusion.training.run_state import Job
-from tests.diffusion.training.runs import Outcome, Trainer, make_run, raise_it, write_pictures
+from tests.diffusion.training.runs import Outcome, Trainer, make_run, raise_it, write_images
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), seed=0)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), seed=0)
 
 
 @pytest.fixture
-def run_training(tiny_model: Model, pictures: Path) -> Trainer:
+def run_training(tiny_model: Model, images: Path) -> Trainer:
     """Train a tiny adapter and keep all that comes out of it."""
 
     def run(
         *,
         model: Model = tiny_model,
-        dataset: Path = pictures,
-        class_pictures: Path | None = None,
+        dataset: Path = images,
+        class_images: Path | None = None,
         latents: tuple[Path, ...] = (),
         resume: Checkpoint | None = None,
         save_at: Callable[[int], bool] = lambda step: False,
@@ -40,8 +40,8 @@ def run_training(tiny_model: Model, pictures: Path) -> Trainer:
 
         job = Job(
             run=make_run(model, **asked),
-            pictures=dataset,
-            prior=class_pictures,
+            images=dataset,
+            prior=class_images,
             latents=latents,
             resume=resume,
             save=save,

@@ -14,7 +14,7 @@ from harness.config.plan.plan import Dataset, TrainingRun
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.base import fingerprint
 from harness.config.schema.recipe import FolderRecipe
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.training import TrainingConfig
 from harness.diffusion.datasets.dataset import Sample, write_dataset
 from harness.diffusion.models.model import Model
 from harness.diffusion.training.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 WORDS = ("fox", "cat", "moon", "tree", "car")
 
 
-def write_pictures(
+def write_images(
     folder: Path,
     *,
     seed: int,
@@ -47,23 +47,25 @@ def write_pictures(
     return folder
 
 
-def make_run(model: Model, *, snapshots: Sequence[int] = (3,), rank: int = 4, **training: Any) -> TrainingRun:
-    """A run on pictures somebody has. Its id follows what was asked for, as the plan's do."""
+def make_run(
+    model: Model, *, checkpoints: Sequence[int] = (3,), rank: int = 4, **training: Any
+) -> TrainingRun:
+    """A run on images somebody has. Its id follows what was asked for, as the plan's do."""
     adapter = LowRankAdapter(rank=rank) if "adapter" not in training else training.pop("adapter")
-    spec = TrainingSpec(**{"learning_rate": 1e-3, "batch_size": 2, **training, "steps": snapshots[-1]})
-    shared = set() if spec.schedule.depends_on_length else {"steps"}
-    dataset = Dataset(dataset_id="0" * 16, model=model.spec, recipe=FolderRecipe(path=Path("pictures")))
+    config = TrainingConfig(**{"learning_rate": 1e-3, "batch_size": 2, **training, "steps": checkpoints[-1]})
+    shared = set() if config.schedule.depends_on_length else {"steps"}
+    dataset = Dataset(dataset_id="0" * 16, model=model.config, recipe=FolderRecipe(path=Path("images")))
     return TrainingRun(
         run_id=fingerprint(
             "run",
             adapter=adapter,
-            training={n: getattr(spec, n) for n in TrainingSpec.model_fields if n not in shared},
+            training={n: getattr(config, n) for n in TrainingConfig.model_fields if n not in shared},
         ),
         dataset=dataset,
         adapter=adapter,
-        training=spec,
-        snapshots=tuple(snapshots),
-        prior=None if spec.prior is None else dataset,
+        training=config,
+        checkpoints=tuple(checkpoints),
+        prior=None if config.prior is None else dataset,
     )
 
 

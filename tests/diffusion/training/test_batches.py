@@ -5,24 +5,24 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from harness.config.schema.training import TimestepSpec, TrainingSpec
+from harness.config.schema.training import TimestepConfig, TrainingConfig
 from harness.diffusion.training.batches import Noising, Source, drawn_timestep
-from harness.diffusion.training.data import TrainingPicture, View
+from harness.diffusion.training.data import TrainingImage, View
 from harness.diffusion.training.noise import Part, min_snr_weight
 
 
 class FixedPosteriors:
-    """A posterior for each picture, without a VAE."""
+    """A posterior for each image, without a VAE."""
 
     std: ClassVar[float] = 0.5
 
-    def of(self, picture: TrainingPicture, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        mean_Chw = torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(int(picture.sha256)))
+    def of(self, image: TrainingImage, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        mean_Chw = torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(int(image.sha256)))
         return mean_Chw, torch.full_like(mean_Chw, self.std)
 
 
-def picture(place: int, *, repeats: int = 1, caption: str = "fox") -> TrainingPicture:
-    return TrainingPicture(
+def image(place: int, *, repeats: int = 1, caption: str = "fox") -> TrainingImage:
+    return TrainingImage(
         file=Path(f"{place}.png"),
         sha256=str(place),
         width=96,
@@ -35,14 +35,14 @@ def picture(place: int, *, repeats: int = 1, caption: str = "fox") -> TrainingPi
 
 
 def source(*, count: int = 5, part: Part = Part.PICTURES, weight: float = 1.0, **training: Any) -> Source:
-    spec = TrainingSpec(**training)
+    config = TrainingConfig(**training)
     return Source(
-        pictures=[picture(place, repeats=1 + 2 * (place == 0)) for place in range(count)],
+        images=[image(place, repeats=1 + 2 * (place == 0)) for place in range(count)],
         part=part,
-        prompt=spec.prompt,
-        training=spec,
+        prompt=config.prompt,
+        training=config,
         resolution=64,
-        caption_dropout=spec.caption_dropout,
+        caption_dropout=config.caption_dropout,
         weight=weight,
     )
 
@@ -94,8 +94,8 @@ def test_switching_one_draw_on_leaves_the_others_alone(change: dict[str, Any]) -
     assert torch.equal(plain.timesteps_B, changed.timesteps_B)
 
 
-def test_pictures_come_up_as_often_as_they_are_repeated() -> None:
-    seen = [row.picture.sha256 for step in range(1, 8) for row in rows_of(source(), step=step)]
+def test_images_come_up_as_often_as_they_are_repeated() -> None:
+    seen = [row.image.sha256 for step in range(1, 8) for row in rows_of(source(), step=step)]
     assert Counter(seen) == {"0": 12, "1": 4, "2": 4, "3": 4, "4": 4}  # 7 steps of 4 rows: 4 passes of 7
 
 
@@ -109,19 +109,21 @@ def test_captions_are_dropped_in_their_share() -> None:
     assert captions.count("") == pytest.approx(120, abs=30)
 
 
-def test_the_posterior_is_sampled_anew_each_time_a_picture_comes_up() -> None:
+def test_the_posterior_is_sampled_anew_each_time_a_image_comes_up() -> None:
     plain = noising(alphas_cumprod=torch.ones(1000))  # no diffusion noise: x0 itself
     steps = range(1, 401)
     x0 = torch.stack(
         [plain.batch(rows_of(source(count=1), step=step, rows=range(1))).noisy_BChw[0] for step in steps]
     )
-    mean_Chw, std_Chw = FixedPosteriors().of(picture(0), View(left=0, top=0, flip=False))
+    mean_Chw, std_Chw = FixedPosteriors().of(image(0), View(left=0, top=0, flip=False))
     torch.testing.assert_close(x0.mean(dim=0), mean_Chw, atol=0.15, rtol=0)
     torch.testing.assert_close(x0.std(dim=0), std_Chw, atol=0.12, rtol=0)
 
 
-def timesteps(**spec: Any) -> torch.Tensor:
-    drawn = [drawn_timestep(TimestepSpec(**spec), key=(0, Part.PICTURES, step, 0)) for step in range(4000)]
+def timesteps(**config: Any) -> torch.Tensor:
+    drawn = [
+        drawn_timestep(TimestepConfig(**config), key=(0, Part.PICTURES, step, 0)) for step in range(4000)
+    ]
     return torch.tensor(drawn, dtype=torch.float32)
 
 
@@ -164,11 +166,11 @@ def test_weights_are_of_the_source_and_of_min_snr() -> None:
     assert torch.equal(batch.weight_B[4:], 0.25 * snr_B[4:])
 
 
-def test_class_pictures_keep_their_own_size_and_crop() -> None:
-    """diffusers' script gives them the size and crop of the picture beside them."""
+def test_class_images_keep_their_own_size_and_crop() -> None:
+    """diffusers' script gives them the size and crop of the image beside them."""
     other = Source(
-        pictures=[
-            TrainingPicture(
+        images=[
+            TrainingImage(
                 file=Path("class.png"),
                 sha256="9",
                 width=64,
@@ -181,7 +183,7 @@ def test_class_pictures_keep_their_own_size_and_crop() -> None:
         ],
         part=Part.PRIOR,
         prompt="a fox",
-        training=TrainingSpec(),
+        training=TrainingConfig(),
         resolution=64,
     )
     batch = noising().batch([*rows_of(source(), rows=range(1)), *rows_of(other, rows=range(1))])

@@ -6,7 +6,7 @@ import torch
 
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.diffusion.training.record import RECORD
-from harness.errors import StageError
+from harness.errors import ArtifactError
 from tests.diffusion.training.runs import same
 
 
@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_a_stage_error(
             file.write_bytes(b"")
         case "zeroed":
             file.write_bytes(bytes(len(data)))
-    with pytest.raises(StageError, match=r"damaged .*delete it") as caught:
+    with pytest.raises(ArtifactError, match=r"damaged .*delete it") as caught:
         Checkpoint.read(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -67,12 +67,12 @@ def test_files_of_two_steps_are_a_stage_error(checkpoint: Checkpoint, tmp_path: 
     checkpoint.write(tmp_path)
     replace(checkpoint, step=3, losses=[0.1, 0.2, 0.3]).write(tmp_path / "later")
     (tmp_path / "later" / RECORD).replace(tmp_path / RECORD)
-    with pytest.raises(StageError, match="not of the same step"):
+    with pytest.raises(ArtifactError, match="not of the same step"):
         Checkpoint.read(tmp_path)
 
 
 def test_a_loss_is_missing(checkpoint: Checkpoint, tmp_path: Path) -> None:
     checkpoint.losses.pop()
     checkpoint.write(tmp_path)
-    with pytest.raises(StageError, match="1 losses for 2 steps"):
+    with pytest.raises(ArtifactError, match="1 losses for 2 steps"):
         Checkpoint.read(tmp_path)

@@ -5,31 +5,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.diffusion.training.data import caption_of, held_out, read_pictures
-from harness.errors import StageError, TrainingError
-from tests.diffusion.training.runs import WORDS, write_pictures
+from harness.diffusion.training.data import caption_of, held_out, read_images
+from harness.errors import ArtifactError, TrainingError
+from tests.diffusion.training.runs import WORDS, write_images
 
 PICTURES = 5
 
 
-def test_pictures_come_in_order_with_what_is_known_of_them(tmp_path: Path) -> None:
-    folder = write_pictures(
-        tmp_path, seed=0, size=(96, 64), original_size=(300, 200), repeats=[1, 2, 1, 3, 1]
-    )
-    read = read_pictures(folder, resolution=64)
-    assert [picture.pixels().tobytes() for picture in read] == [
+def test_images_come_in_order_with_what_is_known_of_them(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, seed=0, size=(96, 64), original_size=(300, 200), repeats=[1, 2, 1, 3, 1])
+    read = read_images(folder, resolution=64)
+    assert [image.pixels().tobytes() for image in read] == [
         Image.open(folder / "images" / f"{index:06d}.png").tobytes() for index in range(PICTURES)
     ]
-    assert [picture.caption for picture in read] == list(WORDS)
-    assert [picture.repeats for picture in read] == [1, 2, 1, 3, 1]
+    assert [image.caption for image in read] == list(WORDS)
+    assert [image.repeats for image in read] == [1, 2, 1, 3, 1]
     assert {(p.width, p.height, p.original_width, p.original_height) for p in read} == {(96, 64, 300, 200)}
 
 
-def damage_picture(folder: Path) -> None:
+def damage_image(folder: Path) -> None:
     Image.new("RGB", (64, 64)).save(folder / "images" / "000002.png")
 
 
-def cut_picture(folder: Path) -> None:
+def cut_image(folder: Path) -> None:
     file = folder / "images" / "000002.png"
     file.write_bytes(file.read_bytes()[:-9])
 
@@ -39,9 +37,9 @@ def lose_key(folder: Path) -> None:
 
 
 DAMAGES = {
-    "picture replaced": (damage_picture, "000002.png"),
-    "picture cut": (cut_picture, "000002.png"),
-    "picture lost": (lambda folder: (folder / "images" / "000001.png").unlink(), "000001.png"),
+    "image replaced": (damage_image, "000002.png"),
+    "image cut": (cut_image, "000002.png"),
+    "image lost": (lambda folder: (folder / "images" / "000001.png").unlink(), "000001.png"),
     "metadata lost": (lambda folder: (folder / "metadata.jsonl").unlink(), "metadata.jsonl"),
     "metadata empty": (lambda folder: (folder / "metadata.jsonl").write_text(""), "empty"),
     "metadata cut": (lambda folder: (folder / "metadata.jsonl").write_text('{"file_na'), "damaged"),
@@ -51,44 +49,44 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_dataset_is_a_stage_error(pictures: Path, tmp_path: Path, name: str) -> None:
-    folder = Path(shutil.copytree(pictures, tmp_path / "data"))
+def test_a_damaged_dataset_is_a_stage_error(images: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "data"))
     damage, named = DAMAGES[name]
     damage(folder)
-    with pytest.raises(StageError, match=named) as caught:
-        read_pictures(folder, resolution=64)
+    with pytest.raises(ArtifactError, match=named) as caught:
+        read_images(folder, resolution=64)
     assert "delete it" in str(caught.value)
 
 
-def test_pictures_of_another_resolution_are_a_stage_error(pictures: Path) -> None:
-    with pytest.raises(StageError, match="64 × 64 px; the model needs 128"):
-        read_pictures(pictures, resolution=128)
+def test_images_of_another_resolution_are_a_stage_error(images: Path) -> None:
+    with pytest.raises(ArtifactError, match="64 × 64 px; the model needs 128"):
+        read_images(images, resolution=128)
 
 
-def test_a_picture_replaced_while_training_is_a_stage_error(pictures: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pictures, tmp_path / "data"))
-    read = read_pictures(folder, resolution=64)
-    damage_picture(folder)
-    with pytest.raises(StageError, match=r"000002\.png is not the picture that was written"):
+def test_a_image_replaced_while_training_is_a_stage_error(images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "data"))
+    read = read_images(folder, resolution=64)
+    damage_image(folder)
+    with pytest.raises(ArtifactError, match=r"000002\.png is not the image that was written"):
         read[2].pixels()
 
 
-def test_held_out_pictures_are_not_trained_on(pictures: Path) -> None:
-    read = read_pictures(pictures, resolution=64)
+def test_held_out_images_are_not_trained_on(images: Path) -> None:
+    read = read_images(images, resolution=64)
     trained, kept = held_out(read, 2)
     assert sorted(p.file.name for p in [*trained, *kept]) == [p.file.name for p in read]
     assert len(kept) == 2
     assert held_out(read, 0) == (read, [])
-    with pytest.raises(TrainingError, match=r"training\.holdout: 5 .* of 5 pictures .* at most 4"):
+    with pytest.raises(TrainingError, match=r"training\.holdout: 5 .* of 5 images .* at most 4"):
         held_out(read, 5)
 
 
-def test_a_prompt_takes_in_the_pictures_own_caption(pictures: Path, tmp_path: Path) -> None:
-    picture = read_pictures(pictures, resolution=64)[1]
-    assert caption_of(picture, "wrong") == "wrong"
-    assert caption_of(picture, "wrong, {caption}") == "wrong, cat"
-    folder = Path(shutil.copytree(pictures, tmp_path / "data"))
+def test_a_prompt_takes_in_the_images_own_caption(images: Path, tmp_path: Path) -> None:
+    image = read_images(images, resolution=64)[1]
+    assert caption_of(image, "wrong") == "wrong"
+    assert caption_of(image, "wrong, {caption}") == "wrong, cat"
+    folder = Path(shutil.copytree(images, tmp_path / "data"))
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     (folder / "metadata.jsonl").write_text("".join(json.dumps({**r, "caption": None}) + "\n" for r in rows))
     with pytest.raises(TrainingError, match=r"needs a caption for 000000\.png"):
-        caption_of(read_pictures(folder, resolution=64)[0], "wrong, {caption}")
+        caption_of(read_images(folder, resolution=64)[0], "wrong, {caption}")

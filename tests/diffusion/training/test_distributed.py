@@ -8,7 +8,7 @@ import torch
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.diffusion.training.distributed import share
 from harness.errors import TrainingError
-from tests.diffusion.training.runs import Trainer, same, write_pictures
+from tests.diffusion.training.runs import Trainer, same, write_images
 from tests.diffusion.training.worker import RUNS
 
 ROOT = Path(__file__).parents[3]
@@ -25,8 +25,8 @@ def test_every_row_is_one_processs(rows: int, size: int) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and two processes make of the same runs, the three of them at once."""
     folder = tmp_path_factory.mktemp("parallel")
-    write_pictures(folder / "pictures", seed=0)
-    write_pictures(folder / "class", seed=1)
+    write_images(folder / "images", seed=0)
+    write_images(folder / "class", seed=1)
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.diffusion.training.worker", str(rank), str(size), str(folder)],

@@ -11,31 +11,37 @@ from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.base import fingerprint
 from harness.config.schema.model import EmojiModel
 from harness.config.schema.recipe import FolderRecipe
-from harness.config.schema.sweep import TrialSpec
-from harness.config.schema.training import OptimizerSpec, PriorSpec, ScheduleSpec, TimestepSpec, TrainingSpec
+from harness.config.schema.sweep import TrialConfig
+from harness.config.schema.training import (
+    OptimizerConfig,
+    PriorConfig,
+    ScheduleConfig,
+    TimestepConfig,
+    TrainingConfig,
+)
 from harness.diffusion.models.model import Model
 from harness.diffusion.training import train
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.diffusion.training.run_state import Job
-from tests.diffusion.training.runs import digest, raise_it, write_pictures
+from tests.diffusion.training.runs import digest, raise_it, write_images
 
 Change = tuple[dict[str, Any], dict[str, Any]]
 
 SPECS: dict[str, type[BaseModel]] = {
     "adapter": LowRankAdapter,
     "words": TextualInversion,
-    "training": TrainingSpec,
-    "training.optimizer": OptimizerSpec,
-    "training.schedule": ScheduleSpec,
-    "training.timesteps": TimestepSpec,
-    "training.prior": PriorSpec,
+    "training": TrainingConfig,
+    "training.optimizer": OptimizerConfig,
+    "training.schedule": ScheduleConfig,
+    "training.timesteps": TimestepConfig,
+    "training.prior": PriorConfig,
 }
 
 
 def fields() -> Iterator[str]:
     """Every field by its dotted name; a specification of its own stands for what is in it."""
-    for section, spec in SPECS.items():
-        yield from (f"{section}.{name}" for name in spec.model_fields if f"{section}.{name}" not in SPECS)
+    for section, config in SPECS.items():
+        yield from (f"{section}.{name}" for name in config.model_fields if f"{section}.{name}" not in SPECS)
 
 
 def folder(name: str) -> dict[str, Any]:
@@ -129,24 +135,24 @@ def changed(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     return {**raw, head: changed(raw[head], rest, value) if rest else value}
 
 
-def spec_of(changes: dict[str, Any]) -> TrialSpec:
+def spec_of(changes: dict[str, Any]) -> TrialConfig:
     raw = PLAIN
     for dotted, value in changes.items():
         raw = changed(raw, dotted, value)
-    return TrialSpec.model_validate(raw)
+    return TrialConfig.model_validate(raw)
 
 
-def run_of(spec: TrialSpec) -> TrainingRun:
+def run_of(config: TrialConfig) -> TrainingRun:
     def dataset(recipe: Any) -> Dataset:
-        return Dataset(dataset_id=str(recipe.path), model=spec.model, recipe=recipe)
+        return Dataset(dataset_id=str(recipe.path), model=config.model, recipe=recipe)
 
-    prior = spec.training.prior
+    prior = config.training.prior
     return TrainingRun(
-        run_id=fingerprint("run", spec=spec),
-        dataset=dataset(spec.recipe),
-        adapter=spec.adapter,
-        training=spec.training,
-        snapshots=(spec.training.steps,),
+        run_id=fingerprint("run", config=config),
+        dataset=dataset(config.recipe),
+        adapter=config.adapter,
+        training=config.training,
+        checkpoints=(config.training.steps,),
         prior=None if prior is None else dataset(prior.recipe),
     )
 
@@ -159,16 +165,16 @@ def emoji() -> Model:
 
 
 @pytest.fixture(scope="module")
-def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrialSpec], str]:
+def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrialConfig], str]:
     """The bytes that a trial's training gives: the adapter and, where there is one, its average."""
     root = tmp_path_factory.mktemp("datasets")
     for seed, name in enumerate(("own", "class", "other")):
-        write_pictures(root / name, seed=seed, size=(96, 64), original_size=(300, 200))
+        write_images(root / name, seed=seed, size=(96, 64), original_size=(300, 200))
 
     known: dict[str, str] = {}
 
-    def export(spec: TrialSpec, *, again: bool = False) -> str:
-        run = run_of(spec)
+    def export(config: TrialConfig, *, again: bool = False) -> str:
+        run = run_of(config)
         if again or run.run_id not in known:
             known[run.run_id] = trained(run)
         return known[run.run_id]
@@ -178,7 +184,7 @@ def exported(emoji: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable
         assert isinstance(run.dataset.recipe, FolderRecipe)
         job = Job(
             run=run,
-            pictures=root / run.dataset.recipe.path,
+            images=root / run.dataset.recipe.path,
             prior=None if run.prior is None else root / run.prior.dataset_id,
             latents=(),
             resume=None,
@@ -203,10 +209,10 @@ def test_the_table_has_every_field() -> None:
     [*CHANGES.values(), *SWITCHES.values()],
     ids=[*CHANGES, *(f"{name} switched on" for name in SWITCHES)],
 )
-def test_a_field_changes_the_adapter(change: Change, exported: Callable[[TrialSpec], str]) -> None:
+def test_a_field_changes_the_adapter(change: Change, exported: Callable[[TrialConfig], str]) -> None:
     before, after = (spec_of(changes) for changes in change)
-    for spec in (before, after):
-        if spec.training.optimizer.kind == "prodigy":
+    for config in (before, after):
+        if config.training.optimizer.kind == "prodigy":
             pytest.importorskip("prodigyopt")
     assert exported(before) != exported(after)
 

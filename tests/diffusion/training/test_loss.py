@@ -21,7 +21,7 @@ def x0_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
     return x0, noise
 
 
-def test_noise_runs_from_the_picture_to_pure_noise(x0_and_noise: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_noise_runs_from_the_image_to_pure_noise(x0_and_noise: tuple[torch.Tensor, torch.Tensor]) -> None:
     x0, noise = x0_and_noise
     noisy = add_noise(x0, noise, ALPHA_BAR_B)
     assert torch.equal(noisy[0], x0[0])
@@ -34,7 +34,7 @@ def test_the_forward_process_keeps_unit_variance() -> None:
     assert add_noise(x0, noise, ALPHA_BAR_B.float()).var(dim=(1, 2, 3)) == pytest.approx(1, abs=0.03)
 
 
-def test_picture_and_noise_are_recovered_from_velocity(
+def test_image_and_noise_are_recovered_from_velocity(
     x0_and_noise: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     """Salimans & Ho 2022, appendix D: x0 = α x_t − σ v and ε = σ x_t + α v, also where α is 0."""

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.schema.training import TrainingSpec
+from harness.config.schema.training import TrainingConfig
 from harness.diffusion.adapters.adapter import ParameterGroup
 from harness.diffusion.models.attach import WordMember
 from harness.diffusion.training.distributed import fresh_accelerators
@@ -23,14 +23,14 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture(params=["adamw", "prodigy", "adamw_8bit"])
-def spec(request: pytest.FixtureRequest) -> TrainingSpec:
+def config(request: pytest.FixtureRequest) -> TrainingConfig:
     if request.param in PACKAGES:
         pytest.importorskip(PACKAGES[request.param])
     rate = 1.0 if request.param == "prodigy" else 1e-2
-    return TrainingSpec(learning_rate=rate, optimizer={"kind": request.param})
+    return TrainingConfig(learning_rate=rate, optimizer={"kind": request.param})
 
 
-SPEC = TrainingSpec(learning_rate=1e-2)
+SPEC = TrainingConfig(learning_rate=1e-2)
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -42,9 +42,9 @@ def member_of(weights: list[torch.nn.Parameter]) -> WordMember:
     return WordMember({str(place): weight for place, weight in enumerate(weights)}, {})
 
 
-def optimizer_of(weights: list[torch.nn.Parameter], spec: TrainingSpec, accelerator: Any) -> Any:
+def optimizer_of(weights: list[torch.nn.Parameter], config: TrainingConfig, accelerator: Any) -> Any:
     groups = [ParameterGroup(part="unet", side="down", parameters=[weight]) for weight in weights]
-    return make_optimizer(groups, spec, accelerator)
+    return make_optimizer(groups, config, accelerator)
 
 
 def take_steps(weights: list[torch.nn.Parameter], optimizer: Any, accelerator: Any, *, steps: int) -> None:
@@ -56,16 +56,16 @@ def take_steps(weights: list[torch.nn.Parameter], optimizer: Any, accelerator: A
         optimizer.zero_grad()
 
 
-def test_a_restored_optimizer_goes_on_bit_for_bit(accelerator: Any, spec: TrainingSpec) -> None:
+def test_a_restored_optimizer_goes_on_bit_for_bit(accelerator: Any, config: TrainingConfig) -> None:
     whole = parameters()
-    optimizer = optimizer_of(whole, spec, accelerator)
+    optimizer = optimizer_of(whole, config, accelerator)
     take_steps(whole, optimizer, accelerator, steps=4)
     tensors = optimizer_tensors(optimizer, accelerator, member_of(whole))
     middle = [weight.detach().clone() for weight in whole]
     take_steps(whole, optimizer, accelerator, steps=4)
 
     resumed = [torch.nn.Parameter(weight.clone()) for weight in middle]
-    fresh = optimizer_of(resumed, spec, accelerator)
+    fresh = optimizer_of(resumed, config, accelerator)
     load_optimizer_tensors(fresh, accelerator, tensors, member_of(resumed))
     again = optimizer_tensors(fresh, accelerator, member_of(resumed))
     assert again.keys() == tensors.keys()
@@ -75,9 +75,9 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(accelerator: Any, spec: Traini
     assert not torch.equal(whole[1].detach(), middle[1])
 
 
-def test_the_state_is_a_copy(accelerator: Any, spec: TrainingSpec) -> None:
+def test_the_state_is_a_copy(accelerator: Any, config: TrainingConfig) -> None:
     weights = parameters()
-    optimizer = optimizer_of(weights, spec, accelerator)
+    optimizer = optimizer_of(weights, config, accelerator)
     take_steps(weights, optimizer, accelerator, steps=1)
     tensors = optimizer_tensors(optimizer, accelerator, member_of(weights))
     before = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -89,7 +89,7 @@ def test_8_bit_moments_stay_8_bit() -> None:
     pytest.importorskip("bitsandbytes")
     with fresh_accelerators(torch.device("cpu"), precision="fp32", count=1) as (accelerator,):
         weights = parameters()
-        optimizer = optimizer_of(weights, TrainingSpec(optimizer={"kind": "adamw_8bit"}), accelerator)
+        optimizer = optimizer_of(weights, TrainingConfig(optimizer={"kind": "adamw_8bit"}), accelerator)
         take_steps(weights, optimizer, accelerator, steps=1)
         assert (
             optimizer_tensors(optimizer, accelerator, member_of(weights))["0001.state1"].dtype == torch.uint8
@@ -110,9 +110,9 @@ def test_a_run_whose_steps_were_all_skipped_can_go_on() -> None:
         load_optimizer_tensors(optimizer, accelerator, tensors, member_of(weights))
 
 
-def test_moments_are_missed_where_no_step_can_be_skipped(spec: TrainingSpec) -> None:
+def test_moments_are_missed_where_no_step_can_be_skipped(config: TrainingConfig) -> None:
     with fresh_accelerators(torch.device("cpu"), precision="fp32", count=1) as (accelerator,):
         weights = parameters()
-        optimizer = optimizer_of(weights, spec, accelerator)
+        optimizer = optimizer_of(weights, config, accelerator)
         with pytest.raises(TrainingError, match=r"optimizer is not of this run: .* the run has"):
             load_optimizer_tensors(optimizer, accelerator, {}, member_of(weights))

@@ -22,8 +22,8 @@ from harness.diffusion.training import train
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.diffusion.training.run_state import Job
 from harness.errors import HarnessError, TrainingError
-from tests.diffusion.tiny import tiny_spec
-from tests.diffusion.training.runs import apart, make_run, write_pictures
+from tests.diffusion.tiny import tiny_config
+from tests.diffusion.training.runs import apart, make_run, write_images
 
 LORA = LowRankAdapter(rank=4)
 EVERYWHERE = ("attention", "convolutions", "feed_forward")
@@ -40,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulating": {"adapter": LORA, "batch_size": 1, "gradient_accumulation": 3, "max_grad_norm": 0.01},
     "prodigy": {"adapter": LORA, "optimizer": {"kind": "prodigy"}, "learning_rate": 1.0},
     "held out": {"adapter": LORA, "holdout": 2, "schedule": {"kind": "cosine", "warmup_steps": 1}},
-    "blocks": {"adapter": LowRankAdapter(rank=8, blocks=("mid_block",)), "snapshots": (2, 3)},
+    "blocks": {"adapter": LowRankAdapter(rank=8, blocks=("mid_block",)), "checkpoints": (2, 3)},
 }
 
 ROUNDING = 1e-3  # after 3 steps
@@ -55,15 +55,15 @@ def emoji() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), seed=0)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), seed=0)
 
 
 class Together:
     """Trains runs in one call and keeps what comes out of each."""
 
-    def __init__(self, model: Model, pictures: Path) -> None:
-        self.model, self.pictures = model, pictures
+    def __init__(self, model: Model, images: Path) -> None:
+        self.model, self.images = model, images
         self.saved: dict[str, dict[int, Checkpoint]] = {}
         self.seconds: dict[str, float] = {}
         self.reported: dict[str, list[int]] = {}
@@ -90,7 +90,7 @@ class Together:
 
         return Job(
             run=run,
-            pictures=self.pictures,
+            images=self.images,
             prior=None,
             latents=(),
             resume=resume,
@@ -103,15 +103,15 @@ class Together:
 
 def make(model: Model, names: Sequence[str], **changes: Any) -> dict[str, TrainingRun]:
     return {
-        name: make_run(model, **{"snapshots": (3,), "batch_size": 2, **RUNS[name], **changes})
+        name: make_run(model, **{"checkpoints": (3,), "batch_size": 2, **RUNS[name], **changes})
         for name in names
     }
 
 
 @pytest.fixture(scope="module")
-def alone(emoji: Model, pictures: Path) -> Together:
+def alone(emoji: Model, images: Path) -> Together:
     """Every run alone."""
-    return Together(emoji, pictures).train(make(emoji, list(RUNS)), at_once=1)
+    return Together(emoji, images).train(make(emoji, list(RUNS)), at_once=1)
 
 
 @pytest.mark.slow
@@ -119,11 +119,11 @@ def alone(emoji: Model, pictures: Path) -> Together:
     "arrange", [list, lambda names: names[::-1]], ids=["in order", "the other way round"]
 )
 def test_packed_runs_equal_those_alone(
-    emoji: Model, pictures: Path, alone: Together, arrange: Callable[[list[str]], list[str]]
+    emoji: Model, images: Path, alone: Together, arrange: Callable[[list[str]], list[str]]
 ):
     """All kinds of runs in one pack: weights, averages, losses; whatever is beside them."""
     runs = make(emoji, arrange(list(RUNS)))
-    packed = Together(emoji, pictures).train(runs, at_once=len(runs))
+    packed = Together(emoji, images).train(runs, at_once=len(runs))
     for name in runs:
         assert packed.ended[name] is None and list(packed.saved[name]) == list(alone.saved[name])
         for step, checkpoint in alone.saved[name].items():
@@ -135,37 +135,37 @@ def test_packed_runs_equal_those_alone(
 
 
 @pytest.mark.slow
-def test_packed_runs_equal_those_alone_after_100_steps(emoji: Model, pictures: Path):
-    runs = make(emoji, ["plain", "wide", "dora"], snapshots=(100,))
-    packed, alone = (Together(emoji, pictures).train(runs, at_once=at_once) for at_once in (3, 1))
+def test_packed_runs_equal_those_alone_after_100_steps(emoji: Model, images: Path):
+    runs = make(emoji, ["plain", "wide", "dora"], checkpoints=(100,))
+    packed, alone = (Together(emoji, images).train(runs, at_once=at_once) for at_once in (3, 1))
     for name in runs:
         assert apart(packed.saved[name][100], alone.saved[name][100]) <= 0.03
 
 
 @pytest.mark.slow
-def test_in_half_precision_a_pack_differs_no_more_than_another_batch_size(tiny_folder: Path, pictures: Path):
+def test_in_half_precision_a_pack_differs_no_more_than_another_batch_size(tiny_folder: Path, images: Path):
     """Rounding alone: that of a pack is no larger than that of the same rows in passes of another size."""
-    spec = tiny_spec(tiny_folder, refiner=False).model_copy(update={"precision": "bf16"})
-    half = load_model(spec, device="cpu")
-    beside = make(half, ["rslora", "wide", "dora"], snapshots=(8,))
-    whole = {"run": make_run(half, adapter=LORA, batch_size=2, snapshots=(8,))}
-    halves = {"run": make_run(half, adapter=LORA, batch_size=1, gradient_accumulation=2, snapshots=(8,))}
+    config = tiny_config(tiny_folder, refiner=False).model_copy(update={"precision": "bf16"})
+    half = load_model(config, device="cpu")
+    beside = make(half, ["rslora", "wide", "dora"], checkpoints=(8,))
+    whole = {"run": make_run(half, adapter=LORA, batch_size=2, checkpoints=(8,))}
+    halves = {"run": make_run(half, adapter=LORA, batch_size=1, gradient_accumulation=2, checkpoints=(8,))}
     alone, other, packed = (
         torch.cat([tensor.flatten() for tensor in made.saved["run"][8].adapter.values()])
         for made in (
-            Together(half, pictures).train(whole, at_once=1),
-            Together(half, pictures).train(halves, at_once=1),
-            Together(half, pictures).train({**whole, **beside}, at_once=4),
+            Together(half, images).train(whole, at_once=1),
+            Together(half, images).train(halves, at_once=1),
+            Together(half, images).train({**whole, **beside}, at_once=4),
         )
     )
     assert (other - alone).norm() > 0
     assert (packed - alone).norm() <= (other - alone).norm()
 
 
-def test_runs_enter_as_others_end(emoji: Model, pictures: Path, alone: Together):
+def test_runs_enter_as_others_end(emoji: Model, images: Path, alone: Together):
     runs = make(emoji, ["plain", "held out", "dropout", "rslora"])
-    runs["plain"] = make(emoji, ["plain"], snapshots=(1,))["plain"]
-    staggered = Together(emoji, pictures).train(runs, at_once=2)
+    runs["plain"] = make(emoji, ["plain"], checkpoints=(1,))["plain"]
+    staggered = Together(emoji, images).train(runs, at_once=2)
     for name in ("held out", "dropout", "rslora"):
         assert apart(staggered.saved[name][3], alone.saved[name][3]) <= ROUNDING
     # "plain" leaves after its only step, and "dropout" takes its place beside "held out".
@@ -173,39 +173,37 @@ def test_runs_enter_as_others_end(emoji: Model, pictures: Path, alone: Together)
     assert all(staggered.reported[name] == [1, 2, 3] for name in ("held out", "dropout", "rslora"))
 
 
-def test_a_run_that_diverges_leaves_and_the_others_do_not_notice(
-    emoji: Model, pictures: Path, alone: Together
-):
+def test_a_run_that_diverges_leaves_and_the_others_do_not_notice(emoji: Model, images: Path, alone: Together):
     runs = make(emoji, ["plain", "dora"])
-    runs["bad"] = make_run(emoji, adapter=LORA, learning_rate=1e30, snapshots=(3,), seed=7)
-    mixed = Together(emoji, pictures).train(runs, at_once=3)
+    runs["bad"] = make_run(emoji, adapter=LORA, learning_rate=1e30, checkpoints=(3,), seed=7)
+    mixed = Together(emoji, images).train(runs, at_once=3)
     assert isinstance(mixed.ended["bad"], TrainingError) and "learning rate 1e+30" in str(mixed.ended["bad"])
     for name in ("plain", "dora"):
         assert mixed.ended[name] is None
         assert apart(mixed.saved[name][3], alone.saved[name][3]) <= ROUNDING
 
 
-def test_a_checkpoint_goes_on_in_other_company(emoji: Model, pictures: Path, tmp_path: Path):
+def test_a_checkpoint_goes_on_in_other_company(emoji: Model, images: Path, tmp_path: Path):
     """Saved beside a wide run, resumed beside a narrow one."""
-    runs = make(emoji, ["dora", "wide"], snapshots=(2, 4))
-    whole = Together(emoji, pictures).train(runs, at_once=2)
+    runs = make(emoji, ["dora", "wide"], checkpoints=(2, 4))
+    whole = Together(emoji, images).train(runs, at_once=2)
     whole.saved["dora"][2].write(tmp_path)
     others = {"dora": runs["dora"], **make(emoji, ["rslora"])}
-    resumed = Together(emoji, pictures).train(others, at_once=2, resume={"dora": Checkpoint.read(tmp_path)})
+    resumed = Together(emoji, images).train(others, at_once=2, resume={"dora": Checkpoint.read(tmp_path)})
     assert apart(resumed.saved["dora"][4], whole.saved["dora"][4]) <= ROUNDING
     assert list(resumed.saved["dora"]) == [4]
 
 
-def test_a_run_that_does_not_fit_the_model_ends_alone(emoji: Model, pictures: Path):
+def test_a_run_that_does_not_fit_the_model_ends_alone(emoji: Model, images: Path):
     runs = make(emoji, ["plain", "blocks"])
     runs["blocks"] = replace(runs["blocks"], adapter=LowRankAdapter(blocks=("up_blocks.7",)))
-    made = Together(emoji, pictures).train(runs, at_once=2)
+    made = Together(emoji, images).train(runs, at_once=2)
     assert made.ended["plain"] is None and list(made.saved["plain"]) == [3]
     assert "up_blocks.7" in str(made.ended["blocks"])
 
 
 def test_a_pack_too_large_for_the_memory_is_halved(
-    emoji: Model, pictures: Path, monkeypatch: pytest.MonkeyPatch, alone: Together
+    emoji: Model, images: Path, monkeypatch: pytest.MonkeyPatch, alone: Together
 ):
     """PyTorch's own error on an accelerator, raised here where more than two runs are in a pass."""
     from harness.diffusion.models.attach import TrainablePack
@@ -220,7 +218,7 @@ def test_a_pack_too_large_for_the_memory_is_halved(
 
     monkeypatch.setattr(TrainablePack, "predict", short_of_memory)
     names = ["plain", "rslora", "dropout", "held out"]
-    made = Together(emoji, pictures).train(make(emoji, names), at_once=4)
+    made = Together(emoji, images).train(make(emoji, names), at_once=4)
     assert sizes[0] == 4 and set(sizes[1:]) == {2}
     assert all(made.ended[name] is None and list(made.saved[name]) == [3] for name in names)
 
@@ -250,12 +248,12 @@ def test_no_gradient_crosses_runs(emoji: Model):
     assert norms[0] == norms[2] == 0 and norms[1] > 0
 
 
-def test_a_packs_time_is_shared_out(emoji: Model, pictures: Path):
+def test_a_packs_time_is_shared_out(emoji: Model, images: Path):
     import time
 
     runs = make(emoji, ["plain", "rslora"])
     started = time.monotonic()
-    made = Together(emoji, pictures).train(runs, at_once=2)
+    made = Together(emoji, images).train(runs, at_once=2)
     whole = time.monotonic() - started
     assert 0 < sum(made.seconds.values()) <= whole
     assert made.seconds["plain"] == pytest.approx(made.seconds["rslora"], rel=0.5)

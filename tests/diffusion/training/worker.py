@@ -36,8 +36,8 @@ def train_all(folder: Path, name: str) -> None:
     for key, settings in RUNS.items():
         reported: list[str] = []
         job = Job(
-            run=make_run(model, snapshots=(1, 2), **settings),
-            pictures=folder / "pictures",
+            run=make_run(model, checkpoints=(1, 2), **settings),
+            images=folder / "images",
             prior=folder / "class" if "prior" in settings else None,
             latents=(),
             resume=None,

@@ -15,7 +15,7 @@ from harness.engine.accounting.inventory import inventory
 from harness.engine.early_stopping import Decisions
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import Task
 from harness.engine.worker import Outcome
 from harness.store.workspace import Workspace
@@ -24,8 +24,8 @@ from tests.sweeps.small import small_plan
 
 
 @pytest.fixture
-def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
-    return small_plan(tmp_path, tiny_spec, tiny_clip)
+def plan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
+    return small_plan(tmp_path, tiny_config, tiny_clip)
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def carry_out(plan: Plan, workspace: Workspace) -> tuple[SweepRun, Counter[str]]:
     made: Counter[str] = Counter()
-    bench = Bench(plan=plan, workspace=workspace, report=lambda kind, count: made.update({str(kind): count}))
-    run = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context(plan=plan, workspace=workspace, report=lambda kind, count: made.update({str(kind): count}))
+    run = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not [outcome.reason for outcome in run.outcomes if outcome.failed]
     return run, made
 
 
 def counted(plan: Plan, workspace: Workspace) -> Estimate:
-    bench = Bench(plan=plan, workspace=workspace, report=lambda *_: None)
-    return estimated(bench, inventory(bench))
+    ctx = Context(plan=plan, workspace=workspace, report=lambda *_: None)
+    return estimated(ctx, inventory(ctx))
 
 
 def test_a_real_sweep_is_kept_repaired_timed_and_let_go(
-    tmp_path: Path, plan: Plan, workspace: Workspace, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, plan: Plan, workspace: Workspace, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     first, _ = carry_out(plan, workspace)
     assert collect_garbage(workspace, delete=False) == []
@@ -55,30 +55,30 @@ def test_a_real_sweep_is_kept_repaired_timed_and_let_go(
     assert verify(workspace, holdings(workspace).entries, delete=False) == []
 
     assert counted(plan, workspace).seconds == 0 and counted(plan, workspace).complete
-    longer = small_plan(tmp_path, tiny_spec, tiny_clip, axes={"training.steps": [2, 4, 6]})
+    longer = small_plan(tmp_path, tiny_config, tiny_clip, axes={"training.steps": [2, 4, 6]})
     found = counted(longer, workspace)
     assert found.complete and found.seconds is not None and found.seconds > 0
     assert found.shares["training steps"].timings == 2  # two runs, each trained in one go
-    assert not found.shares["adapter pictures"].scaled
+    assert not found.shares["adapter images"].scaled
 
     adapter = workspace.root / first.results.trials["adapter_path"][0]
-    picture = workspace.root / first.results.images["path"][0]
-    for file in (adapter / "pytorch_lora_weights.safetensors", picture):
+    image = workspace.root / first.results.images["path"][0]
+    for file in (adapter / "pytorch_lora_weights.safetensors", image):
         content = file.read_bytes()
         file.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
     damaged = {finding.entry.name for finding in verify(workspace, holdings(workspace).entries, delete=True)}
-    assert damaged == {workspace.relative(adapter), workspace.relative(picture.parent)}
+    assert damaged == {workspace.relative(adapter), workspace.relative(image.parent)}
     again, made = carry_out(plan, workspace)
-    assert made["training_steps"] == 2 and made["pictures"] == 1
+    assert made["training_steps"] == 2 and made["images"] == 1
     pd.testing.assert_frame_equal(again.results.scores, first.results.scores)
     pd.testing.assert_series_equal(again.results.images["sha256"], first.results.images["sha256"])
     assert verify(workspace, holdings(workspace).entries, delete=False) == []
 
-    shorter = small_plan(tmp_path, tiny_spec, tiny_clip, axes={"training.steps": [4]})
+    shorter = small_plan(tmp_path, tiny_config, tiny_clip, axes={"training.steps": [4]})
     carry_out(shorter, workspace)
     let_go = {finding.entry.kind for finding in collect_garbage(workspace, delete=True)}
-    assert let_go == {"snapshot", "pictures", "scores"}
-    assert list(workspace.snapshots(own_run(plan).run_id)) == [4]
+    assert let_go == {"checkpoint", "images", "scores"}
+    assert list(workspace.checkpoints(own_run(plan).run_id)) == [4]
     _, made = carry_out(shorter, workspace)
     assert not made
 
@@ -86,23 +86,23 @@ def test_a_real_sweep_is_kept_repaired_timed_and_let_go(
 class Interrupted:
     """An executor that makes one dataset, lets somebody collect garbage meanwhile, and is stopped."""
 
-    def workers(self, bench: Bench) -> int:
+    def workers(self, ctx: Context) -> int:
         return 1
 
-    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-        make(bench.workspace.dataset(tasks[0].datasets[0]))
-        make(bench.workspace.dataset("x1"))
-        collect_garbage(bench.workspace, delete=True)
+    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
+        make(ctx.workspace.dataset(tasks[0].datasets[0]))
+        make(ctx.workspace.dataset("x1"))
+        collect_garbage(ctx.workspace, delete=True)
         raise KeyboardInterrupt
 
-    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
         raise AssertionError("no scheduler was asked for")
 
 
 def test_a_sweep_keeps_what_it_makes_before_it_has_tables(workspace: Workspace, plan: Plan) -> None:
-    bench = Bench(plan=plan, workspace=workspace, report=lambda *_: None)
+    ctx = Context(plan=plan, workspace=workspace, report=lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(bench, Interrupted(), announce=lambda *_: None, publish=lambda _: True)
+        run_sweep(ctx, Interrupted(), announce=lambda *_: None, publish=lambda _: True)
     (kept,) = holdings(workspace).entries
     assert kept.kind == "dataset" and kept.needed_by == ("small",)
     assert not (workspace.sweep("small") / "sweep.json").exists()

@@ -9,7 +9,7 @@ import pandas as pd
 from harness.config.plan.plan import Plan
 from harness.engine.executors import ExecutorName, make_executor
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.results import Results
 from harness.store.workspace import Workspace
 
@@ -30,13 +30,13 @@ class Display:
 
 def carry_out(plan: Plan, root: Path | str, name: ExecutorName) -> SweepRun:
     """The sweep from nothing to its tables."""
-    bench = Bench(plan=plan, workspace=Workspace(root), report=Display().report)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=Display().report)
     with make_executor(name) as executor:
-        return run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: True)
+        return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def assert_same(these: Results, those: Results) -> None:
-    """The same pictures, byte for byte, and the same scores."""
+    """The same images, byte for byte, and the same scores."""
     keys = ["image_id"]
     these_images, those_images = (r.images.sort_values(keys, ignore_index=True) for r in (these, those))
     pd.testing.assert_series_equal(these_images["sha256"], those_images["sha256"])

@@ -25,9 +25,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def long_sweep(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Path:
+def long_sweep(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_clip: str) -> Path:
     """The YAML of a sweep that can be disturbed in its one training run."""
-    return write_sweep(tmp_path_factory.mktemp("sweep") / "small.yaml", tiny_spec, tiny_clip, **CHANGES)
+    return write_sweep(tmp_path_factory.mktemp("sweep") / "small.yaml", tiny_config, tiny_clip, **CHANGES)
 
 
 @pytest.fixture(scope="session")

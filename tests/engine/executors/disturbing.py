@@ -68,5 +68,7 @@ def stopped_by_ctrl_c(process: "subprocess.Popen[str]", command: list[str], work
     assert f"run the same command to go on: {' '.join(['harness', *command[1:]])}" in said
     (kept,) = workspace.glob("adapters/*/steps-*")
     step = int(kept.name.removeprefix("steps-"))
-    assert 0 < step < CHANGES["training"]["steps"], "a checkpoint where it was, which is no trial's snapshot"
+    assert 0 < step < CHANGES["training"]["steps"], (
+        "a checkpoint where it was, which is no trial's checkpoint"
+    )
     return step

@@ -13,7 +13,7 @@ from harness.config.schema.model import SdxlModel
 from harness.engine.early_stopping import Decisions
 from harness.engine.executors.ray_scheduler import LOOKS, Judge
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import Task
 from harness.engine.worker import Outcome, attempt, climb
 from harness.store.workspace import Workspace
@@ -43,18 +43,18 @@ class OneAfterTheOther:
     def __init__(self, looks: int | None = None) -> None:
         self.looks, self.raced, self.told = looks, list[str](), list[list[str]]()
 
-    def workers(self, bench: Bench) -> int:
+    def workers(self, ctx: Context) -> int:
         return 1
 
-    def run(self, tasks: Sequence[Task], bench: Bench) -> list[Outcome]:
-        return [attempt(task, bench) for task in tasks]
+    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
+        return [attempt(task, ctx) for task in tasks]
 
-    def race(self, tasks: Sequence[Task], bench: Bench, decisions: Decisions) -> list[Outcome]:
+    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
         answers: dict[tuple[str, int], bool] = {}
-        judge = Judge(bench.plan, decisions, answers.update)
+        judge = Judge(ctx.plan, decisions, answers.update)
         self.raced += [run_id for task in tasks for run_id in task.runs]
         tell = partial(self.tell, judge, answers)
-        return [attempt(task, bench, partial(climb, tell=tell)) for task in tasks]
+        return [attempt(task, ctx, partial(climb, tell=tell)) for task in tasks]
 
     def tell(self, judge: Judge, answers: Mapping[tuple[str, int], bool], looks: Sequence[Look]) -> list[str]:
         if self.looks == 0:
@@ -84,13 +84,13 @@ def racing_plan(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Pl
 
 def carry_out(plan: Plan, root: Path, executor: OneAfterTheOther) -> tuple[SweepRun, Counter[str]]:
     display = Display()
-    bench = Bench(plan=plan, workspace=Workspace(root), report=display.report)
-    done = run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: False)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
+    done = run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: False)
     return done, display.counts
 
 
-def set_values(bench: Bench, run_ids: Sequence[str], step: int) -> list[Look]:
+def set_values(ctx: Context, run_ids: Sequence[str], step: int) -> list[Look]:
     """Stands in for `looks_at`: the tiny model's own losses hardly differ, and in no order of the rates."""
-    rates = {trial.run_id: trial.params["training.learning_rate"] for trial in bench.plan.trials}
-    assert all(Workspace(bench.workspace.address).snapshot(run_id, step).done for run_id in run_ids)
+    rates = {trial.run_id: trial.params["training.learning_rate"] for trial in ctx.plan.trials}
+    assert all(Workspace(ctx.workspace.address).checkpoint(run_id, step).done for run_id in run_ids)
     return [Look(run_id=run_id, step=step, value=LOSSES[rates[run_id]]) for run_id in run_ids]

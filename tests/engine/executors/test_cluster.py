@@ -56,7 +56,7 @@ def test_trials_run_where_their_resource_is_whatever_time_it_is_there(
     assert min(finished) > datetime.now(UTC) + timedelta(hours=4), "its clock was right: this shows nothing"
     assert all(0 <= manifest["seconds"] < 600 for manifest in manifests)
     assert found.trials["train_seconds"].between(0, 600).all()
-    assert found.images["draw_seconds"].between(0, 600).all()
+    assert found.images["generation_seconds"].between(0, 600).all()
     assert datetime.fromisoformat(found.sweep["finished_at"]) < datetime.now(UTC)
     listed = subprocess.run([HARNESS, "store", "ls", "-w", tmp_path], capture_output=True, text=True)
     assert listed.returncode == 0 and "-" not in listed.stdout.replace("--", ""), listed.stdout

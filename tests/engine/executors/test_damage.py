@@ -17,7 +17,7 @@ from tests.sweeps.small import small_plan
 pytestmark = pytest.mark.slow
 
 # More steps go on from a checkpoint, a new seed is drawn with the adapters that are there, a new metric looks
-# at the pictures, another rank is trained on the dataset.
+# at the images, another rank is trained on the dataset.
 EXTENDED = {
     "axes": {"training.steps": [2, 4, 6], "adapter.rank": [2, 3]},
     "seeds": [0, 1, 2],
@@ -37,13 +37,13 @@ def flip(file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> list[Plan]:
+def plans(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_clip: str) -> list[Plan]:
     """A sweep, and the same extended in every way."""
     folder = tmp_path_factory.mktemp("sweeps")
     metrics = [{"kind": "clip_score", "encoder": tiny_clip}, "saturation", "contrast"]
     return [
-        small_plan(folder, tiny_spec, tiny_clip, compute=ALONE),
-        small_plan(folder, tiny_spec, tiny_clip, compute=ALONE, **EXTENDED, metrics=metrics),
+        small_plan(folder, tiny_config, tiny_clip, compute=ALONE),
+        small_plan(folder, tiny_config, tiny_clip, compute=ALONE, **EXTENDED, metrics=metrics),
     ]
 
 
@@ -65,7 +65,7 @@ def undamaged(
 def after_damage(
     damage: Callable[[Path], None], patterns: Sequence[str], store: Path, plan: Plan, root: Path
 ) -> Results:
-    """Of several kinds at once: what is not found of any of them is another picture or another score."""
+    """Of several kinds at once: what is not found of any of them is another image or another score."""
     shutil.copytree(store, root)
     for pattern in patterns:
         damaged = sorted(root.glob(pattern))
@@ -81,7 +81,7 @@ def after_damage(
 
 
 def of_dev(results: Results) -> Results:
-    """Without test pictures: those of a trial that is not selected any more are nobody's to mend."""
+    """Without test images: those of a trial that is not selected any more are nobody's to mend."""
     images = results.images[results.images["split"] == "dev"]
     scores = results.scores[results.scores["image_id"].isin(images["image_id"])]
     return replace(results, images=images, scores=scores)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.tasks import trial_stages
-from harness.errors import HarnessError, SpecError
+from harness.errors import ConfigError, HarnessError
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import carry_out
 from tests.sweeps.small import small_plan
@@ -27,18 +27,18 @@ def plan_of(folder: Path, model: SdxlModel, clip: str, workers: int, **compute: 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, one_thread: None
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, one_thread: None
 ) -> None:
-    one = plan_of(tmp_path, tiny_spec, tiny_clip, 1)
-    two = plan_of(tmp_path, tiny_spec, tiny_clip, 2)
+    one = plan_of(tmp_path, tiny_config, tiny_clip, 1)
+    two = plan_of(tmp_path, tiny_config, tiny_clip, 2)
     assert one.runs.keys() == two.runs.keys(), "how a run is trained is not what it is"
     alone = carry_out(one, tmp_path / "one", "local")
     shared = carry_out(two, tmp_path / "two", "ray")
     assert not [outcome for outcome in shared.outcomes if outcome.failed]
     for run_id, run in one.runs.items():
-        for steps in run.snapshots:
+        for steps in run.checkpoints:
             here, there = (
-                load_file(Workspace(tmp_path / name).snapshot(run_id, steps).path / LORA)
+                load_file(Workspace(tmp_path / name).checkpoint(run_id, steps).path / LORA)
                 for name in ("one", "two")
             )
             assert here.keys() == there.keys()
@@ -48,21 +48,23 @@ def test_two_processes_equal_one(
     assert len(shared.results.images) == len(alone.results.images)
 
 
-def test_training_is_a_stage_of_its_own(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    stages = dict(trial_stages(plan_of(tmp_path, tiny_spec, tiny_clip, 2)))
-    assert list(stages) == ["controls", "training", "trials"]
-    assert all(task.runs and not task.draws for task in stages["training"])
-    assert all(task.draws and not task.runs for task in stages["trials"])
+def test_training_is_a_stage_of_its_own(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:
+    artifacts = dict(trial_stages(plan_of(tmp_path, tiny_config, tiny_clip, 2)))
+    assert list(artifacts) == ["controls", "training", "trials"]
+    assert all(task.runs and not task.arms for task in artifacts["training"])
+    assert all(task.arms and not task.runs for task in artifacts["trials"])
 
 
-def test_a_loop_has_one_process(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    plan = plan_of(tmp_path, tiny_spec, tiny_clip, 2)
-    with pytest.raises(SpecError, match="need --executor ray"):
+def test_a_loop_has_one_process(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:
+    plan = plan_of(tmp_path, tiny_config, tiny_clip, 2)
+    with pytest.raises(ConfigError, match="need --executor ray"):
         carry_out(plan, tmp_path / "w", "local")
 
 
 @pytest.mark.slow
-def test_more_than_the_machine_has_is_an_error(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    plan = plan_of(tmp_path, tiny_spec, tiny_clip, 2, cpus_per_trial=1000)
+def test_more_than_the_machine_has_is_an_error(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
+) -> None:
+    plan = plan_of(tmp_path, tiny_config, tiny_clip, 2, cpus_per_trial=1000)
     with pytest.raises(HarnessError, match="2 processes of 1000 CPU and 0 GPU do not fit"):
         carry_out(plan, tmp_path / "w", "ray")

@@ -14,7 +14,7 @@ import ray
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.executors import ExecutorName, make_executor
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import Task, control_tasks
 from harness.results import Results
 from harness.store.workspace import Workspace
@@ -25,9 +25,9 @@ EXECUTORS = get_args(ExecutorName)
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
     compute = {"batch_size": 1, "checkpoint_every": 2, "pack": "off"}  # on any processor the same bytes
-    return small_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip, compute=compute)
+    return small_plan(tmp_path_factory.mktemp("sweep"), tiny_config, tiny_clip, compute=compute)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -37,18 +37,18 @@ def test_outcomes_are_in_order_and_a_failure_loses_no_other(
     good = control_tasks(plan)[:1]
     impossible = Task(name="impossible", runs=("no such run",))  # an unforeseen error: KeyError in the worker
     display = Display()
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=display.report)
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=display.report)
     with make_executor(name) as executor:
-        outcomes = executor.run([impossible, *good], bench)
+        outcomes = executor.run([impossible, *good], ctx)
     assert [outcome.task for outcome in outcomes] == [impossible, *good]
     assert outcomes[0].reason is not None and "no such run" in outcomes[0].reason
     assert outcomes[1].reason is None
     assert Workspace(tmp_path).dataset(good[0].datasets[0]).done
-    assert display.counts["dataset_pictures"] == 4
+    assert display.counts["dataset_images"] == 4
 
 
 @pytest.mark.slow
-def test_ray_and_the_loop_make_the_same_pictures_and_scores(
+def test_ray_and_the_loop_make_the_same_images_and_scores(
     plan: Plan, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = carry_out(plan, tmp_path / "local", "local")
@@ -86,7 +86,7 @@ def kill_a_worker_in_training(workspace: Workspace, plan: Plan, killed: list[int
     """Kill -9 the worker that trains, once its run has its first checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not killed:
-        if any(workspace.snapshots(run_id) for run_id in plan.runs):
+        if any(workspace.checkpoints(run_id) for run_id in plan.runs):
             for child in psutil.Process().children(recursive=True):
                 if "ImplicitFunc" in " ".join(child.cmdline()):
                     os.kill(child.pid, signal.SIGKILL)

@@ -18,15 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.config.plan.plan import Plan
-from harness.config.schema.model import ModelSpec, SdxlModel
+from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.diffusion.models.model import Model
 from harness.engine.executors import ExecutorName, make_executor
 from harness.engine.executors.timeout import Raising
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.errors import HarnessError
 from harness.store.workspace import Workspace
-from tests.diffusion.tiny import tiny_spec as spec_of
+from tests.diffusion.tiny import tiny_config as spec_of
 from tests.engine.executors.carrying import Display
 from tests.sweeps.small import small_plan
 
@@ -37,13 +37,13 @@ HANG = {0.05: "hang"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faulty(Bench):
+class Faulty(Context):
     """A worker's bench that has a fault when some runs are trained; each try leaves a file in `tries`."""
 
     faults: dict[str, str] = field(default_factory=dict)  # by run
     tries: Path
 
-    def model(self, spec: ModelSpec) -> Model:
+    def model(self, config: ModelConfig) -> Model:
         """The model, unless one of the runs with a fault is being trained."""
         callers = [frame.frame for frame in inspect.stack() if frame.function == "train_segments"]
         for run_id in [segment.run_id for caller in callers for segment in caller.f_locals["segments"]]:
@@ -51,7 +51,7 @@ class Faulty(Bench):
                 self.tries.mkdir(exist_ok=True)
                 (self.tries / f"{fault}-{os.getpid()}-{time.monotonic_ns()}").touch()
                 have(fault)
-        return super().model(spec)
+        return super().model(config)
 
 
 def have(fault: str) -> None:
@@ -68,7 +68,7 @@ def have(fault: str) -> None:
 
 def carry_out(plan: Plan, root: Path, name: ExecutorName, faults: dict[float, str]) -> SweepRun:
     runs = {run.training.learning_rate: run_id for run_id, run in plan.runs.items()}
-    bench = Faulty(
+    ctx = Faulty(
         plan=plan,
         workspace=Workspace(root),
         report=Display().report,
@@ -76,11 +76,11 @@ def carry_out(plan: Plan, root: Path, name: ExecutorName, faults: dict[float, st
         tries=root / "tries",
     )
     with make_executor(name) as executor:
-        return run_sweep(bench, executor, announce=lambda *_: None, publish=lambda _: True)
+        return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
-    """The trials by their learning rate. What failed has no score and no picture of its own."""
+    """The trials by their learning rate. What failed has no score and no image of its own."""
     trials = {row["training.learning_rate"]: row for row in run.results.trials.to_dict("records")}
     for row in trials.values():
         differences = run.results.summary.query(f"trial_id == '{row['trial_id']}'")["mean_difference"]
@@ -91,12 +91,12 @@ def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_fault_is_tried_again_then_a_row_with_the_reason(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     """In two packs, that of the good run with the one that takes its worker with it: then each is alone."""
     compute = {"max_failures": 1, "max_concurrent": 2, "batch_size": 4}
     axes = {"training.learning_rate": [GOOD, *FAULTS, NAN]}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, arms=ARMS, compute=compute)
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes=axes, arms=ARMS, compute=compute)
     run = carry_out(plan, tmp_path / "w", "ray", FAULTS)
     trials = rows(run)
     assert trials[GOOD]["status"] == "completed" and pd.isna(trials[GOOD]["reason"])
@@ -116,12 +116,12 @@ def test_a_fault_is_tried_again_then_a_row_with_the_reason(
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["ray", "local"])
 def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
-    name: ExecutorName, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    name: ExecutorName, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     # The one worker that there is hangs first; all the rest must come after it.
     compute = {"max_failures": 0, "max_concurrent": 1, "batch_size": 4, "timeout_minutes": 0.3, "pack": "off"}
     axes = {"training.learning_rate": [*HANG, GOOD]}
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, arms=ARMS, compute=compute)
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes=axes, arms=ARMS, compute=compute)
     run = carry_out(plan, tmp_path / "w", name, HANG)
     trials = rows(run)
     assert trials[GOOD]["status"] == "completed"
@@ -157,7 +157,7 @@ def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_of_one_colour_fail_their_trial_and_have_no_score(
+def test_images_of_one_colour_fail_their_trial_and_have_no_score(
     tmp_path: Path, tiny_folder: Path, tiny_clip: str
 ) -> None:
     base = tmp_path / "sdxl"
@@ -171,10 +171,10 @@ def test_pictures_of_one_colour_fail_their_trial_and_have_no_score(
     plan = small_plan(tmp_path, spec_of(base, refiner=False), tiny_clip, **changes)
     run = carry_out(plan, tmp_path / "w", "local", {})
     (trial,) = run.results.trials.to_dict("records")
-    assert (trial["status"], trial["reason"]) == ("failed", "4 of 4 dev pictures are of one colour")
+    assert (trial["status"], trial["reason"]) == ("failed", "4 of 4 dev images are of one colour")
     scores = run.results.scores
     assert len(scores) and scores["value"].isna().all()
-    assert set(scores["reason"]) == {"the picture is of one colour"}
+    assert set(scores["reason"]) == {"the image is of one colour"}
     summary = run.results.summary
     assert len(summary) and summary["mean_difference"].isna().all() and summary["reason"].notna().all()
     assert not trial["selected"]

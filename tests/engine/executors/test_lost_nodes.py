@@ -45,7 +45,7 @@ def test_a_node_lost_in_training_while_another_joins(
         nodes.join()
         return True
 
-    with once(lambda: any(workspace.snapshots(run_id) for run_id in long_plan.runs), replace_it) as done:
+    with once(lambda: any(workspace.checkpoints(run_id) for run_id in long_plan.runs), replace_it) as done:
         disturbed = run(long_sweep, tmp_path, "--set", "compute.max_failures=0")
     assert done, "no node was lost, so this shows nothing"
     assert_same(disturbed, undisturbed)
@@ -53,9 +53,9 @@ def test_a_node_lost_in_training_while_another_joins(
     assert befell.pop("tried again") == 1
     assert befell in ({"node lost": 1}, {"worker lost": 1}), "Ray may not know yet that the node is gone"
     resumed = [
-        stage.manifest()["facts"]["from_step"]
+        artifact.manifest()["facts"]["from_step"]
         for run_id in long_plan.runs
-        for stage in workspace.snapshots(run_id).values()
+        for artifact in workspace.checkpoints(run_id).values()
     ]
     assert max(resumed) > 0, "training began anew instead of going on from a checkpoint"
 

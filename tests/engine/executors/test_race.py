@@ -17,8 +17,8 @@ from harness.engine.early_stopping import DECISIONS, Decision, Decisions
 from harness.engine.executors import make_executor
 from harness.engine.executors.ray_scheduler import Judge
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Bench
-from harness.errors import SpecError
+from harness.engine.stages.context import Context
+from harness.errors import ConfigError
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.racing import (
@@ -34,12 +34,12 @@ from tests.engine.executors.racing import (
 
 def steps_in_store(plan: Plan, root: Path, rate: float) -> list[int]:
     run_id = next(t.run_id for t in plan.trials if t.params["training.learning_rate"] == rate)
-    return list(Workspace(root).snapshots(run_id))
+    return list(Workspace(root).checkpoints(run_id))
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, tiny_spec: SdxlModel, tiny_clip: str) -> Plan:
-    return racing_plan(tmp_path_factory.mktemp("sweep"), tiny_spec, tiny_clip)
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
+    return racing_plan(tmp_path_factory.mktemp("sweep"), tiny_config, tiny_clip)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def test_a_second_run_asks_nobody(raced: tuple[Path, SweepRun, Counter[str]], pl
 def test_another_run_is_compared_with_those_of_before(
     raced: tuple[Path, SweepRun, Counter[str]],
     tmp_path: Path,
-    tiny_spec: SdxlModel,
+    tiny_config: SdxlModel,
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(performing, "looks_at", set_values)
     root, _, _ = raced
     axes = {"training.learning_rate": [*RATES, 0.12], "training.steps": [2, 5]}
-    more, executor = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes), OneAfterTheOther()
+    more, executor = racing_plan(tmp_path, tiny_config, tiny_clip, axes=axes), OneAfterTheOther()
     _, made = carry_out(more, root, executor)
     assert len(executor.raced) == 1
     assert made["training_steps"] == 2  # alone it would have gone on: there would be nothing to compare with
@@ -119,40 +119,40 @@ def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
     pd.testing.assert_frame_equal(again.results.trials[columns], undisturbed.results.trials[columns])
 
 
-def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_snapshot(
-    plan: Plan, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_checkpoint(
+    plan: Plan, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(performing, "looks_at", set_values)
     carry_out(plan, tmp_path / "ws", OneAfterTheOther())
-    whole = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler={"kind": "fifo"})
+    whole = racing_plan(tmp_path, tiny_config, tiny_clip, scheduler={"kind": "fifo"})
     done, made = carry_out(whole, tmp_path / "ws", OneAfterTheOther())
     assert set(done.results.trials["status"]) == {"completed"}
     assert made["training_steps"] == 3 + 3
 
 
-def test_a_look_at_pictures_sees_what_the_summary_says(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+def test_a_look_at_images_sees_what_the_summary_says(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     """At a step where a trial ends, with all dev prompts and seeds, they are the same number."""
     objective = {"kind": "contrast", "prompts": 2, "seeds": 2}
     scheduler = {"kind": "median", "grace": 2, "every": 1, "min_runs": 1, "objective": objective}
-    plan = racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler=scheduler)
+    plan = racing_plan(tmp_path, tiny_config, tiny_clip, scheduler=scheduler)
     done, _ = carry_out(plan, tmp_path / "ws", OneAfterTheOther())
     rows = json.loads((tmp_path / "ws" / "sweeps" / "small" / DECISIONS).read_text())["decisions"]
     assert len({row["run_id"] for row in rows}) == 3
     summary = done.results.summary.query("metric == 'clip_score' and split == 'dev'").set_index("trial_id")
     looks = {(row["run_id"], row["step"]): row["value"] for row in rows}
-    ended = [trial for trial in plan.trials if trial.spec.training.steps == 2]
+    ended = [trial for trial in plan.trials if trial.config.training.steps == 2]
     for trial in ended:
         assert looks[trial.run_id, 2] == pytest.approx(summary.loc[trial.trial_id, "mean_difference"])
     assert {step for _, step in looks} == {2, 3, 4}
     own = done.results.images.query("split == 'dev' and trial_id.notna()")
     kept = done.results.trials.query("status == 'completed'")
-    assert len(own) == len(kept) * 4  # and none of the pictures that only a look was at
+    assert len(own) == len(kept) * 4  # and none of the images that only a look was at
 
 
 def test_a_cosine_run_keeps_its_schedule_where_it_is_looked_at(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     cosine = {"schedule": {"kind": "cosine"}, "learning_rate": 0.01}
     changes: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_a_cosine_run_keeps_its_schedule_where_it_is_looked_at(
         "axes": {"training.seed": [0]},
     }
     plans = [
-        racing_plan(tmp_path, tiny_spec, tiny_clip, scheduler=scheduler, **changes)
+        racing_plan(tmp_path, tiny_config, tiny_clip, scheduler=scheduler, **changes)
         for scheduler in (ASHA, {"kind": "fifo"})
     ]
     finished = [
@@ -170,12 +170,12 @@ def test_a_cosine_run_keeps_its_schedule_where_it_is_looked_at(
 
 
 def test_a_loop_cannot_race(plan: Plan, tmp_path: Path) -> None:
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
     with (
         make_executor("local") as workers,
-        pytest.raises(SpecError, match=r"asha compares runs .* --executor local out"),
+        pytest.raises(ConfigError, match=r"asha compares runs .* --executor local out"),
     ):
-        run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
+        run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
 
 
 def test_a_judge_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from harness.config.plan.rungs import Look
-from harness.config.schema.model import ModelSpec, SdxlModel
+from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.diffusion.models.model import Model
 from harness.engine import worker as performing
 from harness.engine.early_stopping import DECISIONS, Decisions
 from harness.engine.executors import make_executor
 from harness.engine.pipeline import run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.tasks import task_of
 from harness.engine.worker import climb, satisfied
 from harness.store.workspace import Workspace
@@ -33,12 +33,12 @@ from tests.engine.executors.racing import (
 
 
 def test_a_race_in_packs_is_the_race_of_each_alone(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(performing, "looks_at", set_values)
-    plan = racing_plan(tmp_path, tiny_spec, tiny_clip, compute=ALONE)
+    plan = racing_plan(tmp_path, tiny_config, tiny_clip, compute=ALONE)
     alone, all_made = carry_out(plan, tmp_path / "alone", OneAfterTheOther())
-    plan, executor = racing_plan(tmp_path, tiny_spec, tiny_clip, compute=PACKED), OneAfterTheOther()
+    plan, executor = racing_plan(tmp_path, tiny_config, tiny_clip, compute=PACKED), OneAfterTheOther()
     together, made = carry_out(plan, tmp_path / "together", executor)
     assert [len(looks) for looks in executor.told] == [3, 1]  # one pack, and one run of it after the first
     ours, theirs = (
@@ -51,19 +51,19 @@ def test_a_race_in_packs_is_the_race_of_each_alone(
 
 
 def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that end early, one that fails, one that is stopped, and one that nobody looks at."""
     monkeypatch.setattr(performing, "looks_at", set_values)
     plan = racing_plan(
         tmp_path,
-        tiny_spec,
+        tiny_config,
         tiny_clip,
         training={"batch_size": 2, "steps": 5, "schedule": {"kind": "cosine"}},  # each length is a run
         axes={"training.learning_rate": [0.3, 3.0, 1e39], "training.steps": [1, 3, 5]},
         scheduler={**MEDIAN, "grace": 2, "objective": {"kind": "contrast", "prompts": 1}},
     )
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path / "ws"), report=Display().report)
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path / "ws"), report=Display().report)
     names = {
         trial.run_id: (trial.params["training.learning_rate"], trial.params["training.steps"])
         for trial in plan.trials
@@ -75,40 +75,40 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
         told.append([names[look.run_id] for look in looks])
         return [runs[3.0, 5]]
 
-    failed = climb(task_of(plan, list(plan.runs.values())), bench, stop_one)
+    failed = climb(task_of(plan, list(plan.runs.values())), ctx, stop_one)
     assert told == [[(0.3, 3), (0.3, 5), (3.0, 3), (3.0, 5)], [(0.3, 5)], [(0.3, 5)]]
     assert {names[run_id] for run_id in failed} == {(1e39, 1), (1e39, 3), (1e39, 5)}
-    whole = {name for name, run_id in runs.items() if satisfied(task_of(plan, [plan.runs[run_id]]), bench)}
+    whole = {name for name, run_id in runs.items() if satisfied(task_of(plan, [plan.runs[run_id]]), ctx)}
     assert whole == {(0.3, 1), (0.3, 3), (0.3, 5), (3.0, 1), (3.0, 3)}
-    assert list(bench.workspace.snapshots(runs[3.0, 5])) == [2]
+    assert list(ctx.workspace.checkpoints(runs[3.0, 5])) == [2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot(Bench):
+class Shot(Context):
     """A worker's bench that ends its process once, when it goes on after its first looks were judged."""
 
-    def model(self, spec: ModelSpec) -> Model:
+    def model(self, config: ModelConfig) -> Model:
         folder = self.workspace.sweep(self.plan.sweep.name)
         if (folder / DECISIONS).exists() and not (folder / "shot").exists():
             (folder / "shot").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().model(spec)
+        return super().model(config)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_pack_whose_worker_is_killed_is_judged_as_if_it_had_not_been(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     """By the median rule, under Ray: nothing is decided or trained twice."""
     axes = {"training.learning_rate": [0.3, 3.0, 0.1, 1.0], "training.steps": [2, 5]}
     compute = {**PACKED, "max_concurrent": 1}
-    plan = racing_plan(tmp_path, tiny_spec, tiny_clip, axes=axes, scheduler=MEDIAN, compute=compute)
+    plan = racing_plan(tmp_path, tiny_config, tiny_clip, axes=axes, scheduler=MEDIAN, compute=compute)
     undisturbed, all_made = carry_out(plan, tmp_path / "whole", OneAfterTheOther())
     display = Display()
-    bench = Shot(plan=plan, workspace=Workspace(tmp_path / "shot"), report=display.report)
+    ctx = Shot(plan=plan, workspace=Workspace(tmp_path / "shot"), report=display.report)
     with make_executor("ray") as workers:
-        done = run_sweep(bench, workers, announce=lambda *_: None, publish=lambda _: False)
+        done = run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
     assert display.counts["worker lost"] == 1 and not [one for one in done.outcomes if one.failed]
     ours, theirs = (Decisions(plan.sweep, Workspace(tmp_path / folder)) for folder in ("shot", "whole"))
     assert ours.stops and list(ours.made) == list(theirs.made)

@@ -35,10 +35,10 @@ ASHA = {
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("one_thread")
 def test_what_is_left_of_a_race_is_what_it_would_have_been(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     """Who is stopped hangs on who comes first; who is not, has the numbers of a sweep without stops."""
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, **RACE, scheduler=ASHA)
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip, **RACE, scheduler=ASHA)
     workspace = Workspace(tmp_path / "race")
     decided = workspace.sweep("small") / DECISIONS
     with cluster(tmp_path) as nodes:
@@ -55,14 +55,14 @@ def test_what_is_left_of_a_race_is_what_it_would_have_been(
     stops = Decisions(plan.sweep, workspace).stops
     assert stops, "nobody was stopped, so this shows nothing"
     for run_id in plan.own_runs:
-        kept = list(workspace.snapshots(run_id))
+        kept = list(workspace.checkpoints(run_id))
         assert kept[-1] == (stops[run_id].step if run_id in stops else STEPS[-1])
         assert set(STEPS[: STEPS.index(kept[-1]) + 1]) <= set(kept)
-    beyond = [t.run_id in stops and t.spec.training.steps > stops[t.run_id].step for t in plan.trials]
+    beyond = [t.run_id in stops and t.config.training.steps > stops[t.run_id].step for t in plan.trials]
     status = found.trials.set_index("trial_id")["status"]
     assert [status[t.trial_id] for t in plan.trials] == ["stopped" if one else "completed" for one in beyond]
 
-    free = write_sweep(tmp_path / "free.yaml", tiny_spec, tiny_clip, **RACE)
+    free = write_sweep(tmp_path / "free.yaml", tiny_config, tiny_clip, **RACE)
     whole = carry_out(expand(load_sweep(free)), tmp_path / "whole", "local").results
     both = found.images.merge(whole.images, on="image_id", suffixes=("", "_whole"))
     own = both["trial_id"].notna()

@@ -34,16 +34,16 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
     s3: str,
     s3_endpoint: str,
     tmp_path: Path,
-    tiny_spec: SdxlModel,
+    tiny_config: SdxlModel,
     tiny_clip: str,
     one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip)
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip)
     code, said = harness(capsys, "trial", sweep, "1", "-w", s3)
     assert code == 0 and "wrong_lora" in said, said
-    here = carry_out(small_plan(tmp_path, tiny_spec, tiny_clip), tmp_path / "w", "local").results
+    here = carry_out(small_plan(tmp_path, tiny_config, tiny_clip), tmp_path / "w", "local").results
     with server.proxy(s3_endpoint, server.now_and_then(seed=1, share=0.05)) as in_the_way:
         monkeypatch.setenv("AWS_ENDPOINT_URL", in_the_way.endpoint)
         code, said = harness(capsys, "run", sweep, "-w", s3, "--executor", "local")
@@ -82,11 +82,11 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
     assert code == 0, said
     assert "sweeps/small/export/0/README.md" in server.objects(s3_endpoint, bucket)
 
-    picture = here.images["path"][0]
+    image = here.images["path"][0]
     monkeypatch.chdir(tmp_path)
-    code, said = harness(capsys, "redraw", f"{s3}/{picture}")
+    code, said = harness(capsys, "redraw", f"{s3}/{image}")
     assert code == 0 and "the same pixels" in "".join(said.split("\n")), said
-    with Image.open(f"{Path(picture).stem}-again.png") as drawn:
+    with Image.open(f"{Path(image).stem}-again.png") as drawn:
         assert drawn.mode == "RGB"
 
 
@@ -94,19 +94,21 @@ def test_the_store_of_a_bucket_is_listed_verified_and_cleared(
     s3: str,
     s3_endpoint: str,
     tmp_path: Path,
-    tiny_spec: SdxlModel,
+    tiny_config: SdxlModel,
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, axes={})
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, axes={})
     first = carry_out(plan, s3, "local")
     code, said = harness(capsys, "store", "ls", "-w", s3, "--json")
     assert code == 0
-    stages = json.loads(said)["stages"]
-    assert {stage["kind"] for stage in stages} >= {"dataset", "snapshot", "pictures", "scores"}
-    assert all(stage["needed_by"] == ["small"] or stage["kind"] == "snapshot" for stage in stages)
-    code, said = harness(capsys, "store", "show", stages[0]["name"], "-w", s3)
+    artifacts = json.loads(said)["stages"]
+    assert {artifact["kind"] for artifact in artifacts} >= {"dataset", "checkpoint", "images", "scores"}
+    assert all(
+        artifact["needed_by"] == ["small"] or artifact["kind"] == "checkpoint" for artifact in artifacts
+    )
+    code, said = harness(capsys, "store", "show", artifacts[0]["name"], "-w", s3)
     assert code == 0 and "finished_at" in said
 
     bucket = s3.removeprefix("s3://")

@@ -20,7 +20,7 @@ from harness import results
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.pipeline import run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.results import Results
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import Display, assert_same, carry_out
@@ -48,19 +48,19 @@ def drive(plan: Plan, root: Path, counts: Path) -> None:
     from harness.engine.executors.local import LocalExecutor
 
     display = Display()
-    bench = Bench(plan=plan, workspace=Workspace(root), report=display.report)
-    run = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
+    run = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not [outcome for outcome in run.outcomes if outcome.failed]
     counts.write_text(json.dumps(display.counts))
 
 
 def test_two_sweeps_at_once_make_nothing_twice(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, one_thread: None
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, one_thread: None
 ) -> None:
     compute = {"batch_size": 1, "checkpoint_every": 2, "pack": "off"}  # on any processor the same bytes
-    narrow = small_plan(tmp_path, tiny_spec, tiny_clip, name="narrow", compute=compute)
+    narrow = small_plan(tmp_path, tiny_config, tiny_clip, name="narrow", compute=compute)
     axes = {"training.steps": [2, 4], "adapter.rank": [2, 3]}
-    wide = small_plan(tmp_path, tiny_spec, tiny_clip, name="wide", axes=axes, compute=compute)
+    wide = small_plan(tmp_path, tiny_config, tiny_clip, name="wide", axes=axes, compute=compute)
     root = tmp_path / "w"
     context = multiprocessing.get_context("spawn")
     counts = [tmp_path / name for name in ("narrow", "wide")]
@@ -74,21 +74,21 @@ def test_two_sweeps_at_once_make_nothing_twice(
         driver.join(timeout=120)
     assert [driver.exitcode for driver in drivers] == [0, 0]
     made = sum((Counter(json.loads(file.read_text())) for file in counts), Counter[str]())
-    assert made["dataset_pictures"] == 4 + 3
+    assert made["dataset_images"] == 4 + 3
     assert made["training_steps"] == 4 * len(wide.runs) and set(narrow.runs) < set(wide.runs)
-    assert made["pictures"] == len(list(root.glob("images/*/*/*.png")))
+    assert made["images"] == len(list(root.glob("images/*/*/*.png")))
     alone = carry_out(wide, tmp_path / "alone", "local").results
     assert_same(results.load(root / "sweeps" / "wide"), alone)
     shared = results.load(root / "sweeps" / "narrow").images[["image_id", "sha256"]]
     both = shared.merge(alone.images[["image_id", "sha256"]], on="image_id", suffixes=("", "_alone"))
-    assert len(both) >= len(shared) - 4, "all but the test pictures of the selected trial"
+    assert len(both) >= len(shared) - 4, "all but the test images of the selected trial"
     pd.testing.assert_series_equal(both["sha256"], both["sha256_alone"], check_names=False)
 
 
 def test_a_second_driver_of_the_same_sweep_is_refused(
-    tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    run = command(write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip), tmp_path / "w", "local")
+    run = command(write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip), tmp_path / "w", "local")
     first = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     try:
         wait_for((tmp_path / "w/sweeps/small/plan.json").is_file, first)
@@ -149,9 +149,9 @@ def assert_told(run: "subprocess.CompletedProcess[str]", why: str, store: Path) 
 
 
 def test_a_full_disk_is_told_and_with_room_the_sweep_goes_on(
-    small_disk: Path, tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str
+    small_disk: Path, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    sweep = write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip, arms=ARMS)
+    sweep = write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip, arms=ARMS)
     run = command(sweep, small_disk / "w", "ray")
     full = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert_told(full, "No space left on device", small_disk / "w")
@@ -161,8 +161,8 @@ def test_a_full_disk_is_told_and_with_room_the_sweep_goes_on(
     assert_complete(results.load(small_disk / "w/sweeps/small"))
 
 
-def test_a_file_that_may_not_grow_is_told(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> None:
-    run = command(write_sweep(tmp_path / "small.yaml", tiny_spec, tiny_clip), tmp_path / "w", "local")
+def test_a_file_that_may_not_grow_is_told(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:
+    run = command(write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip), tmp_path / "w", "local")
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -65,8 +65,8 @@ def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_ki
     assert f"report  {s3}/sweeps/small/report.html" in out
     assert_same(results.load(f"{s3}/sweeps/small"), undisturbed)
     manifests = [
-        stage.manifest()
+        artifact.manifest()
         for run in undisturbed.trials["run_id"]
-        for stage in Workspace(s3).snapshots(run).values()
+        for artifact in Workspace(s3).checkpoints(run).values()
     ]
     assert len(manifests) >= 2 and max(manifest["facts"]["from_step"] for manifest in manifests) > 0

@@ -13,7 +13,7 @@ import pytest
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.stages import datasets as dataset_stages
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.engine.stages.datasets import ensure_dataset, missing_from_dataset
 from harness.store.workspace import Workspace
 from tests.sweeps.small import small_plan
@@ -22,7 +22,7 @@ COUNT = 7
 
 
 @pytest.fixture
-def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def plan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(dataset_stages, "PART", 3)
     recipe = {
         "kind": "plain",
@@ -33,15 +33,15 @@ def plan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str, monkeypatch: pyte
     }
     return small_plan(
         tmp_path,
-        tiny_spec,
+        tiny_config,
         tiny_clip,
         recipe=recipe,
         arms=[{"name": "placebo"}, {"name": "a", "adapters": [{}]}],
     )
 
 
-def bench_of(plan: Plan, root: Path, made: Counter[str]) -> Bench:
-    return Bench(plan=plan, workspace=Workspace(root), report=lambda kind, n: made.update({kind: n}))
+def bench_of(plan: Plan, root: Path, made: Counter[str]) -> Context:
+    return Context(plan=plan, workspace=Workspace(root), report=lambda kind, n: made.update({kind: n}))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -58,18 +58,18 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_a_part_that_another_draws_is_left_to_it_and_drawn_where_it_dies(plan: Plan, tmp_path: Path) -> None:
     (dataset_id, dataset), *_ = plan.datasets.items()
     made: Counter[str] = Counter()
-    bench, other = bench_of(plan, tmp_path / "shared", made), Workspace(tmp_path / "shared")
-    parts = [bench.workspace.part(dataset_id, first) for first in (0, 3, 6)]
+    ctx, other = bench_of(plan, tmp_path / "shared", made), Workspace(tmp_path / "shared")
+    parts = [ctx.workspace.part(dataset_id, first) for first in (0, 3, 6)]
     with ThreadPoolExecutor() as pool:
         with other.claim("part", parts[1].path.name):
-            folder = pool.submit(ensure_dataset, bench, dataset_id)
+            folder = pool.submit(ensure_dataset, ctx, dataset_id)
             wait_until(lambda: folder.done() or (parts[0].done and parts[2].done))
             assert not folder.done(), folder.exception()
             assert not parts[1].done and missing_from_dataset(other, dataset) == 3
             time.sleep(0.2)
             assert not folder.done() and not other.dataset(dataset_id).done
         together = folder.result(timeout=60)
-    assert made["dataset_pictures"] == COUNT and missing_from_dataset(other, dataset) == 0
+    assert made["dataset_images"] == COUNT and missing_from_dataset(other, dataset) == 0
     assert not (tmp_path / "shared" / "parts" / dataset_id).exists()
     assert rows(together) == rows(ensure_dataset(bench_of(plan, tmp_path / "alone", made), dataset_id))
     assert [row["file_name"] for row in rows(together)] == [f"images/{n:06d}.png" for n in range(COUNT)]
@@ -78,16 +78,16 @@ def test_a_part_that_another_draws_is_left_to_it_and_drawn_where_it_dies(plan: P
 def test_a_part_that_is_there_is_not_drawn_again_unless_it_is_damaged(plan: Plan, tmp_path: Path) -> None:
     dataset_id, *_ = plan.datasets
     made: Counter[str] = Counter()
-    bench = bench_of(plan, tmp_path / "w", made)
+    ctx = bench_of(plan, tmp_path / "w", made)
     with ThreadPoolExecutor() as pool:
-        with bench.workspace.claim("dataset", dataset_id):
-            folder = pool.submit(ensure_dataset, bench, dataset_id)  # all parts, then it waits for the whole
-            parts = [bench.workspace.part(dataset_id, first) for first in (0, 3, 6)]
+        with ctx.workspace.claim("dataset", dataset_id):
+            folder = pool.submit(ensure_dataset, ctx, dataset_id)  # all parts, then it waits for the whole
+            parts = [ctx.workspace.part(dataset_id, first) for first in (0, 3, 6)]
             wait_until(lambda: all(part.done for part in parts))
-            picture = parts[1].path / "images" / "000004.png"
-            picture.write_bytes(picture.read_bytes()[:-20])
+            image = parts[1].path / "images" / "000004.png"
+            image.write_bytes(image.read_bytes()[:-20])
             made.clear()
             assert not folder.done()
         assert len(rows(folder.result(timeout=60))) == COUNT
-    assert made["dataset_pictures"] == 3
-    assert bench.workspace.dataset(dataset_id).whole()
+    assert made["dataset_images"] == 3
+    assert ctx.workspace.dataset(dataset_id).whole()

@@ -15,10 +15,10 @@ from harness.diffusion.models.text_encoding import PromptEncoder
 from harness.engine.accounting.gc import collect_garbage, find, holdings, verify
 from harness.engine.pipeline import write_plan
 from harness.engine.stages import encodings as encoded_stages
-from harness.engine.stages.context import Bench, _resident_model
+from harness.engine.stages.context import Context, _resident_model
 from harness.engine.stages.encodings import TEXTS, texts_id, texts_in, texts_of
-from harness.engine.stages.sampling import ensure_pictures
-from harness.engine.stages.training import ensure_snapshots
+from harness.engine.stages.sampling import ensure_images
+from harness.engine.stages.training import ensure_checkpoints
 from harness.errors import TrainingError
 from harness.store.workspace import Workspace
 from tests.sweeps.small import small_plan
@@ -27,39 +27,39 @@ Replan = Callable[..., Plan]
 
 
 @pytest.fixture
-def replan(tmp_path: Path, tiny_spec: SdxlModel, tiny_clip: str) -> Replan:
+def replan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Replan:
     def changed(**changes: Any) -> Plan:
-        return small_plan(tmp_path, tiny_spec, tiny_clip, **changes)
+        return small_plan(tmp_path, tiny_config, tiny_clip, **changes)
 
     return changed
 
 
-def bench_of(plan: Plan, root: Path | str) -> Bench:
-    return Bench(plan=plan, workspace=Workspace(root), report=lambda *_: None)
+def bench_of(plan: Plan, root: Path | str) -> Context:
+    return Context(plan=plan, workspace=Workspace(root), report=lambda *_: None)
 
 
 def own_run(plan: Plan) -> TrainingRun:
     return plan.runs[plan.trials[0].run_id]
 
 
-def train(plan: Plan, root: Path | str) -> tuple[Bench, bytes]:
+def train(plan: Plan, root: Path | str) -> tuple[Context, bytes]:
     """The bytes of the own run's last adapter."""
-    bench, run = bench_of(plan, root), own_run(plan)
-    for error in ensure_snapshots(bench, [run.run_id]).values():
+    ctx, run = bench_of(plan, root), own_run(plan)
+    for error in ensure_checkpoints(ctx, [run.run_id]).values():
         raise error
-    stage = bench.workspace.snapshot(run.run_id, run.snapshots[-1])
-    return bench, stage.read("pytorch_lora_weights.safetensors")
+    artifact = ctx.workspace.checkpoint(run.run_id, run.checkpoints[-1])
+    return ctx, artifact.read("pytorch_lora_weights.safetensors")
 
 
-def draw_controls(plan: Plan, root: Path | str) -> tuple[Bench, list[str]]:
-    """The hashes of the controls' pictures, drawn by a worker that has just begun."""
+def draw_controls(plan: Plan, root: Path | str) -> tuple[Context, list[str]]:
+    """The hashes of the controls' images, drawn by a worker that has just begun."""
     _resident_model.cache_clear()
-    bench, found = bench_of(plan, root), []
-    for draw in plan.control_draws:
-        ensure_pictures(bench, draw, plan.cells(draw, "dev"))
-        for chunk in bench.workspace.image_chunks(draw.draw_id):
+    ctx, found = bench_of(plan, root), []
+    for arm in plan.control_arms:
+        ensure_images(ctx, arm, plan.cells(arm, "dev"))
+        for chunk in ctx.workspace.image_chunks(arm.arm_id):
             found += [facts["sha256"] for name, facts in chunk.manifest()["files"].items() if ".png" in name]
-    return bench, found
+    return ctx, found
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_training_from_stored_latents_is_the_same_to_the_bit(
     flip: bool, replan: Replan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replan(training={**TRAINING, "flip": flip})
-    bench, stored = train(plan, tmp_path / "stored")
-    views = {path.name for path in (bench.workspace.root / "latents").glob("*/*")}
+    ctx, stored = train(plan, tmp_path / "stored")
+    views = {path.name for path in (ctx.workspace.root / "latents").glob("*/*")}
     assert views == ({"center", "center-mirrored"} if flip else {"center"})
 
     monkeypatch.setattr(encoded_stages, "sees_all", lambda *_: False)
@@ -106,17 +106,17 @@ def test_training_from_stored_latents_is_the_same_to_the_bit(
 
 def test_a_dataset_is_encoded_once_for_all_runs(replan: Replan, tmp_path: Path, encoded: list[Any]) -> None:
     train(replan(), tmp_path)
-    pictures = [picture for picture in encoded if not isinstance(picture, str)]
-    assert len(pictures) == 4  # keywords × guidance
+    images = [image for image in encoded if not isinstance(image, str)]
+    assert len(images) == 4  # keywords × guidance
     encoded.clear()
     train(replan(adapter={"rank": 1}), tmp_path)
-    assert not [picture for picture in encoded if not isinstance(picture, str)]
+    assert not [image for image in encoded if not isinstance(image, str)]
 
 
 def test_views_that_hardly_come_again_are_not_stored(replan: Replan, tmp_path: Path) -> None:
     short = replan(axes={}, training={"batch_size": 2, "steps": 1})
-    bench, _ = train(short, tmp_path)
-    assert not (bench.workspace.root / "latents").exists()
+    ctx, _ = train(short, tmp_path)
+    assert not (ctx.workspace.root / "latents").exists()
     run = own_run(short)
     assert not encoded_stages.views_of(
         replace(run, training=run.training.model_copy(update={"crop": "random"}))
@@ -132,23 +132,23 @@ def test_one_machine_reads_from_a_bucket_what_another_encoded(
     encoded.clear()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "another"))
     _resident_model.cache_clear()
-    bench = bench_of(replan(adapter={"rank": 1}), s3)
-    model = bench.model(own_run(bench.plan).dataset.model)
-    encoded_stages.ensure_texts(bench, model, texts_of(bench.plan, model.spec))
-    assert not encoded and not model.texts.unknown(texts_of(bench.plan, model.spec))
-    train(bench.plan, s3)
+    ctx = bench_of(replan(adapter={"rank": 1}), s3)
+    model = ctx.model(own_run(ctx.plan).dataset.model)
+    encoded_stages.ensure_texts(ctx, model, texts_of(ctx.plan, model.config))
+    assert not encoded and not model.texts.unknown(texts_of(ctx.plan, model.config))
+    train(ctx.plan, s3)
     assert set(encoded) <= {"wrong", ""}  # what is trained under
 
 
 def test_damaged_latents_are_made_again(replan: Replan, tmp_path: Path) -> None:
-    bench, first = train(replan(), tmp_path)
-    run = own_run(bench.plan)
-    stage = bench.workspace.latents(run.dataset.dataset_id, "center")
-    (file,) = stage.path.glob("*.safetensors")
+    ctx, first = train(replan(), tmp_path)
+    run = own_run(ctx.plan)
+    artifact = ctx.workspace.latents(run.dataset.dataset_id, "center")
+    (file,) = artifact.path.glob("*.safetensors")
     damage(file)
-    bench.workspace.snapshot(run.run_id, run.snapshots[-1]).remove()
-    _, again = train(bench.plan, tmp_path)
-    assert stage.whole() and again == first
+    ctx.workspace.checkpoint(run.run_id, run.checkpoints[-1]).remove()
+    _, again = train(ctx.plan, tmp_path)
+    assert artifact.whole() and again == first
 
 
 def test_drawing_from_stored_texts_is_the_same_to_the_bit(
@@ -163,11 +163,11 @@ def test_drawing_from_stored_texts_is_the_same_to_the_bit(
         analysis={"primary": "clip_score", "control": "baseline", "resamples": 200},
     )
     _, first = draw_controls(plan, tmp_path / "w")
-    assert set(encoded) == texts_of(plan, plan.control_draws[0].model)
+    assert set(encoded) == texts_of(plan, plan.control_arms[0].model)
     encoded.clear()
-    bench = bench_of(plan, tmp_path / "w")
-    for draw in plan.control_draws:
-        for chunk in bench.workspace.image_chunks(draw.draw_id):
+    ctx = bench_of(plan, tmp_path / "w")
+    for arm in plan.control_arms:
+        for chunk in ctx.workspace.image_chunks(arm.arm_id):
             chunk.remove()
     _, read = draw_controls(plan, tmp_path / "w")
     assert not encoded
@@ -182,32 +182,32 @@ def test_more_prompts_are_encoded_alone(replan: Replan, tmp_path: Path, encoded:
     draw_controls(replan(), tmp_path)
     encoded.clear()
     more = [{"text": text, "split": "dev"} for text in ("a green cat", "a new moon")]
-    bench, _ = draw_controls(replan(prompts=[*more, {"text": "a red star", "split": "test"}]), tmp_path)
+    ctx, _ = draw_controls(replan(prompts=[*more, {"text": "a red star", "split": "test"}]), tmp_path)
     assert set(encoded) == {"a new moon"}
-    assert len(bench.workspace.text_chunks(texts_id(bench.plan.control_draws[0].model))) == 2
+    assert len(ctx.workspace.text_chunks(texts_id(ctx.plan.control_arms[0].model))) == 2
 
 
 def test_damaged_texts_are_made_again(replan: Replan, tmp_path: Path, encoded: list[Any]) -> None:
-    bench, first = draw_controls(replan(), tmp_path)
-    (stage,) = bench.workspace.text_chunks(texts_id(bench.plan.control_draws[0].model))
-    damage(stage.path / TEXTS)
-    for draw in bench.plan.control_draws:
-        for chunk in bench.workspace.image_chunks(draw.draw_id):
+    ctx, first = draw_controls(replan(), tmp_path)
+    (artifact,) = ctx.workspace.text_chunks(texts_id(ctx.plan.control_arms[0].model))
+    damage(artifact.path / TEXTS)
+    for arm in ctx.plan.control_arms:
+        for chunk in ctx.workspace.image_chunks(arm.arm_id):
             chunk.remove()
     encoded.clear()
-    _, again = draw_controls(bench.plan, tmp_path)
-    assert encoded and stage.whole() and again == first
+    _, again = draw_controls(ctx.plan, tmp_path)
+    assert encoded and artifact.whole() and again == first
 
 
-def test_a_text_that_cannot_be_encoded_hinders_no_other(tiny_spec: SdxlModel, tmp_path: Path) -> None:
-    first, second = load_model(tiny_spec, device="cpu"), load_model(tiny_spec, device="cpu")
+def test_a_text_that_cannot_be_encoded_hinders_no_other(tiny_config: SdxlModel, tmp_path: Path) -> None:
+    first, second = load_model(tiny_config, device="cpu"), load_model(tiny_config, device="cpu")
     texts = {"a fox", "cat " * 100}
     first.texts.write(texts, tmp_path / TEXTS)
     second.texts.read(texts, tmp_path / TEXTS)
     assert first.texts.unknown(texts) == second.texts.unknown(texts) == texts - {"a fox"}
 
 
-def test_a_picture_that_the_vae_cannot_encode_is_left_to_training(
+def test_a_image_that_the_vae_cannot_encode_is_left_to_training(
     replan: Replan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = vae.encode
@@ -223,19 +223,19 @@ def test_a_picture_that_the_vae_cannot_encode_is_left_to_training(
 
 
 def test_the_store_keeps_what_a_sweep_has_encoded(replan: Replan, tmp_path: Path) -> None:
-    bench, _ = draw_controls(replan(), tmp_path / "w")
-    train(bench.plan, tmp_path / "w")
-    bench.workspace.sweep("small").mkdir(parents=True)
-    write_plan(bench.plan, bench.workspace)
-    kinds = {entry.kind: entry for entry in holdings(bench.workspace).entries}
+    ctx, _ = draw_controls(replan(), tmp_path / "w")
+    train(ctx.plan, tmp_path / "w")
+    ctx.workspace.sweep("small").mkdir(parents=True)
+    write_plan(ctx.plan, ctx.workspace)
+    kinds = {entry.kind: entry for entry in holdings(ctx.workspace).entries}
     assert kinds["latents"].needed_by == kinds["texts"].needed_by == ("small",)
-    assert find(holdings(bench.workspace), texts_id(own_run(bench.plan).dataset.model)) == kinds["texts"]
-    assert not verify(bench.workspace, list(kinds.values()), delete=False)
-    assert texts_in(kinds["texts"].place.stage) == texts_of(bench.plan, bench.plan.control_draws[0].model)
+    assert find(holdings(ctx.workspace), texts_id(own_run(ctx.plan).dataset.model)) == kinds["texts"]
+    assert not verify(ctx.workspace, list(kinds.values()), delete=False)
+    assert texts_in(kinds["texts"].place.artifact) == texts_of(ctx.plan, ctx.plan.control_arms[0].model)
 
     write_plan(
-        replan(recipe={"kind": "plain", "prompts": ["a red fox"], "count": 3, "steps": 2}), bench.workspace
+        replan(recipe={"kind": "plain", "prompts": ["a red fox"], "count": 3, "steps": 2}), ctx.workspace
     )
-    gone = {finding.entry.kind for finding in collect_garbage(bench.workspace, delete=True)}
+    gone = {finding.entry.kind for finding in collect_garbage(ctx.workspace, delete=True)}
     assert "latents" in gone and "texts" not in gone
-    assert not (bench.workspace.root / "latents" / own_run(bench.plan).dataset.dataset_id).exists()
+    assert not (ctx.workspace.root / "latents" / own_run(ctx.plan).dataset.dataset_id).exists()

@@ -66,13 +66,13 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
     kept = [trial for trial in plan.trials if trial.index not in lost]
     for trial in kept:
         _train(workspace, trial)
-    images, scores = _pictures(plan, workspace, kept, gain)
-    draws = pd.DataFrame(
+    images, scores = _images(plan, workspace, kept, gain)
+    arms = pd.DataFrame(
         [
             {
                 "trial_id": t.trial_id,
                 "arm": arm.name,
-                "draw_id": t.draws[arm.name],
+                "arm_id": t.arms[arm.name],
                 "is_control": arm.is_control,
             }
             for t in plan.trials
@@ -81,19 +81,17 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
     )
     trials = pd.DataFrame([_trial(workspace, plan, trial, trial in kept) for trial in plan.trials])
     sweep = plan.sweep
-    summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     trials["selected"] = trials["trial_id"] == select_best(summary, sweep.analysis)
     about = {**described(sweep, reasons={}, events=[], seconds=254.0), "host": "secret-host"}
     folder = workspace.sweep(sweep.name)
-    tables.write(
-        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
-    )
+    tables.write(folder, trials=trials, arms=arms, images=images, scores=scores, summary=summary, sweep=about)
     return results.load(folder)
 
 
 def _train(workspace: Workspace, trial: Trial) -> None:
     generator = torch.Generator().manual_seed(trial.index)
-    adapter = trial.spec.adapter
+    adapter = trial.config.adapter
     state: dict[str, torch.Tensor] = {}
     match adapter:
         case LowRankAdapter(rank=rank):
@@ -108,16 +106,16 @@ def _train(workspace: Workspace, trial: Trial) -> None:
             for name, width in (("clip_l", 96), ("clip_g", 128)):
                 state[name] = torch.randn(vectors, width, generator=generator)
                 state[f"{name}_start"] = torch.zeros(vectors, width)
-    stage = workspace.snapshot(trial.run_id, trial.spec.training.steps)
-    with stage.build() as folder:
+    artifact = workspace.checkpoint(trial.run_id, trial.config.training.steps)
+    with artifact.build() as folder:
         save_adapter(state, adapter, folder, {"trained_in": str(workspace.root)})
-        if trial.spec.training.ema is not None:
+        if trial.config.training.ema is not None:
             halved = {key: tensor / 2 for key, tensor in state.items()}
             save_adapter(halved, adapter, folder / "ema", {})
 
 
 def _trial(workspace: Workspace, plan: Plan, trial: Trial, done: bool) -> dict[str, Any]:
-    snapshot = workspace.snapshot(trial.run_id, trial.spec.training.steps)
+    checkpoint = workspace.checkpoint(trial.run_id, trial.config.training.steps)
     row = {
         **dict.fromkeys(tables.TRIALS.names),
         "trial_id": trial.trial_id,
@@ -126,28 +124,28 @@ def _trial(workspace: Workspace, plan: Plan, trial: Trial, done: bool) -> dict[s
         "reason": None if done else "its loss became NaN",
         "run_id": trial.run_id,
         "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
-        "config": json.dumps(trial.spec.model_dump(mode="json")),
-        "adapter_path": workspace.relative(snapshot.path) if done else None,
+        "config": json.dumps(trial.config.model_dump(mode="json")),
+        "adapter_path": workspace.relative(checkpoint.path) if done else None,
         "selected": False,
     }
     return {**row, **trial.params}
 
 
-def _pictures(
+def _images(
     plan: Plan, workspace: Workspace, trials: list[Trial], gain: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    owner = {trial.draws["wrong_lora"]: trial for trial in trials}
+    owner = {trial.arms["wrong_lora"]: trial for trial in trials}
     images, scores = [], []
-    for draw in plan.draws.values():
-        if draw.adapters and draw.draw_id not in owner:
+    for arm in plan.arms.values():
+        if arm.adapters and arm.arm_id not in owner:
             continue
-        trial = owner.get(draw.draw_id)
+        trial = owner.get(arm.arm_id)
         selected = trial is trials[-1]
-        tested = plan.cells(draw, "test") if trial is None or selected else ()
-        for place, cell in enumerate([*plan.cells(draw, "dev"), *tested]):
-            path = _draw(workspace, draw.arm, cell)
+        tested = plan.cells(arm, "test") if trial is None or selected else ()
+        for place, cell in enumerate([*plan.cells(arm, "dev"), *tested]):
+            path = _arm(workspace, arm.arm, cell)
             owned_by = None if trial is None else trial.trial_id
-            images.append(_image(workspace, draw.arm, owned_by, cell, path, steps=draw.steps))
+            images.append(_image(workspace, arm.arm, owned_by, cell, path, steps=arm.steps))
             bonus = (gain if cell.split == "test" else 1 if selected else 0.5) * (1 + 0.3 * (place % 3))
             for metric, value in (("clip_score", 60 + place + (bonus if trial else 0)), ("saturation", 0.5)):
                 scores.append(_score(cell, metric, value))
@@ -157,8 +155,8 @@ def _pictures(
     )
 
 
-def _draw(workspace: Workspace, arm: str, cell: Cell) -> Path:
-    path = workspace.images(cell.draw_id, "a").path / f"{cell.image_id}.png"
+def _arm(workspace: Workspace, arm: str, cell: Cell) -> Path:
+    path = workspace.images(cell.arm_id, "a").path / f"{cell.image_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     told = PngImagePlugin.PngInfo()
     told.add_text("harness", json.dumps({"adapter": str(workspace.root)}))
@@ -172,7 +170,7 @@ def _image(
     return {
         **dict.fromkeys(tables.IMAGES.names),
         "image_id": cell.image_id,
-        "draw_id": cell.draw_id,
+        "arm_id": cell.arm_id,
         "arm": arm,
         "trial_id": trial,
         "prompt_id": cell.prompt_id,
@@ -188,7 +186,7 @@ def _image(
         "path": workspace.relative(path),
         "width": 64,
         "height": 64,
-        "draw_seconds": 0.1,
+        "generation_seconds": 0.1,
     }
 
 

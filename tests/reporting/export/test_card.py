@@ -108,7 +108,7 @@ def test_the_sheet_goes_from_the_best_pair_to_the_worst(tmp_path: Path) -> None:
     assert gains[0] == pytest.approx(difference.max()) and gains[-1] == pytest.approx(difference.min())
 
 
-def test_a_lost_picture_leaves_an_empty_frame(tmp_path: Path) -> None:
+def test_a_lost_image_leaves_an_empty_frame(tmp_path: Path) -> None:
     results = finished(tmp_path)
     for path in results.images.loc[results.images["arm"] == "baseline", "path"]:
         (tmp_path / path).unlink()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from harness.config.schema.adapter import LowRankAdapter
 from harness.diffusion.adapters.files import read_adapter
-from harness.errors import ExportError, SpecError, StageError
+from harness.errors import ArtifactError, ConfigError, ExportError
 from harness.reporting.export import export_trial
 from harness.results.sweep_results import Results
 from harness.store.workspace import Workspace
@@ -45,7 +45,7 @@ def test_the_folder_explains_itself(best: Path) -> None:
     assert found == [
         "README.md",
         "contact_sheet.png",
-        *(f"pictures/{number}.png" for number in (1, 2, 3)),
+        *(f"images/{number}.png" for number in (1, 2, 3)),
         "pytorch_lora_weights.safetensors",
         "small_1.safetensors",
         "trial.json",
@@ -65,20 +65,20 @@ def test_one_layout_alone(sweep: tuple[Path, Results], tmp_path: Path, layout: A
 
 
 def test_nothing_tells_of_the_machine(tmp_path: Path) -> None:
-    """Paths of the model, of the pictures and of the workspace are in the specification and in the store."""
-    pictures = tmp_path / "secret-pictures"
-    pictures.mkdir()
-    Image.new("RGB", (64, 64)).save(pictures / "a.png")
+    """Paths of the model, of the images and of the workspace are in the specification and in the store."""
+    images = tmp_path / "secret-images"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(images / "a.png")
     root = tmp_path / "workspace"
-    results = finished(root, recipe={"kind": "folder", "path": str(pictures)})
+    results = finished(root, recipe={"kind": "folder", "path": str(images)})
     out = export_trial(results, Workspace(root), "best", folder=tmp_path / "out", layout="both")
-    assert str(pictures) in results.trials["config"].iloc[0]
+    assert str(images) in results.trials["config"].iloc[0]
     for file in out.rglob("*.*"):
         for told in (str(tmp_path), "secret-host"):
             assert told.encode() not in file.read_bytes(), file
-    assert "secret-pictures" in (out / "README.md").read_text()  # its name alone
-    with Image.open(out / "pictures" / "1.png") as picture:
-        assert not picture.text  # type: ignore[attr-defined, unused-ignore]
+    assert "secret-images" in (out / "README.md").read_text()  # its name alone
+    with Image.open(out / "images" / "1.png") as image:
+        assert not image.text  # type: ignore[attr-defined, unused-ignore]
 
 
 def test_exporting_twice_gives_the_same_bytes(
@@ -87,7 +87,7 @@ def test_exporting_twice_gives_the_same_bytes(
     out = export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path / "out", layout="both")
     before = {path.name: path.read_bytes() for path in out.rglob("*.*")}
     assert before == {path.name: path.read_bytes() for path in best.rglob("*.*")}
-    (out / "left_over").write_text("of an older export")
+    (out / "partial_folder").write_text("of an older export")
     export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
     assert before == {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
@@ -195,14 +195,14 @@ def test_a_textual_inversion(tmp_path: Path) -> None:
 
 
 def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> bytes:
-    """The picture that the card's own lines draw, in two steps."""
+    """The image that the card's own lines draw, in two steps."""
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert "negative_prompt=" in code
     few = ", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]"
     names: dict[str, Any] = {"torch": torch}
     with contextlib.chdir(folder):
         exec(change(code).replace(").images[0]", few), names)
-    return names["picture"].tobytes()
+    return names["image"].tobytes()
 
 
 def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> None:
@@ -219,14 +219,14 @@ def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> N
 )
 def test_a_trial_that_is_not_there(tmp_path: Path, trial: int, words: str) -> None:
     results = finished(tmp_path, lost=(0,))
-    with pytest.raises(SpecError, match=words):
+    with pytest.raises(ConfigError, match=words):
         export_trial(results, Workspace(tmp_path), trial, folder=tmp_path / "out", layout="both")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_snapshot_that_is_gone(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
     results = finished(tmp_path)
-    with pytest.raises(StageError, match="harness run"):
+    with pytest.raises(ArtifactError, match="harness run"):
         export_trial(
             results, Workspace(tmp_path / "elsewhere"), "best", folder=tmp_path / "out", layout="both"
         )

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 from harness.config.schema.model import SdxlModel
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import run_sweep
-from harness.engine.stages.context import Bench
+from harness.engine.stages.context import Context
 from harness.reporting.export import export_trial
 from harness.store.workspace import Workspace
 from tests.sweeps.small import small_plan
@@ -23,12 +23,12 @@ ADAPTER = {
 
 
 def test_stock_diffusers_draws_the_same_from_both_files(
-    tiny_folder: Path, tiny_spec: SdxlModel, tiny_clip: str, tmp_path: Path
+    tiny_folder: Path, tiny_config: SdxlModel, tiny_clip: str, tmp_path: Path
 ) -> None:
     """rsLoRA's scale is alpha / √rank = 1 here, which kohya's file must say as an alpha of 4."""
-    plan = small_plan(tmp_path, tiny_spec, tiny_clip, adapter=ADAPTER, seeds=[0])
-    bench = Bench(plan=plan, workspace=Workspace(tmp_path / "w"), report=lambda *_: None)
-    run = run_sweep(bench, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, adapter=ADAPTER, seeds=[0])
+    ctx = Context(plan=plan, workspace=Workspace(tmp_path / "w"), report=lambda *_: None)
+    run = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     out = export_trial(run.results, Workspace(tmp_path / "w"), "best", folder=tmp_path / "out", layout="both")
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

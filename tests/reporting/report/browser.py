@@ -40,7 +40,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Load a file at a window size and wait until it is there, figures and pictures included."""
+        """Load a file at a window size and wait until it is there, figures and images included."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

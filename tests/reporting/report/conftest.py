@@ -18,7 +18,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def results(workspace: Path) -> Results:
     """2 recipes × 2 ranks × 3 step counts with a real effect; trial 2 failed."""
-    return example.build(workspace, example.spec(steps=(50, 100, 200)), gain=0.6)
+    return example.build(workspace, example.config(steps=(50, 100, 200)), gain=0.6)
 
 
 @pytest.fixture(scope="session")

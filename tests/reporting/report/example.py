@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
-from harness.config.plan.plan import Cell, Draw, Plan, Trial, expand, param_label
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
 from harness.config.schema.adapter import LowRankAdapter
-from harness.config.schema.sweep import SweepSpec
+from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.checkpoint import Checkpoint
 from harness.engine.collect import described
 from harness.results import Results, tables
@@ -32,7 +32,7 @@ NOISE = {"clip_score": 0.9, "aesthetic": 0.35, "saturation": 0.03, "contrast": 0
 LEVEL = {"clip_score": 27.0, "aesthetic": 5.2, "saturation": 0.45, "contrast": 0.22}
 
 
-def spec(
+def config(
     *,
     name: str = "example",
     ranks: tuple[int, ...] = (4, 16),
@@ -42,16 +42,16 @@ def spec(
     seeds: tuple[int, ...] = (0, 1),
     axes: dict[str, Any] | None = None,
     arms: Sequence[dict[str, Any]] = (),
-) -> SweepSpec:
+) -> SweepConfig:
     """Two recipes × ranks × steps, four arms and `arms`; half of the prompts are held out."""
     keywords = {"kind": "keywords", "name": "keywords", "keywords": ["blurry", "noisy"], "guidance": [8, 9]}
     damaged = {"kind": "degrade", "name": "damaged", "prompts": ["a cat"], "degradations": ["blur"]}
     good = {"kind": "plain", "name": "good", "prompts": ["a cat"]}
     n_test = round(n_prompts * test_share)
-    return SweepSpec.model_validate(
+    return SweepConfig.model_validate(
         {
             "name": name,
-            "question": "Does a LoRA of bad pictures, as the negative prompt, draw better pictures?",
+            "question": "Does a LoRA of bad images, as the negative prompt, draw better images?",
             "model": {"kind": "emoji", "digest": "5f1d" * 16},
             "recipe": keywords,
             "axes": {"recipe": [keywords, damaged], "adapter.rank": ranks, "training.steps": steps}
@@ -95,52 +95,50 @@ def family(name: str, key: str, values: Sequence[float], **arm: Any) -> list[dic
 
 def build(
     workspace: Path,
-    sweep: SweepSpec | None = None,
+    sweep: SweepConfig | None = None,
     *,
     gain: float = 0.3,
     sham: float = 0.0,
     guard: float = 0.0,
     failed: tuple[int, ...] = (2,),
 ) -> Results:
-    """Write snapshots, pictures, tables and sweep.json; give them as a user reads them.
+    """Write checkpoints, images, tables and sweep.json; give them as a user reads them.
 
     `gain` is the true effect of the best trial on `aesthetic`, `sham` that of the sham adapter, `guard` the
     share of an effect that shows as saturation too; `failed` are indices of trials that trained badly.
     """
-    sweep = sweep or spec()
+    sweep = sweep or config()
     plan = expand(sweep)
     maker = _Maker(workspace, plan, gain=gain, sham=sham, guard=guard)
     broken = {trial.trial_id for trial in plan.trials if trial.index in failed}
     for trial in plan.trials:
-        for draw_id in trial.draws.values():
-            if trial.trial_id not in broken or not _own(plan, trial, plan.draws[draw_id]):
-                maker.draw(plan.draws[draw_id], split="dev")
+        for arm_id in trial.arms.values():
+            if trial.trial_id not in broken or not _own(plan, trial, plan.arms[arm_id]):
+                maker.draw(plan.arms[arm_id], split="dev")
         if trial.trial_id not in broken:
             _train(Workspace(workspace), trial)
-    draws = _draws(plan)
+    arms = _arms(plan)
     trials = _trials(plan, broken)
     images, scores = maker.tables()
-    summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     best = select_best(summary, sweep.analysis)
     trials["selected"] = trials["trial_id"] == best
-    for draw_id in draws.loc[draws["trial_id"] == best, "draw_id"]:
-        maker.draw(plan.draws[draw_id], split="test")
+    for arm_id in arms.loc[arms["trial_id"] == best, "arm_id"]:
+        maker.draw(plan.arms[arm_id], split="test")
     images, scores = maker.tables()
-    summary = summarise(trials, draws, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     folder = workspace / "sweeps" / sweep.name
     about = described(sweep, reasons={}, events=[], seconds=254.0)
-    tables.write(
-        folder, trials=trials, draws=draws, images=images, scores=scores, summary=summary, sweep=about
-    )
+    tables.write(folder, trials=trials, arms=arms, images=images, scores=scores, summary=summary, sweep=about)
     return harness_results.load(folder)
 
 
-def outline(sweep: SweepSpec) -> Results:
-    """The same sweep before anything was drawn: trials and draws, no pictures, no numbers."""
+def outline(sweep: SweepConfig) -> Results:
+    """The same sweep before anything was drawn: trials and draws, no images, no numbers."""
     plan = expand(sweep)
     return Results(
         trials=_trials(plan, set()),
-        draws=_draws(plan),
+        arms=_arms(plan),
         images=tables.empty("images"),
         scores=tables.empty("scores"),
         summary=tables.empty("summary"),
@@ -148,7 +146,7 @@ def outline(sweep: SweepSpec) -> Results:
     )
 
 
-def _own(plan: Plan, trial: Trial, draw: Draw) -> bool:
+def _own(plan: Plan, trial: Trial, draw: ResolvedArm) -> bool:
     return any(adapter.run_id == trial.run_id for adapter in draw.adapters)
 
 
@@ -166,10 +164,10 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
                 "run_id": trial.run_id,
                 "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
                 **params,
-                "config": trial.spec.model_dump_json(),
+                "config": trial.config.model_dump_json(),
                 "adapter_path": None
                 if failed
-                else f"adapters/{trial.run_id}/steps-{trial.spec.training.steps:06d}",
+                else f"adapters/{trial.run_id}/steps-{trial.config.training.steps:06d}",
                 "final_loss": None if failed else 0.08,
                 "validation_loss": None,
                 "train_seconds": None if failed else 31.0,
@@ -180,12 +178,12 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
 
 
 def _train(workspace: Workspace, trial: Trial) -> None:
-    """The snapshot that the trial's adapter is, with falling losses."""
-    steps = trial.spec.training.steps
-    snapshot = workspace.snapshot(trial.run_id, steps)
-    if snapshot.done:
+    """The checkpoint that the trial's adapter is, with falling losses."""
+    steps = trial.config.training.steps
+    checkpoint = workspace.checkpoint(trial.run_id, steps)
+    if checkpoint.done:
         return
-    checkpoint = Checkpoint(
+    state = Checkpoint(
         run_id=trial.run_id,
         step=steps,
         adapter={"unet.to_q.lora_A.weight": torch.zeros(1, 2)},
@@ -194,26 +192,26 @@ def _train(workspace: Workspace, trial: Trial) -> None:
         ema={},
         validation=None,
     )
-    with snapshot.build(step=steps, from_step=0, train_seconds=31.0) as folder:
-        checkpoint.write(folder)
+    with checkpoint.build(step=steps, from_step=0, train_seconds=31.0) as folder:
+        state.write(folder)
 
 
-def _draws(plan: Plan) -> pd.DataFrame:
+def _arms(plan: Plan) -> pd.DataFrame:
     arms = {arm.name: arm for arm in plan.sweep.arms}
     rows = [
-        {"trial_id": trial.trial_id, "arm": arm, "draw_id": draw_id, "is_control": arms[arm].is_control}
+        {"trial_id": trial.trial_id, "arm": arm, "arm_id": arm_id, "is_control": arms[arm].is_control}
         for trial in plan.trials
-        for arm, draw_id in trial.draws.items()
+        for arm, arm_id in trial.arms.items()
     ]
     return pd.DataFrame(rows)
 
 
 class _Maker:
-    """Draws pictures and simulates scores, each draw and split once."""
+    """Draws images and simulates scores, each draw and split once."""
 
     def __init__(self, workspace: Path, plan: Plan, *, gain: float, sham: float, guard: float) -> None:
         self.workspace, self.plan, self.gain, self.sham, self.guard = workspace, plan, gain, sham, guard
-        self.owners = {t.draws[a.name]: t for t in plan.trials for a in plan.sweep.arms if not a.is_control}
+        self.owners = {t.arms[a.name]: t for t in plan.trials for a in plan.sweep.arms if not a.is_control}
         self.done: set[tuple[str, str]] = set()
         self.images: list[dict[str, Any]] = []
         self.scores: list[dict[str, Any]] = []
@@ -221,49 +219,53 @@ class _Maker:
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         return pd.DataFrame(self.images), pd.DataFrame(self.scores)
 
-    def effect(self, draw: Draw) -> float:
+    def effect(self, draw: ResolvedArm) -> float:
         """The true gain of a draw on `aesthetic`: larger with steps and scale, largest at rank 4 … 8."""
         if draw.arm == "sham":
             return self.sham
-        owner = self.owners.get(draw.draw_id)
+        owner = self.owners.get(draw.arm_id)
         if owner is None:
             return 0.0
-        spec = owner.spec
-        assert isinstance(spec.adapter, LowRankAdapter)
+        config = owner.config
+        assert isinstance(config.adapter, LowRankAdapter)
         scale = next(adapter.scale for adapter in draw.adapters if adapter.run_id == owner.run_id)
-        dose = min(spec.training.steps / 200, 1.3) * scale
+        dose = min(config.training.steps / 200, 1.3) * scale
         return (
-            self.gain * dose * (1.0 if spec.recipe.kind == "degrade" else 0.4) * 8 / (4 + spec.adapter.rank)
+            self.gain
+            * dose
+            * (1.0 if config.recipe.kind == "degrade" else 0.4)
+            * 8
+            / (4 + config.adapter.rank)
         )
 
-    def draw(self, draw: Draw, *, split: str) -> None:
-        if (draw.draw_id, split) in self.done:
+    def draw(self, draw: ResolvedArm, *, split: str) -> None:
+        if (draw.arm_id, split) in self.done:
             return
-        self.done.add((draw.draw_id, split))
-        folder = Path("images") / draw.draw_id / split
+        self.done.add((draw.arm_id, split))
+        folder = Path("images") / draw.arm_id / split
         (self.workspace / folder).mkdir(parents=True, exist_ok=True)
-        owner = self.owners.get(draw.draw_id)
+        owner = self.owners.get(draw.arm_id)
         for cell in self.plan.cells(draw, split):
             path = folder / f"{cell.image_id}.png"
-            picture(cell.prompt, cell.seed, blur=max(0.0, 1.6 - 2 * self.effect(draw))).save(
+            image(cell.prompt, cell.seed, blur=max(0.0, 1.6 - 2 * self.effect(draw))).save(
                 self.workspace / path
             )
             self.images.append(
                 {
-                    "image_id": cell.image_id, "draw_id": draw.draw_id, "arm": draw.arm,
+                    "image_id": cell.image_id, "arm_id": draw.arm_id, "arm": draw.arm,
                     "trial_id": owner.trial_id if owner else None, "prompt_id": cell.prompt_id,
                     "prompt": cell.prompt, "tags": list(cell.tags), "split": split, "seed": cell.seed,
                     "negative": draw.negative, "guidance": draw.guidance, "steps": draw.steps,
                     "refiner_start": draw.refiner_start, "latent_hash": _digest("latent", cell.seed),
                     "sha256": _digest(cell.image_id), "path": path.as_posix(), "width": 64, "height": 64,
-                    "draw_seconds": 0.4,
+                    "generation_seconds": 0.4,
                 }
             )  # fmt: skip
             self.score(draw, cell)
 
-    def score(self, draw: Draw, cell: Cell) -> None:
+    def score(self, draw: ResolvedArm, cell: Cell) -> None:
         """Noise hangs on places and texts: fingerprints change with the specification's fields."""
-        place = list(self.plan.draws).index(draw.draw_id)
+        place = list(self.plan.arms).index(draw.arm_id)
         image_id, lot = cell.image_id, (place, cell.prompt, cell.seed)
         for metric in METRICS:
             shared = _rng(metric, cell.prompt, cell.seed).normal(0, 2 * NOISE[metric])
@@ -276,7 +278,7 @@ class _Maker:
                     "image_id": image_id,
                     "metric": metric,
                     "value": None if lost else value,
-                    "reason": "the picture could not be read" if lost else None,
+                    "reason": "the image could not be read" if lost else None,
                     "metric_version": "1",
                     "weights_hash": None if metric in ("saturation", "contrast") else "ab12" * 4,
                     "prompt_truncated": False if metric == "clip_score" else None,
@@ -284,18 +286,18 @@ class _Maker:
             )
 
 
-def picture(prompt: str, seed: int, *, blur: float) -> Image.Image:
+def image(prompt: str, seed: int, *, blur: float) -> Image.Image:
     """A face on a coloured ground: the prompt decides its colours, the seed its place."""
-    rng = _rng("picture", prompt)
+    rng = _rng("image", prompt)
     ground, skin = (tuple(int(x) for x in rng.integers(90, 255, 3)) for _ in range(2))
     x, y = (int(v) for v in _rng("place", seed).integers(-8, 8, 2))
-    image = Image.new("RGB", (64, 64), ground)
-    pen = ImageDraw.Draw(image)
+    opened = Image.new("RGB", (64, 64), ground)
+    pen = ImageDraw.Draw(opened)
     pen.ellipse((14 + x, 14 + y, 50 + x, 50 + y), fill=skin, outline=(40, 40, 40))
     for eye in (24, 36):
         pen.ellipse((eye + x, 25 + y, eye + 4 + x, 30 + y), fill=(30, 30, 30))
     pen.arc((23 + x, 30 + y, 41 + x, 43 + y), 20, 160, fill=(30, 30, 30), width=2)
-    return image.filter(ImageFilter.GaussianBlur(blur))
+    return opened.filter(ImageFilter.GaussianBlur(blur))
 
 
 def _digest(*parts: object) -> str:

@@ -35,7 +35,7 @@ def test_it_opens_from_a_file_and_fits(browser: Page, html: Path, width: int) ->
     assert [url for url in browser.requests if not url.startswith("data:")] == [html.as_uri()]
 
 
-def test_every_picture_is_drawn(browser: Page, html: Path) -> None:
+def test_every_image_is_drawn(browser: Page, html: Path) -> None:
     browser.open(html, width=1280)
     broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     assert browser.evaluate("document.images.length") > 40

@@ -7,9 +7,9 @@ import pytest
 
 from harness.reporting.report.curves import family_curves, loss_curves, run_losses
 from harness.reporting.report.figures import MOST_ROWS, forest, forest_hidden
+from harness.reporting.report.images import Thumbnails, family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
 from harness.reporting.report.page import arm_rows, other_adapters, render
-from harness.reporting.report.pictures import Thumbnails, family_row
 from harness.reporting.report.study import Study
 from harness.reporting.report.verdict import verdict
 from harness.results import Results
@@ -48,9 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(folder: Path) -> Results:
-    """Two snapshots of one run, 13 arms; the arm of scale 2 is truly best."""
+    """Two checkpoints of one run, 13 arms; the arm of scale 2 is truly best."""
     axes = {"training.steps": [50, 200]}
-    sweep = example.spec(axes=axes, arms=ARMS, n_prompts=12, seeds=(0,))
+    sweep = example.config(axes=axes, arms=ARMS, n_prompts=12, seeds=(0,))
     return example.build(folder, sweep, gain=3.0, failed=())
 
 
@@ -78,7 +78,7 @@ def test_arms_that_differ_in_words_alone_are_no_curve() -> None:
         }
         for branch in ("negative", "both")
     ]
-    assert families(Study(example.outline(example.spec(arms=arms)))) == []
+    assert families(Study(example.outline(example.config(arms=arms)))) == []
 
 
 def test_a_second_value_makes_a_line_each() -> None:
@@ -87,7 +87,7 @@ def test_a_second_value_makes_a_line_each() -> None:
          "guidance": guidance, "adapters": [{"branch": branch}]}
         for guidance in (7, 3) for branch in ("negative", "both")
     ]  # fmt: skip
-    (family,) = families(Study(example.outline(example.spec(arms=arms))))
+    (family,) = families(Study(example.outline(example.config(arms=arms))))
     assert family.lines == [("branch negative",), ("branch both",)]
     assert [point.x for point in family.points] == [3, 3, 7, 7]
 
@@ -107,7 +107,7 @@ def test_a_control_of_the_same_values_is_matched(wide: Study) -> None:
     assert matched_control(wide, "wrong_lora") is None
 
 
-def test_rows_of_pictures_show_one_arm_of_each_family(wide: Study, folder: Path) -> None:
+def test_rows_of_images_show_one_arm_of_each_family(wide: Study, folder: Path) -> None:
     assert wide.arm == "scaled-scale-2"
     shown = shown_arms(wide)
     assert len(shown) == MOST_SHOWN < len(wide.sweep["arms"])
@@ -133,7 +133,7 @@ def test_arms_and_merges_are_named(wide: Study) -> None:
         "one trained on ogre (folder), scale 1, both branches; the trial’s own, scale 1, both branches; "
         "merged into one (ties, density 0.5)"
     )
-    assert "ogre (folder), pictures cafecafecafe: lora of rank 4, 300 steps on “an ogre”, seed 0" in (
+    assert "ogre (folder), images cafecafecafe: lora of rank 4, 300 steps on “an ogre”, seed 0" in (
         other_adapters(wide)
     )
     assert "merged: merged into one (ties, density 0.5)" in other_adapters(wide)
@@ -154,7 +154,7 @@ def test_the_choice_among_arms_is_told(wide: Study) -> None:
     assert "200 steps, drawn as scaled-scale-2. Of 2 usable trials in 6 arms it had" in selected
 
 
-def test_losses_need_held_out_pictures(wide: Study, many: Results, folder: Path) -> None:
+def test_losses_need_held_out_images(wide: Study, many: Results, folder: Path) -> None:
     assert loss_curves(wide) is None
     assert "Losses" not in render(many, Workspace(folder))
     trials = many.trials.assign(final_loss=[0.2, 0.1], validation_loss=[0.3, 0.25])
@@ -162,7 +162,7 @@ def test_losses_need_held_out_pictures(wide: Study, many: Results, folder: Path)
     (run,) = run_losses(study)
     assert (run.steps, run.training, run.validation) == ((50, 200), (0.2, 0.1), (0.3, 0.25))
     assert run.selected
-    assert {"training", "held-out pictures", "50", "200"} <= set(words(loss_curves(study)))
+    assert {"training", "held-out images", "50", "200"} <= set(words(loss_curves(study)))
 
 
 def test_the_page_has_the_curves(many: Results, folder: Path) -> None:

@@ -36,12 +36,12 @@ def test_the_grid_has_a_value_or_no_result_in_every_cell(study: Study) -> None:
 
 def test_dose_response_needs_three_step_counts(study: Study) -> None:
     assert {"keywords", "damaged", "training steps", "4", "16"} <= set(words(dose_response(study)))
-    two_counts = example.outline(example.spec(steps=(100, 200)))
+    two_counts = example.outline(example.config(steps=(100, 200)))
     assert dose_response(Study(two_counts)) is None
 
 
 def test_a_sweep_without_numbers_has_no_effect_plot() -> None:
-    nothing = Study(example.outline(example.spec()))
+    nothing = Study(example.outline(example.config()))
     assert forest(nothing) is None
     assert words(heatmap(nothing)).count("no result") == 8
     assert dose_response(nothing) is None

@@ -13,7 +13,7 @@ OTHERS = {"kind": "keywords", "keywords": ["ugly"]}
 
 
 def laid_out(axes: dict[str, Any]) -> tuple[Study, Layout | None]:
-    study = Study(example.outline(example.spec(axes=axes)))
+    study = Study(example.outline(example.config(axes=axes)))
     return study, layout(study)
 
 

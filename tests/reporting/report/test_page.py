@@ -67,7 +67,7 @@ def test_the_verdict_comes_first_and_the_rest_in_order(page: str, results: Resul
     assert headings[0] == ("h1", results.sweep["question"])
     assert [text for tag, text in headings if tag == "h2"] == [
         "Verdict",
-        "Pictures",
+        "Images",
         "All trials",
         "Across the sweep",
         "All metrics",
@@ -124,10 +124,10 @@ def test_a_target_that_cannot_be_written_is_the_users_error(
 
 
 def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path) -> None:
-    nothing = example.build(tmp_path, example.spec(n_prompts=4, seeds=(0,)), failed=tuple(range(8)))
+    nothing = example.build(tmp_path, example.config(n_prompts=4, seeds=(0,)), failed=tuple(range(8)))
     text = render(nothing, Workspace(tmp_path))
     assert "No verdict: none of 8 trials was completed." in text
-    assert "There is no pair of pictures to show." in text
+    assert "There is no pair of images to show." in text
     assert text.count("loss became NaN") >= 8
     assert not Page(text).open
 
@@ -136,7 +136,7 @@ def test_folders_are_written_as_one_would_type_them(
     results: Results, workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = {"kind": "folder", "path": str(tmp_path / "pictures" / "fox")}
+    recipe = {"kind": "folder", "path": str(tmp_path / "images" / "fox")}
     page = render(replace(results, sweep={**results.sweep, "recipe": recipe}), Workspace(workspace))
-    assert "pictures/fox" in page
+    assert "images/fox" in page
     assert str(tmp_path) not in page

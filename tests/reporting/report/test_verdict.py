@@ -13,8 +13,8 @@ from tests.reporting.report import example
 ONE_TRIAL: dict[str, Any] = {"axes": {}}
 
 
-def judge(folder: Path, *, spec: dict[str, Any] | None = None, **build: Any) -> tuple[Study, Verdict]:
-    study = Study(example.build(folder, example.spec(**(spec or {})), **build))
+def judge(folder: Path, *, config: dict[str, Any] | None = None, **build: Any) -> tuple[Study, Verdict]:
+    study = Study(example.build(folder, example.config(**(config or {})), **build))
     return study, verdict(study)
 
 
@@ -59,36 +59,36 @@ def test_no_effect_is_no_difference_shown(tmp_path: Path) -> None:
 
 
 def test_a_harmful_adapter_is_worse(tmp_path: Path) -> None:
-    _, found = judge(tmp_path, spec=ONE_TRIAL, gain=-4.0, failed=())
+    _, found = judge(tmp_path, config=ONE_TRIAL, gain=-4.0, failed=())
     assert found.tone == "worse"
     assert found.headline == f"Worse than every control on {HELD_OUT} prompts, by aesthetic."
     assert "nothing was selected" in found.facts[0]
 
 
 def test_a_sham_as_good_as_the_adapter_explains_the_gain(tmp_path: Path) -> None:
-    _, found = judge(tmp_path, spec=ONE_TRIAL, gain=3.0, sham=0.8, failed=())
+    _, found = judge(tmp_path, config=ONE_TRIAL, gain=3.0, sham=0.8, failed=())
     assert found.tone == "better"
     assert "but not shown to beat sham" in found.headline
     (explained,) = [text for text in found.cautions if "not shown to beat sham" in text]
-    assert "cannot be put down to the bad pictures" in explained
+    assert "cannot be put down to the bad images" in explained
     assert "By itself, sham differs from placebo by +" in explained
 
 
 def test_a_sweep_without_test_prompts_is_exploratory(tmp_path: Path) -> None:
-    study, found = judge(tmp_path, spec={"test_share": 0.0}, gain=0.8)
+    study, found = judge(tmp_path, config={"test_share": 0.0}, gain=0.8)
     assert study.split == "dev"
     assert found.headline.startswith("Exploratory: Better than")
     assert "the sweep has no test prompts" in found.cautions[0]
 
 
 def test_a_gain_that_moves_a_guard_is_said_so(tmp_path: Path, study: Study) -> None:
-    _, found = judge(tmp_path, spec=ONE_TRIAL, gain=3.0, guard=0.3, failed=())
+    _, found = judge(tmp_path, config=ONE_TRIAL, gain=3.0, guard=0.3, failed=())
     assert any("also changed in saturation +0." in text for text in found.cautions)
     assert not any("also changed" in text for text in verdict(study).cautions)
 
 
 def test_too_few_prompts_to_show_anything(tmp_path: Path) -> None:
-    _, found = judge(tmp_path, spec={"n_prompts": 10, **ONE_TRIAL}, gain=6.0, failed=())
+    _, found = judge(tmp_path, config={"n_prompts": 10, **ONE_TRIAL}, gain=6.0, failed=())
     assert found.tone == "none"
     assert any("cannot give a p below 0.062" in text for text in found.cautions)
 

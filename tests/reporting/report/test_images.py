@@ -1,4 +1,4 @@
-"""Pairs on the page are chosen by their difference, and the pictures are the right ones."""
+"""Pairs on the page are chosen by their difference, and the images are the right ones."""
 
 import base64
 import io
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from harness.reporting.report.images import LONGEST, Thumbnails, image_grid, image_rows
 from harness.reporting.report.layout import layout
-from harness.reporting.report.pictures import LONGEST, Thumbnails, picture_grid, picture_rows
 from harness.reporting.report.study import Study
 from harness.store.workspace import Workspace
 from tests.reporting.report import example
@@ -20,7 +20,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def test_rows_are_best_median_and_worst_by_difference(study: Study, workspace: Path) -> None:
-    groups, every = picture_rows(study, Thumbnails(Workspace(workspace)))
+    groups, every = image_rows(study, Thumbnails(Workspace(workspace)))
     pairs = study.results.pairs(control="placebo", arm="wrong_lora", split="test")
     pairs = pairs[(pairs["trial_id"] == study.selected) & (pairs["metric"] == "aesthetic")]
     expected = pairs["difference"].dropna().sort_values(ascending=False).to_list()
@@ -32,8 +32,8 @@ def test_rows_are_best_median_and_worst_by_difference(study: Study, workspace: P
     assert every is not None and len(every.rows) == 24
 
 
-def test_small_pictures_are_embedded_pixel_by_pixel(study: Study, workspace: Path) -> None:
-    groups, _ = picture_rows(study, Thumbnails(Workspace(workspace)))
+def test_small_images_are_embedded_pixel_by_pixel(study: Study, workspace: Path) -> None:
+    groups, _ = image_rows(study, Thumbnails(Workspace(workspace)))
     row = groups[0].rows[0]
     images = study.results.images
     own = images[(images["trial_id"] == study.selected) & (images["seed"] == row.seed)]
@@ -43,7 +43,7 @@ def test_small_pictures_are_embedded_pixel_by_pixel(study: Study, workspace: Pat
     assert np.array_equal(pixels(thumbnail.uri), np.asarray(Image.open(workspace / path)))
 
 
-def test_large_pictures_become_thumbnails(tmp_path: Path) -> None:
+def test_large_images_become_thumbnails(tmp_path: Path) -> None:
     Image.effect_noise((1024, 768), 60).save(tmp_path / "large.png")
     thumbnail = Thumbnails(Workspace(tmp_path))("large.png")
     assert thumbnail is not None and not thumbnail.crisp
@@ -51,15 +51,15 @@ def test_large_pictures_become_thumbnails(tmp_path: Path) -> None:
     assert pixels(thumbnail.uri).shape == (192, LONGEST, 3)
 
 
-def test_a_picture_that_is_gone_or_broken_is_said_so(tmp_path: Path) -> None:
-    results = example.build(tmp_path, example.spec(axes={}), failed=())
+def test_a_image_that_is_gone_or_broken_is_said_so(tmp_path: Path) -> None:
+    results = example.build(tmp_path, example.config(axes={}), failed=())
     paths = results.images.loc[results.images["arm"] == "placebo", "path"]
     for path in paths:
-        (tmp_path / path).write_bytes(b"not a picture")
+        (tmp_path / path).write_bytes(b"not an image")
     shutil.rmtree(
         tmp_path / Path(results.images.loc[results.images["arm"] == "sham", "path"].iloc[-1]).parent
     )
-    groups, _ = picture_rows(Study(results), Thumbnails(Workspace(tmp_path)))
+    groups, _ = image_rows(Study(results), Thumbnails(Workspace(tmp_path)))
     shots = {shot.arm: shot for shot in groups[0].rows[0].shots}
     for arm in ("placebo", "sham"):
         assert shots[arm].thumbnail is None and shots[arm].reason == "the file is gone or unreadable"
@@ -67,12 +67,12 @@ def test_a_picture_that_is_gone_or_broken_is_said_so(tmp_path: Path) -> None:
 
 
 def test_all_pairs_stop_at_the_budget(study: Study, workspace: Path) -> None:
-    _, every = picture_rows(study, Thumbnails(Workspace(workspace), spent=10_000_000))
+    _, every = image_rows(study, Thumbnails(Workspace(workspace), spent=10_000_000))
     assert every is None
 
 
 def test_the_grid_shows_one_pair_in_every_trial_that_has_it(study: Study, workspace: Path) -> None:
-    grid = picture_grid(study, layout(study), Thumbnails(Workspace(workspace)))
+    grid = image_grid(study, layout(study), Thumbnails(Workspace(workspace)))
     assert grid is not None
     drawn = {trial_id for trial_id, shot in grid.shots.items() if shot.thumbnail is not None}
     completed = study.results.trials.query("status == 'completed'")["trial_id"]

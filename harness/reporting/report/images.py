@@ -1,4 +1,4 @@
-"""Pictures on the page: which pairs are shown (by rule, not by eye), and their thumbnails."""
+"""Images on the page: which pairs are shown (by rule, not by eye), and their thumbnails."""
 
 import base64
 import io
@@ -15,13 +15,13 @@ from harness.store.workspace import Workspace
 
 SHOWN = 3  # rows in each of best, median and worst
 BYTES = 7_000_000  # of all thumbnails; the page stays below 12 MB as base64
-LONGEST = 256  # pixels; larger pictures are made smaller
-CRISP = 96  # pixels; smaller pictures are shown enlarged, pixel by pixel
+LONGEST = 256  # pixels; larger images are made smaller
+CRISP = 96  # pixels; smaller images are shown enlarged, pixel by pixel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """An embedded picture."""
+    """An embedded image."""
 
     uri: str
     width: int
@@ -29,13 +29,13 @@ class Thumbnail:
 
     @property
     def crisp(self) -> bool:
-        """True for pictures so small that they are shown enlarged."""
+        """True for images so small that they are shown enlarged."""
         return max(self.width, self.height) <= CRISP
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A picture of one arm in a row, with its primary score and the difference from the main control's."""
+    """An image of one arm in a row, with its primary score and the difference from the main control's."""
 
     arm: str
     score: float | None
@@ -63,14 +63,14 @@ class Group:
 
 @dataclass
 class Thumbnails:
-    """Encodes pictures of a workspace and counts the bytes they take on the page."""
+    """Encodes images of a workspace and counts the bytes they take on the page."""
 
     workspace: Workspace
     spent: int = 0
     _known: dict[str, Thumbnail | None] = field(default_factory=dict)
 
     def __call__(self, path: str) -> Thumbnail | None:
-        """The picture's thumbnail; null where the file is gone or unreadable."""
+        """The image's thumbnail; null where the file is gone or unreadable."""
         if path not in self._known:
             self._known[path] = _encode(self.workspace.file(path))
         found = self._known[path]
@@ -92,18 +92,18 @@ def _encode(path: Path) -> Thumbnail | None:
     return Thumbnail(uri=uri, width=image.width, height=image.height)
 
 
-def arm_pictures(study: Study, trial_id: str) -> pd.DataFrame:
-    """Pictures of all arms of a trial, with `value` and `reason` of their primary score."""
+def arm_images(study: Study, trial_id: str) -> pd.DataFrame:
+    """Images of all arms of a trial, with `value` and `reason` of their primary score."""
     results = study.results
-    draws = results.draws.loc[results.draws["trial_id"] == trial_id, ["arm", "draw_id"]]
+    arms = results.arms.loc[results.arms["trial_id"] == trial_id, ["arm", "arm_id"]]
     scores = results.scores.loc[results.scores["metric"] == study.primary, ["image_id", "value", "reason"]]
     images = results.images.drop(columns=["arm", "trial_id"])
-    return draws.merge(images, on="draw_id").merge(scores, on="image_id", how="left")
+    return arms.merge(images, on="arm_id").merge(scores, on="image_id", how="left")
 
 
-def differences(study: Study, pictures: pd.DataFrame, split: str) -> pd.Series:
+def differences(study: Study, images: pd.DataFrame, split: str) -> pd.Series:
     """Gain of the headline arm over the main control by (prompt_id, seed), best first, where there is one."""
-    on_split = pictures[pictures["split"] == split]
+    on_split = images[images["split"] == split]
     wide = on_split.pivot_table(index=["prompt_id", "seed"], columns="arm", values="value", sort=False)
     if study.arm not in wide or study.control not in wide:
         return pd.Series(dtype=float)
@@ -113,13 +113,13 @@ def differences(study: Study, pictures: pd.DataFrame, split: str) -> pd.Series:
     return gains.sort_values(ascending=False, kind="stable")
 
 
-def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Group | None]:
+def image_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Group | None]:
     """Best, median and worst pairs of the selected trial by difference; then all pairs in order of prompt."""
     if study.selected is None:
         return [], None
-    pictures = arm_pictures(study, study.selected)
-    gains = differences(study, pictures, study.split)
-    cells = dict(iter(pictures.groupby(["prompt_id", "seed"])))
+    images = arm_images(study, study.selected)
+    gains = differences(study, images, study.split)
+    cells = dict(iter(images.groupby(["prompt_id", "seed"])))
     keys = list(gains.index)
     arms = shown_arms(study)
     groups = [
@@ -127,7 +127,7 @@ def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Gro
         for title, chosen in _choose(keys)
     ]
     every = []
-    in_order = pictures.loc[pictures["split"] == study.split, ["prompt_id", "seed"]].drop_duplicates()
+    in_order = images.loc[images["split"] == study.split, ["prompt_id", "seed"]].drop_duplicates()
     for key in in_order.itertuples(index=False, name=None):
         if len(keys) <= 3 * SHOWN or thumbnails.spent > BYTES:
             break
@@ -141,12 +141,12 @@ def picture_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Gro
 def family_row(study: Study, family: Family, thumbnails: Thumbnails) -> Row | None:
     """The selected trial's median pair in the control and along a family of arms. Null without pairs."""
     assert study.selected is not None, "a family is drawn for the selected trial"
-    pictures = arm_pictures(study, study.selected)
-    gains = differences(study, pictures, study.split)
+    images = arm_images(study, study.selected)
+    gains = differences(study, images, study.split)
     if gains.empty:
         return None
     prompt_id, seed = gains.index[(len(gains) - 1) // 2]
-    cell = pictures[(pictures["prompt_id"] == prompt_id) & (pictures["seed"] == seed)]
+    cell = images[(images["prompt_id"] == prompt_id) & (images["seed"] == seed)]
     arms = [study.control, *(point.arm for point in family.points)]
     return _row(study, cell, thumbnails, arms[:MOST_SHOWN])
 
@@ -176,7 +176,7 @@ def _row(study: Study, cell: pd.DataFrame, thumbnails: Thumbnails, arms: Sequenc
 
 def _shot(arm: str, row: dict | None, control: float | None, study: Study, thumbnails: Thumbnails) -> Shot:
     if row is None:
-        return Shot(arm=arm, score=None, difference=None, reason="no picture", thumbnail=None)
+        return Shot(arm=arm, score=None, difference=None, reason="no image", thumbnail=None)
     score = number(row["value"])
     compared = arm != study.control and score is not None and control is not None
     thumbnail = thumbnails(row["path"])
@@ -191,7 +191,7 @@ def _shot(arm: str, row: dict | None, control: float | None, study: Study, thumb
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureGrid:
+class ImageGrid:
     """One prompt and seed in every trial of the sweep, laid out as the heat-map is."""
 
     prompt: str
@@ -201,19 +201,19 @@ class PictureGrid:
     shots: dict[str, Shot]  # by trial id
 
 
-def picture_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> PictureGrid | None:
+def image_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> ImageGrid | None:
     """The selected trial's median dev pair, as every trial draws it. Null where nothing varies."""
     if grid is None or study.selected is None:
         return None
-    pictures = arm_pictures(study, study.selected)
-    gains = differences(study, pictures, "dev")
+    images = arm_images(study, study.selected)
+    gains = differences(study, images, "dev")
     if gains.empty:
         return None
     prompt_id, seed = gains.index[(len(gains) - 1) // 2]
     shots: dict[str, Shot] = {}
     control: Shot | None = None
     for trial_id in study.labels:
-        own = arm_pictures(study, trial_id)
+        own = arm_images(study, trial_id)
         cell = own[(own["prompt_id"] == prompt_id) & (own["seed"] == seed)]
         if len(cell):
             row = _row(study, cell, thumbnails, [study.control, study.arm])
@@ -221,7 +221,5 @@ def picture_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> P
             shots[trial_id] = by_arm[study.arm]
             control = by_arm[study.control] if trial_id == study.selected else control
     assert control is not None, "the selected trial has the pair it was chosen by"
-    chosen = pictures[(pictures["prompt_id"] == prompt_id) & (pictures["seed"] == seed)].iloc[0]
-    return PictureGrid(
-        prompt=str(chosen["prompt"]), seed=int(seed), layout=grid, control=control, shots=shots
-    )
+    chosen = images[(images["prompt_id"] == prompt_id) & (images["seed"] == seed)].iloc[0]
+    return ImageGrid(prompt=str(chosen["prompt"]), seed=int(seed), layout=grid, control=control, shots=shots)

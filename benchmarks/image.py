@@ -1,6 +1,6 @@
-"""One picture of the harness's own `Model.draw` against the stock pipelines, on the same weights, in one run.
+"""One image of the harness's own `Model.draw` against the stock pipelines, on the same weights, in one run.
 
-`python -m benchmarks.picture --model emoji`, or `sdxl-random` for the full-size SDXL with random weights.
+`python -m benchmarks.image --model emoji`, or `sdxl-random` for the full-size SDXL with random weights.
 Base, refiner from 0.8 on, and a LoRA on both guidance branches; several prompts and seeds, as in a sweep.
 """
 
@@ -12,10 +12,10 @@ import torch
 
 from benchmarks import subject
 from benchmarks.machine import print_table
-from benchmarks.plain import plain_lora, plain_picture
+from benchmarks.plain import plain_image, plain_lora
 from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.config.schema.adapter import LowRankAdapter
-from harness.diffusion.models.model import DrawSettings, Fresh, Row, RowAdapter
+from harness.diffusion.models.model import Fresh, Row, RowAdapter, SamplerSettings
 from harness.diffusion.models.pipelines import Pipelines
 from harness.diffusion.models.sdxl import Sdxl
 
@@ -25,7 +25,7 @@ RANK = 8
 
 
 def rows(adapter: Path, count: int) -> list[Row]:
-    """Every prompt at as many seeds as it takes to make this many pictures."""
+    """Every prompt at as many seeds as it takes to make this many images."""
     acting = (RowAdapter(path=adapter, scale=1.0, branch="both"),)
     return [
         Row(
@@ -41,33 +41,33 @@ def rows(adapter: Path, count: int) -> list[Row]:
 
 def write_adapter(model: Sdxl, folder: Path) -> Path:
     """A LoRA that acts: both matrices random, as after training."""
-    spec = LowRankAdapter(rank=RANK)
-    with model.attach([Fresh(adapter=spec, seed=0)]) as trainable:
+    config = LowRankAdapter(rank=RANK)
+    with model.attach([Fresh(adapter=config, seed=0)]) as trainable:
         state = trainable.members[0].state_dict()
     generator = torch.Generator().manual_seed(0)
     state = {
         name: 0.1 * torch.randn(tensor.shape, generator=generator) if ".lora_B." in name else tensor
         for name, tensor in state.items()
     }
-    model.save_adapter(state, spec, folder, {})
+    model.save_adapter(state, config, folder, {})
     return folder
 
 
-def plain_round(pipelines: Pipelines, drawn: list[Row], settings: DrawSettings) -> Spent:
-    """What a picture takes, one at a time; the LoRA is loaded once."""
+def plain_round(pipelines: Pipelines, drawn: list[Row], settings: SamplerSettings) -> Spent:
+    """What an image takes, one at a time; the LoRA is loaded once."""
     with plain_lora(pipelines, drawn[0].adapters[0].path):
         start = now(pipelines.base.device)
         for row in drawn:
-            plain_picture(pipelines, row, settings)
+            plain_image(pipelines, row, settings)
         return now(pipelines.base.device).since(start, items=len(drawn))
 
 
-def harness_round(model: Sdxl, drawn: list[Row], settings: DrawSettings) -> Spent:
-    """What a picture takes, as many at once as the model says."""
-    at_once = model.pictures_at_once(settings)
+def harness_round(model: Sdxl, drawn: list[Row], settings: SamplerSettings) -> Spent:
+    """What an image takes, as many at once as the model says."""
+    at_once = model.images_per_batch(settings)
     start = now(model.device)
     for first in range(0, len(drawn), at_once):
-        model.draw(drawn[first : first + at_once], settings)
+        model.generate(drawn[first : first + at_once], settings)
     return now(model.device).since(start, items=len(drawn))
 
 
@@ -75,21 +75,21 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=subject.MODELS, default="emoji")
-    parser.add_argument("--resolution", type=int, help="px of sdxl-random's pictures, 1024 if not given")
-    parser.add_argument("--pictures", type=int, default=16, help="of a round")
+    parser.add_argument("--resolution", type=int, help="px of sdxl-random's images, 1024 if not given")
+    parser.add_argument("--images", type=int, default=16, help="of a round")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of each")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     pipelines, model = subject.load(given.model, resolution=given.resolution)
-    settings = DrawSettings(steps=given.steps, refiner_start=0.8)
+    settings = SamplerSettings(steps=given.steps, refiner_start=0.8)
     with tempfile.TemporaryDirectory() as folder:
-        drawn = rows(write_adapter(model, Path(folder) / "adapter"), given.pictures)
+        drawn = rows(write_adapter(model, Path(folder) / "adapter"), given.images)
         ways = [
             Way(name="plain", round=lambda: plain_round(pipelines, drawn, settings)),
             Way(name="harness", round=lambda: harness_round(model, drawn, settings)),
         ]
         measured = side_by_side(ways, rounds=given.rounds, device=model.device)
-    print_table(as_rows(measured, "picture"), device=model.device)
+    print_table(as_rows(measured, "image"), device=model.device)
 
 
 if __name__ == "__main__":
