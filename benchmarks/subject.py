@@ -31,8 +31,7 @@ def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
     match name:
         case "emoji":
             config: EmojiModel | SdxlModel = EmojiModel()
-            # The model gives layers of its own to what it is made of.
-            return load_emoji(EmojiModel()), Sdxl(config, load_emoji(EmojiModel()), device=None)
+            pipelines = load_emoji(EmojiModel())
         case "sdxl-random":
             config = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
             pipelines = random_pipelines(config)
