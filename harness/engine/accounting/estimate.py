@@ -97,7 +97,7 @@ def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
             sort = dataset_sort(facts["model"], facts["recipe"])
             return Timing(sort=sort, units=images, seconds=facts["generation_seconds"])
         case _:
-            sort = drawing_sort(facts["model"], facts["draw"])
+            sort = drawing_sort(facts["model"], facts["arm"])
             return Timing(sort=sort, units=images, seconds=facts["made"]["generation_seconds"])
 
 

@@ -176,7 +176,7 @@ def _generate_batch(ctx: Context, model: "Model", batch: Sequence[tuple[Resolved
             arms, cells = zip(*of_draw, strict=True)
             chunk = chunk_of(cells)
             facts.append(made := dict[str, Any]())  # known once they are drawn
-            about = {"model": arms[0].model.model_dump(mode="json"), "draw": arm_facts(arms[0])}
+            about = {"model": arms[0].model.model_dump(mode="json"), "arm": arm_facts(arms[0])}
             artifact = ctx.workspace.images(arm_id, chunk.chunk_id)
             folder = artifacts.enter_context(artifact.build(**about, made=made))
             parts.append(Part(arm=arms[0], cells=chunk.cells, folder=folder))

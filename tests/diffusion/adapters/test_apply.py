@@ -226,7 +226,9 @@ def test_a_batch_of_mixed_rows_is_one_row_at_a_time(tiny_model: Model, one: Path
     ]
     together = tiny_model.generate(rows, BASE_ALONE)
     for row, image in zip(rows, together, strict=True):
-        assert difference(image.image, tiny_model.generate([row], BASE_ALONE)[0].image) <= 2
+        assert (
+            difference(image.image, tiny_model.generate([row], BASE_ALONE)[0].image) <= 4
+        )  # rounding, by processor; another adapter differs by tens
     assert difference(together[0].image, together[1].image) > 10
 
 

@@ -65,7 +65,7 @@ def test_draws_in_one_batch_are_the_draws_alone(
         return [np.asarray(Image.open(file), dtype=int) for file in files]
 
     alone = images("alone", [[one] for one in one_each])
-    monkeypatch.setattr(Sdxl, "draw", noted)
+    monkeypatch.setattr(Sdxl, "generate", noted)
     together = images("together", [one_each])
     assert rows[-1] == len(arms)
     for ours, theirs in zip(together, alone, strict=True):
