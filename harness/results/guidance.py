@@ -1,4 +1,4 @@
-"""Effects in units of guidance, and the guidance at which a control matches an arm. Pure functions on numbers.
+"""Effects in units of guidance, and the guidance at which a control matches an arm. Pure functions.
 
 A scorer that likes contrast rewards any method that raises guidance, so a gain is compared with what guidance
 alone would give (Guidance Matters, ICLR 2026, arXiv 2602.22570).
@@ -17,11 +17,11 @@ def step_guidance(guided: Tensor, positive: Tensor, negative: Tensor) -> tuple[T
     """Effective guidance ω_e of one sampling step, and its orthogonal share. Predictions [..., D] → [...].
 
     `guided` is what the sampler used, `positive` and `negative` the predictions of the base without adapters
-    for prompt and negative prompt at the same latents. ω_e is the length of guided − negative along positive −
-    negative, in lengths of that: plain guidance ω has ω_e = ω and share 0. The share is the length of what is
-    orthogonal to it over the whole length, 0 to 1: it tells a change of direction from a change of guidance.
-    The ω_e of an image is the mean over its steps. NaN where the two predictions of the base are equal, and
-    the share is NaN where guided − negative is 0. Works on torch tensors as on arrays.
+    for prompt and negative prompt at the same latents. ω_e is the length of guided − negative along positive
+    − negative, in lengths of that: plain guidance ω has ω_e = ω and share 0. The share is the length of what
+    is orthogonal to it over the whole length, 0 to 1: it tells a change of direction from a change of
+    guidance. The ω_e of an image is the mean over its steps. NaN where the two predictions of the base are
+    equal, and the share is NaN where guided − negative is 0. Works on torch tensors as on arrays.
     """
     direction, moved = positive - negative, guided - negative  # type: ignore[operator]
     along = (moved * direction).sum(-1) / (direction * direction).sum(-1)
@@ -34,8 +34,8 @@ def in_guidance_units(effect: float, effect_at: Mapping[float, float], *, own: f
     """The guidance at which the control alone would have this effect; None where no rung reaches it.
 
     `effect_at` maps the guidances of a ladder of controls to their mean differences from the control at
-    guidance `own`, whose difference is 0. Straight lines between rungs; of several crossings the one nearest to
-    `own`. So +0.20 on a ladder with +0.31 at 2.25, from 2, is guidance 2.16.
+    guidance `own`, whose difference is 0. Straight lines between rungs; of several crossings the one nearest
+    to `own`. So +0.20 on a ladder with +0.31 at 2.25, from 2, is guidance 2.16.
     """
     guidance, value = _rungs({**effect_at, own: 0.0})
     found = [
@@ -77,8 +77,8 @@ def match_guidance(
     """The guidance at which a control's statistic equals the arm's, on dev prompts: what to do next.
 
     `statistic_at` maps each guidance that is known so far to the statistic there: the controls that the sweep
-    has anyway, and what the search has added, of which `draws` are left. Equal means within `tolerance` of the
-    range of the statistic between the two ends. The next guidance is where a straight line between the
+    has anyway, and what the search has added, of which `draws` are left. Equal means within `tolerance` of
+    the range of the statistic between the two ends. The next guidance is where a straight line between the
     neighbours of the target meets it, kept away from both, so that the bracket shrinks.
     """
     for end in between:

@@ -58,7 +58,8 @@ class Estimates:
         """Contrasts [K] whose interval and p do not say the same about a difference."""
         low_K, high_K = self.interval(confidence)
         excludes_0 = (low_K > 0) | (high_K < 0)
-        return np.isfinite(self.error_K) & (excludes_0 != (self.p_K <= 1 - confidence))
+        disagree_K: Bools = np.isfinite(self.error_K) & (excludes_0 != (self.p_K <= 1 - confidence))
+        return disagree_K
 
     def cautions(self, confidence: float) -> list[tuple[str, ...]]:
         """What each contrast's reader should know before trusting its interval."""
@@ -132,9 +133,9 @@ def estimate_crossed(difference_NSK: Floats, *, factor: Factor) -> Estimates:
     """Estimates where every prompt meets the same S noises (or trainings): two-way, with Satterthwaite's t.
 
     The grand mean has the variance (MS_prompt + MS_factor − MS_residual) / NS, no less than MS_residual / NS
-    (Judd, Westfall & Kenny 2012; Satterthwaite 1946), and p is that of its t. A prompt with a missing level is
-    left out of its contrast. S must be 2 or more. Coverage of 95 % intervals is 90 or more with 2 levels, 94 to
-    95 from 4.
+    (Judd, Westfall & Kenny 2012; Satterthwaite 1946), and p is that of its t. A prompt with a missing level
+    is left out of its contrast. S must be 2 or more. Coverage of 95 % intervals is 90 or more with 2 levels,
+    94 to 95 from 4.
     """
     levels = difference_NSK.shape[1]
     assert levels > 1, "one level of a crossed factor: its variance cannot be estimated"
@@ -164,8 +165,8 @@ def sign_flip_p(means_NK: Floats, *, patterns: int = 10_000, seed: int = 0) -> F
     """Two-sided p [K] that the mean over prompts is 0, by flipping the signs of prompts.
 
     Under the null the two arms are exchangeable within a prompt, so every pattern of signs is equally likely
-    (Fisher 1935). All 2^n patterns are tried where they are no more than `patterns`; else random ones, with one
-    added to both counts (Phipson & Smyth 2010), so that p is never 0.
+    (Fisher 1935). All 2^n patterns are tried where they are no more than `patterns`; else random ones, with
+    one added to both counts (Phipson & Smyth 2010), so that p is never 0.
     """
     signs_RN, exact = _signs(len(means_NK), patterns, seed)
     p_K = np.empty(means_NK.shape[1])
@@ -181,14 +182,14 @@ def sign_flip_p(means_NK: Floats, *, patterns: int = 10_000, seed: int = 0) -> F
 def max_t_p(
     difference_NK: Floats, *, patterns: int = 10_000, seed: int = 0, step_down: bool = True
 ) -> Floats:
-    """p [K] adjusted for all K comparisons of a family, by common sign flips of the prompts.
+    """The p [K] adjusted for all K comparisons of a family, by common sign flips of the prompts.
 
     Each pattern of signs is applied to all contrasts, and an observed |t| is compared with the largest |t| of
     the pattern: that keeps the correlation between contrasts that share prompts and controls, which Holm's
-    correction cannot use. `step_down` compares the j-th largest with the contrasts that are no larger (Westfall
-    & Young 1993, algorithm 4.1; Romano & Wolf 2005), which is never less powerful; without it the numbers are
-    those of `mne.stats.permutation_t_test`. NaN is a prompt without a pair; a contrast with fewer than two
-    prompts has NaN and is not counted.
+    correction cannot use. `step_down` compares the j-th largest with the contrasts that are no larger
+    (Westfall & Young 1993, algorithm 4.1; Romano & Wolf 2005), which is never less powerful; without it the
+    numbers are those of `mne.stats.permutation_t_test`. NaN is a prompt without a pair; a contrast with fewer
+    than two prompts has NaN and is not counted.
     """
     present_NK = np.isfinite(difference_NK)
     adjusted_K = np.full(difference_NK.shape[1], np.nan)
@@ -229,7 +230,7 @@ def _two_way(cells_NS: Floats) -> tuple[float, float, float, float, float, float
     """prompts, mean, standard error, degrees of freedom, floor of error², skewness of prompt means."""
     n, s = cells_NS.shape
     if n == 0:
-        return 0, *[np.nan] * 5
+        return 0, np.nan, np.nan, np.nan, np.nan, np.nan
     grand, of_prompt_N, of_level_S = cells_NS.mean(), cells_NS.mean(axis=1), cells_NS.mean(axis=0)
     deviation_N = of_prompt_N - grand
     flat = bool(_flat(np.abs(cells_NS - grand).max(), np.abs(cells_NS).max()))

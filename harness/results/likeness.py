@@ -9,9 +9,9 @@ def deviations(
 ) -> tuple[tuple[str, Any, Any], ...]:
     """(dotted key, value left, value right) of each setting that differs, sorted by key.
 
-    Settings may be nested mappings and sequences. A key in `ignoring` is left out with all below it; a setting
-    that one side lacks counts as None there. An arm and a control may differ in `adapters` alone; a sham and the
-    adapter that it is a sham of in the kind and the words of the recipe alone.
+    Settings may be nested mappings and sequences. A key in `ignoring` is left out with all below it; a
+    setting that one side lacks counts as None there. An arm and a control may differ in `adapters` alone; a
+    sham and the adapter that it is a sham of in the kind and the words of the recipe alone.
     """
     ours, theirs = dict(_leaves(left, "")), dict(_leaves(right, ""))
 

@@ -57,14 +57,14 @@ class Components:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """How much is generated for a contrast. One training: the claim is about this adapter, not its setting."""
+    """How much is generated for a contrast. With one training, the claim is about this adapter."""
 
     prompts: int
     noises: int = 1  # of each prompt, nested in it
     trainings: int = 1
 
     def variance(self, components: Components) -> float:
-        """Variance of the mean difference. Raises ValueError where trainings are planned and none were seen."""
+        """Variance of the mean difference. ValueError where trainings are planned and none were seen."""
         c, n, s, t = components, self.prompts, self.noises, self.trainings
         own = c.prompt + (0.0 if t > 1 else c.prompt_training or 0.0)
         shared = 0.0
@@ -115,12 +115,12 @@ class Design:
 
 
 def components_of(pilot_NST: Floats) -> Components:
-    """Variance components of pairs' differences [N, S, T], by the ANOVA (moment) estimators of a balanced design.
+    """Variance components of pairs' differences [N, S, T], by the ANOVA estimators of a balanced design.
 
-    Noises are nested in prompts, trainings crossed with both. A negative estimate is 0. Prompts with a missing
-    pair are left out; at least two must remain. Unbiased but for that cut, not precise: with 4 trainings the
-    variance between them has 3 degrees of freedom, and its 95 % interval reaches from a third to 14 times the
-    estimate.
+    Noises are nested in prompts, trainings crossed with both. A negative estimate is 0. Prompts with a
+    missing pair are left out; at least two must remain. Unbiased but for that cut, not precise: with 4
+    trainings the variance between them has 3 degrees of freedom, and its 95 % interval reaches from a third
+    to 14 times the estimate.
     """
     cells = pilot_NST[np.isfinite(pilot_NST).all(axis=(1, 2))]
     n, s, t = cells.shape
@@ -155,7 +155,7 @@ def components_of(pilot_NST: Floats) -> Components:
 
 
 def fewest(enough: Callable[[int], bool], *, least: int = 2) -> int | None:
-    """The smallest number from `least` to 100,000 that is enough; None where none is. `enough` never reverts."""
+    """The smallest number from `least` to 100,000 that is enough; None where none is."""
     high = least
     while not enough(high):
         if high >= MOST_PROMPTS:

@@ -1,9 +1,9 @@
 """Three looks instead of one: stop generating a contrast once it is decided. Pure functions on arrays.
 
-Looking at growing data with the fixed rule finds something in nothing: every 12 prompts up to 192, in 20 to 37 %.
-Group-sequential boundaries (Pocock 1977; O'Brien & Fleming 1979) are stricter at each look, so that all looks
-together err as often as one. Anytime-valid sequences are not used: below 100 prompts the asymptotic ones err
-in 21 to 23 % under skewness, and the betting ones need 82 prompts where a fixed design needs 34.
+Looking at growing data with the fixed rule finds something in nothing: every 12 prompts up to 192, in 20 to
+37 %. Group-sequential boundaries (Pocock 1977; O'Brien & Fleming 1979) are stricter at each look, so that all
+looks together err as often as one. Anytime-valid sequences are not used: below 100 prompts the asymptotic
+ones err in 21 to 23 % under skewness, and the betting ones need 82 prompts where a fixed design needs 34.
 
 Shape legend: N prompts in the order of generation, K contrasts.
 """
@@ -36,9 +36,9 @@ class Looks:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How K contrasts went. `sign_K` is 1 or −1 for a difference shown, 0 for equivalent; NaN for undecided."""
+    """How K contrasts went."""
 
-    sign_K: Floats
+    sign_K: Floats  # 1 or −1 for a difference shown, 0 for equivalent, NaN for undecided
     look_K: NDArray[
         np.intp
     ]  # from 0: the look at which a contrast was decided; the last where none decided it
@@ -72,8 +72,9 @@ def plan_looks(
 def look(estimates: Estimates, looks: Looks, at: int) -> Floats:
     """What look number `at` (from 0) decides: 1, −1 or 0 as in `Course`; NaN where generating goes on.
 
-    A difference needs the sign-flip p at or below the level, and the interval at 1 − level beyond 0 (a repeated
-    confidence interval, Jennison & Turnbull 1989: the one to report). Equivalence goes before a difference.
+    A difference needs the sign-flip p at or below the level, and the interval at 1 − level beyond 0 (a
+    repeated confidence interval, Jennison & Turnbull 1989: the one to report). Equivalence goes before a
+    difference.
     """
     level = looks.levels[at]
     low_K, high_K = estimates.interval(1 - level)
@@ -105,8 +106,8 @@ def follow(difference_NK: Floats, looks: Looks, *, patterns: int = 10_000, seed:
 def boundary_levels(prompts: tuple[int, ...], *, alpha: float, shape: Shape = "pocock") -> tuple[float, ...]:
     """Two-sided nominal levels of the looks at these numbers of prompts, for an error of `alpha` in all.
 
-    |Z| crosses c (n_i / n)^(Δ − 1/2), with Δ 1/2 for Pocock and 0 for O'Brien and Fleming (Wang & Tsiatis 1987);
-    c is found by numerical integration (Armitage, McPherson & Rowe 1969).
+    |Z| crosses c (n_i / n)^(Δ − 1/2), with Δ 1/2 for Pocock and 0 for O'Brien and Fleming (Wang & Tsiatis
+    1987); c is found by numerical integration (Armitage, McPherson & Rowe 1969).
     """
     fraction = np.array(prompts) / prompts[-1]
     form = fraction ** (CURVATURE[shape] - 0.5)
@@ -115,9 +116,10 @@ def boundary_levels(prompts: tuple[int, ...], *, alpha: float, shape: Shape = "p
 
 
 def crossing_probability(fraction: Floats, bounds: Floats, *, points: int = 801) -> float:
-    """Probability that |Z| crosses its bound at any look, where nothing is there. Z has independent increments.
+    """Probability that |Z| crosses its bound at any look, where nothing is there.
 
-    The density of the score √t Z among what has not crossed is carried from look to look on a grid.
+    The score √t Z has independent increments; its density among what has not crossed is carried from look to
+    look on a grid.
     """
     score, density = np.zeros(1), np.ones(1)
     weight = np.ones(1)

@@ -1,4 +1,4 @@
-"""better, worse, equivalent or undecided: the rule that turns an estimate into a word. Pure functions on arrays.
+"""The rule that turns an estimate into better, worse, equivalent or undecided. Pure functions on arrays.
 
 "No difference" and "no data" look the same, so a verdict comes with what its design could have found
 (`detectable`) and with the number of prompts that would decide it (`prompts_to_decide`).
@@ -48,11 +48,15 @@ def decide(
       before the others: a difference shown to be smaller than what is worth having is no gain.
     - better or worse: the interval excludes 0, and p ≤ α. For a metric without a better direction
       (`higher_is_better` None): higher or lower.
-    - undecided: all else, and whatever lacks an interval, has too few prompts for p to reach α, or shares fewer
+    - undecided: all else, and whatever lacks an interval, has too few prompts for p to reach α, or shares
+      fewer
       than 8 noises between its prompts.
 
+    For many trials and arms on the same prompts, put the p of `max_t_p` in place of `estimates.p_K`.
+
     With `losses`, a verdict must hold whatever the lost pairs would have shown: a rise with the lowest
-    differences as well, a fall with the highest, equivalence with both. With more than 10 % lost there is none.
+    differences as well, a fall with the highest, equivalence with both. With more than 10 % lost there is
+    none.
     """
     scenarios = [estimates] if losses is None else [estimates, losses.lowest, losses.highest]
     rises_K = np.all([_excludes_0(found, rule, sign=1) for found in scenarios[:2]], axis=0)
@@ -70,7 +74,7 @@ def decide(
 
 
 def detectable(estimates: Estimates, rule: Rule) -> Floats:
-    """The true difference [K] that this design shows with probability `rule.power`; NaN without an interval."""
+    """The true difference [K] that this design shows with `rule.power`; NaN without an interval."""
     in_errors = detectable_in_errors(estimates.freedom_K, confidence=rule.confidence, power=rule.power)
     return in_errors * estimates.error_K
 
@@ -80,8 +84,8 @@ def prompts_to_decide(estimates: Estimates, rule: Rule) -> list[int | None]:
 
     With a margin: as many as call a true difference of 0 equivalent, and one of ±margin better or worse, each
     with probability `rule.power`. A true difference between the two needs more. Without a margin: as many as
-    show the observed difference, were it the true one; being a guess from the data, it is no more than a hint.
-    None where no number does (up to 100,000), or where there is no spread to go by.
+    show the observed difference, were it the true one; being a guess from the data, it is no more than a
+    hint. None where no number does (up to 100,000), or where there is no spread to go by.
     """
     effect_K = (
         np.abs(estimates.mean_K) if rule.margin is None else np.full_like(estimates.mean_K, rule.margin)
@@ -90,13 +94,14 @@ def prompts_to_decide(estimates: Estimates, rule: Rule) -> list[int | None]:
 
 
 def fill_lost(
-    arm: Floats, control: Floats, *, lowest: float, highest: float
+    arm: Floats, control: Floats, *, lowest: float | Floats, highest: float | Floats
 ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """Scores (arm, control) with each lost one (NaN) where it makes differences lowest, and where highest.
 
-    `lowest` and `highest` are the extreme scores of the metric in the whole sweep. Lost images are seldom lost
-    at random: an arm that breaks its worst ones would look better without them. Filling in the worst observed
-    difference is not enough (with the 10 worst of 96 pairs lost, "better" errs in 8 % instead of 2.5).
+    `lowest` and `highest` are the extreme scores of the metric in the whole sweep. Lost images are seldom
+    lost at random: an arm that breaks its worst ones would look better without them. Filling in the worst
+    observed difference is not enough (with the 10 worst of 96 pairs lost, "better" errs in 8 % instead of
+    2.5).
     """
     lost_arm, lost_control = np.isnan(arm), np.isnan(control)
     low = np.where(lost_arm, lowest, arm), np.where(lost_control, highest, control)
@@ -113,7 +118,7 @@ def better_than_all(words: Sequence[str]) -> bool:
 
 
 def spent_p(p: float, look: int) -> float:
-    """p after this many looks at the same test prompts (the first is 1), by Bonferroni.
+    """The p after this many looks at the same test prompts (the first is 1), by Bonferroni.
 
     Only the first look, with what was registered for it, is confirmatory. This is what an exploratory one may
     quote beside its own p: eight analyses of the same images, each at its own 2.5 %, find something in 15 to
