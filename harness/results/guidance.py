@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 Tensor = TypeVar("Tensor")  # numpy or torch
 
@@ -95,12 +96,24 @@ def match_guidance(
         if min(low, high) <= target <= max(low, high):
             if draws == 0:
                 return Match(not_reachable="the statistic still differs after the last draw")
-            share = float(np.clip((target - low) / (high - low), 0.05, 0.95))
+            share = float(np.clip((_meets(guidance, value, target) - left) / (right - left), 0.05, 0.95))
             return Match(draw_next=left + share * (right - left))
     return Match(
         not_reachable=f"between guidance {between[0]:g} and {between[1]:g} the statistic goes from "
         f"{min(value):.4g} to {max(value):.4g}, and the arm has {target:.4g}"
     )
+
+
+def _meets(guidance: list[float], value: list[float], target: float) -> float:
+    """Where a monotone cubic through all rungs meets the target; straight lines where they are not monotone."""
+    rising = value[-1] > value[0]
+    values, guidances = (value, guidance) if rising else (value[::-1], guidance[::-1])
+    if all(low < high for low, high in zip(values, values[1:], strict=False)):
+        return float(PchipInterpolator(values, guidances)(target))
+    for left, right, low, high in zip(guidance, guidance[1:], value, value[1:], strict=False):
+        if min(low, high) <= target <= max(low, high):
+            return left + (right - left) * (target - low) / (high - low)
+    raise AssertionError("a target between two rungs")
 
 
 def _rungs(value_at: Mapping[float, float]) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""Intervals and p by hand-computed cases, and against scipy, statsmodels and mne. Error rates: test_error_rates."""
+"""Intervals and p: hand-computed cases, scipy, statsmodels, mne. Error rates: test_error_rates.py."""
 
 import itertools
 
