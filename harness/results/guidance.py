@@ -6,6 +6,7 @@ alone would give (Guidance Matters, ICLR 2026, arXiv 2602.22570).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ def in_guidance_units(effect: float, effect_at: Mapping[float, float], *, own: f
     guidance, value = _rungs({**effect_at, own: 0.0})
     found = [
         left + (right - left) * ((effect - low) / (high - low) if high != low else 0.0)
-        for left, right, low, high in zip(guidance, guidance[1:], value, value[1:], strict=False)
+        for (left, low), (right, high) in pairwise(zip(guidance, value, strict=True))
         if min(low, high) <= effect <= max(low, high)
     ]
     return min(found, key=lambda at: abs(at - own)) if found else None
@@ -79,8 +80,8 @@ def match_guidance(
 
     `statistic_at` maps each guidance that is known so far to the statistic there: the controls that the sweep
     has anyway, and what the search has added, of which `draws` are left. Equal means within `tolerance` of
-    the range of the statistic between the two ends. The next guidance is where a straight line between the
-    neighbours of the target meets it, kept away from both, so that the bracket shrinks.
+    the range of the statistic between the two ends. The next guidance is where a curve through what is known
+    meets the target, kept away from its neighbours, so that the bracket shrinks.
     """
     for end in between:
         if end not in statistic_at:
@@ -92,7 +93,7 @@ def match_guidance(
     nearest = min(range(len(value)), key=lambda index: abs(value[index] - target))
     if abs(value[nearest] - target) <= tolerance * span:
         return Match(found=guidance[nearest])
-    for left, right, low, high in zip(guidance, guidance[1:], value, value[1:], strict=False):
+    for (left, low), (right, high) in pairwise(zip(guidance, value, strict=True)):
         if min(low, high) <= target <= max(low, high):
             if draws == 0:
                 return Match(not_reachable="the statistic still differs after the last draw")
@@ -105,12 +106,12 @@ def match_guidance(
 
 
 def _meets(guidance: list[float], value: list[float], target: float) -> float:
-    """Where a monotone cubic through all rungs meets the target; straight lines where they are not monotone."""
+    """Where a monotone cubic through all rungs meets the target; straight lines where none goes through."""
     rising = value[-1] > value[0]
     values, guidances = (value, guidance) if rising else (value[::-1], guidance[::-1])
-    if all(low < high for low, high in zip(values, values[1:], strict=False)):
+    if all(low < high for low, high in pairwise(values)):
         return float(PchipInterpolator(values, guidances)(target))
-    for left, right, low, high in zip(guidance, guidance[1:], value, value[1:], strict=False):
+    for (left, low), (right, high) in pairwise(zip(guidance, value, strict=True)):
         if min(low, high) <= target <= max(low, high):
             return left + (right - left) * (target - low) / (high - low)
     raise AssertionError("a target between two rungs")

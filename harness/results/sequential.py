@@ -111,11 +111,11 @@ def boundary_levels(prompts: tuple[int, ...], *, alpha: float, shape: Shape = "p
     """
     fraction = np.array(prompts) / prompts[-1]
     form = fraction ** (CURVATURE[shape] - 0.5)
-    constant = brentq(lambda c: crossing_probability(fraction, c * form) - alpha, 0.5, 6.0, xtol=1e-8)
+    constant = brentq(lambda c: crossing_probability(fraction, c * form) - alpha, 0.5, 6.0, xtol=1e-7)
     return tuple(float(level) for level in 2 * ndtr(-constant * form))
 
 
-def crossing_probability(fraction: Floats, bounds: Floats, *, points: int = 801) -> float:
+def crossing_probability(fraction: Floats, bounds: Floats, *, points: int = 301) -> float:
     """Probability that |Z| crosses its bound at any look, where nothing is there.
 
     The score √t Z has independent increments; its density among what has not crossed is carried from look to

@@ -47,10 +47,11 @@ def test_a_matched_guidance_is_found_in_five_draws(arm: float, falling: bool) ->
 
     known: dict[float, float] = {}
     draws = 5
-    while (step := match_guidance(known, statistic(arm), between=(2.0, 6.0), draws=draws)).draw_next:
+    while (step := match_guidance(known, statistic(arm), between=(2.0, 6.0), draws=draws)).found is None:
+        assert step.draw_next is not None
         known[step.draw_next] = statistic(step.draw_next)
         draws -= 1
-    assert step.found is not None and draws >= 0
+    assert draws >= 0
     span = abs(statistic(6.0) - statistic(2.0))
     assert abs(statistic(step.found) - statistic(arm)) <= 0.02 * span
 

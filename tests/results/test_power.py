@@ -30,8 +30,9 @@ def test_the_effect_that_a_design_finds(prompts: int, effect: float) -> None:
 def test_power_and_prompts_are_statsmodels(effect: float) -> None:
     theirs = TTestPower()
     for prompts in (12, 24, 96):
+        # statsmodels counts the wrong direction too
         expected = theirs.power(effect, prompts, 0.05)
-        assert Design(prompts=prompts).power(effect, UNIT) == pytest.approx(expected, abs=1e-3)
+        assert Design(prompts=prompts).power(effect, UNIT) == pytest.approx(expected, abs=2e-3)
     needed = Design(prompts=2).prompts_for(effect, UNIT)
     assert needed == int(np.ceil(theirs.solve_power(effect, None, 0.05, 0.8)))
 
@@ -90,7 +91,7 @@ def test_a_smaller_pilot_says_which_variances_it_cannot_tell() -> None:
 def test_the_error_of_a_pilots_own_design_is_that_of_its_analysis() -> None:
     """What is planned is what `estimate_crossed` will compute from the same numbers."""
     rng = np.random.default_rng(2)
-    shapes = ((20, 1, 1), (20, 3, 1), (1, 1, 4), (20, 3, 4))
+    shapes = ((20, 1, 1), (20, 3, 1), (1, 1, 4), (20, 1, 4), (20, 3, 4))
     cells = sum(rng.normal(size=shape) for shape in shapes)
     found = components_of(cells)
     two_way = estimate_crossed(cells.mean(axis=1)[:, :, None], factor="training")
