@@ -1,6 +1,6 @@
 """How often the statistics are wrong: simulations of the harness's own functions against stated bars.
 
-    python -m benchmarks.error_rates [--samples 4000] [--only coverage family …]
+    python -m benchmarks.error_rates [--samples 4000] [--only coverage family …] [--all]
 
 Every line of the table is a rate in per cent (or what its name says), with the bar that it has to keep. Lines
 named "not used" are methods that the harness does not use, and must fail: they show that the bar can.
@@ -384,18 +384,33 @@ def table(rates: list[Rate]) -> str:
     return "\n".join(lines)
 
 
+def summary(rates: list[Rate]) -> str:
+    """The rates as a table in Markdown, lines of one name and bar as one: lowest and highest of their cases."""
+    groups: dict[tuple[str, str], list[Rate]] = {}
+    for rate in rates:
+        groups.setdefault((rate.what, rate.bar), []).append(rate)
+    lines = ["| what | cases | simulated | bar |", "|---|---|---|---|"]
+    for (what, bar), group in groups.items():
+        values = [rate.value for rate in group]
+        cases = group[0].case if len(group) == 1 else f"{len(group)}, {group[0].case} … {group[-1].case}"
+        found = f"{values[0]:.1f}" if len(group) == 1 else f"{min(values):.1f} to {max(values):.1f}"
+        lines.append(f"| {what} | {cases} | {found}{'' if all(r.kept for r in group) else ' ✗'} | {bar} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the simulations and print their table; exit status 1 where a bar is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=4_000, help="simulated studies per line")
     parser.add_argument("--only", nargs="+", choices=SIMULATIONS, default=list(SIMULATIONS))
+    parser.add_argument("--all", action="store_true", help="a line for each case")
     given = parser.parse_args()
     rates: list[Rate] = []
     for name in given.only:
         start = time.perf_counter()
         rates += SIMULATIONS[name](given.samples)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    print(table(rates))
+    print(table(rates) if given.all else summary(rates))
     broken = [rate for rate in rates if not rate.kept]
     print(f"{len(rates)} numbers, {len(broken)} beyond their bar")
     raise SystemExit(1 if broken else 0)

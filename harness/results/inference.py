@@ -69,12 +69,9 @@ class Estimates:
         for k, skewness in enumerate(self.skewness_K):
             lines = []
             if disagree_K[k]:
-                shows, not_ = (
-                    ("interval", "sign-flip test")
-                    if low_K[k] > 0 or high_K[k] < 0
-                    else ("sign-flip test", "interval")
-                )
-                lines.append(f"the {shows} shows a difference and the {not_} does not: none is claimed")
+                two = ["interval", "sign-flip test"]
+                shows, denies = two if low_K[k] > 0 or high_K[k] < 0 else two[::-1]
+                lines.append(f"the {shows} shows a difference and the {denies} does not: none is claimed")
             if abs(skewness) > SKEWED and self.prompts_K[k] < MANY_PROMPTS:
                 lines.append(
                     f"a few of the {self.prompts_K[k]} prompts differ far more than the others (skewness "

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import error_rates
-from benchmarks.error_rates import Rate, table
+from benchmarks.error_rates import Rate, summary, table
 
 SAMPLES = 4_000  # three standard errors are 1.0 point at 5 %, 0.75 at 2.5 %
 FEWER = 2_000  # where there are many lines
@@ -48,3 +48,5 @@ def test_a_broken_bar_is_marked() -> None:
     assert lines[0] == "| a | b | 5.0 | 4 to 6 |"
     assert lines[1] == "| a | c | 7.0 ✗ | at most 6 |"
     assert lines[2].endswith("at least 8 |")
+    both = summary([rates[1], Rate(what="a", case="e", value=5, high=6), rates[2]]).splitlines()[2:]
+    assert both == ["| a | 2, c … e | 5.0 to 7.0 ✗ | at most 6 |", "| a | d | 7.0 ✗ | at least 8 |"]
