@@ -385,7 +385,7 @@ def table(rates: list[Rate]) -> str:
 
 
 def summary(rates: list[Rate]) -> str:
-    """The rates as a table in Markdown, lines of one name and bar as one: lowest and highest of their cases."""
+    """The rates as a short table in Markdown: for each name and bar, lowest and highest of its cases."""
     groups: dict[tuple[str, str], list[Rate]] = {}
     for rate in rates:
         groups.setdefault((rate.what, rate.bar), []).append(rate)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtrinc, stdtrit
-from scipy.stats import nct
+from scipy.special import nctdtr, nctdtrinc, stdtrit
 
 Floats = NDArray[np.float64]
 MOST_PROMPTS = 100_000
@@ -36,7 +35,7 @@ def equivalence_in_errors(freedom: Floats | float, *, confidence: float = 0.95, 
 
 def power_of(effect: float, error: float, freedom: float, *, confidence: float = 0.95) -> float:
     """Probability that a true difference of this size and sign is shown."""
-    return float(nct.sf(stdtrit(freedom, (1 + confidence) / 2), freedom, abs(effect) / error))
+    return float(1 - nctdtr(freedom, abs(effect) / error, stdtrit(freedom, (1 + confidence) / 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
