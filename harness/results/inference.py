@@ -131,7 +131,7 @@ def estimate_crossed(difference_NSK: Floats, *, factor: Factor) -> Estimates:
 
     The grand mean has the variance (MS_prompt + MS_factor − MS_residual) / NS, no less than MS_residual / NS
     (Judd, Westfall & Kenny 2012; Satterthwaite 1946), and p is that of its t. A prompt with a missing level
-    is left out of its contrast. S must be 2 or more. A 95 % interval covers 88 to 91 % with 2 levels, 93.5 to
+    is left out of its contrast. S must be 2 or more. A 95 % interval covers 87 to 91 % with 2 levels, 93.5 to
     95 from 4.
     """
     levels = difference_NSK.shape[1]

@@ -29,7 +29,7 @@ def test_noises_are_the_prompts_own() -> None:
 
 
 def test_intervals_cover_and_the_test_keeps_its_level() -> None:
-    assert broken(error_rates.coverage(FEWER, prompts=(6, 12, 48))) == []
+    assert broken(error_rates.coverage(SAMPLES, prompts=(6, 12, 48))) == []
 
 
 def test_a_family_of_comparisons_errs_as_one() -> None:
