@@ -264,7 +264,8 @@ def missing(samples: int) -> Iterator[Rate]:
         )
         case = f"the {lost} worst of {2 * n} pairs lost"
         word_K, _ = decide(found, Rule(), higher_is_better=True, losses=losses)
-        yield Rate(what="'better'", case=case, value=_percent(word_K == "better"), high=3.25)
+        what = "lost pairs filled in: 'better'"
+        yield Rate(what=what, case=case, value=_percent(word_K == "better"), high=3.25)
         if lost > 1:
             word_K, _ = decide(found, Rule(), higher_is_better=True)
             value = _percent(word_K == "better")
