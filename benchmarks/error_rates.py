@@ -127,7 +127,7 @@ def noises(samples: int, prompts: tuple[int, ...] = (12, 24, 48)) -> Iterator[Ra
         rest = (1 - share) / 2
         for n in prompts:
             for s in (1, 2, 4):
-                pairs_NSK = _two_factors(rng, (n, s, samples), rest, share, rest, nested=True)
+                pairs_NSK = _two_factors(rng, (n, s, samples), (rest, share, rest), nested=True)
                 found = estimate_prompts(pairs_NSK.mean(axis=1))
                 case = f"noise {share:.0%} of the variance, {n} prompts × {s}"
                 yield Rate(what="own noises: coverage", case=case, value=_covers(found), low=93.5, high=96.5)
@@ -135,7 +135,7 @@ def noises(samples: int, prompts: tuple[int, ...] = (12, 24, 48)) -> Iterator[Ra
     for share in (0.10, 0.45):
         rest = (1 - share) / 2
         for n, s in ((12, 2), (48, 2), (12, 8), (48, 8)):
-            pairs_NSK = _two_factors(rng, (n, s, samples), rest, share, rest, nested=False)
+            pairs_NSK = _two_factors(rng, (n, s, samples), (rest, share, rest), nested=False)
             case = f"noise {share:.0%} of the variance, {n} prompts × {s}"
             found = estimate_crossed(pairs_NSK, factor="noise")
             least = 87.5 if s < 4 else 93.5
@@ -277,11 +277,11 @@ def trainings(samples: int) -> Iterator[Rate]:
     rng = np.random.default_rng(10)
     for tau in (0.2, 0.3, 0.5):
         for n, k, least in ((24, 4, 93.0), (48, 4, 93.0), (48, 3, 91.0), (48, 2, 86.0)):
-            cells_NTK = _two_factors(rng, (n, k, samples), 0.36, tau**2, 0.64, nested=False)
+            cells_NTK = _two_factors(rng, (n, k, samples), (0.36, tau**2, 0.64), nested=False)
             value = _covers(estimate_crossed(cells_NTK, factor="training"))
             case = f"τ {tau:g}, {n} prompts × {k} trainings"
             yield Rate(what="setting, two-way: coverage", case=case, value=value, low=least, high=97)
-    cells_NTK = _two_factors(rng, (48, 1, samples), 0.36, 0.09, 0.64, nested=False)
+    cells_NTK = _two_factors(rng, (48, 1, samples), (0.36, 0.09, 0.64), nested=False)
     naive = _covers(estimate_prompts(cells_NTK[:, 0]))
     what = "not used, one training for its setting: coverage"
     yield Rate(what=what, case="τ 0.3, 48 prompts", value=naive, high=90)
@@ -432,14 +432,13 @@ def _grid(rng: np.random.Generator, prompts: int, contrasts: int, rho: float) ->
 def _two_factors(
     rng: np.random.Generator,
     shape: tuple[int, int, int],
-    prompt: float,
-    factor: float,
-    residual: float,
+    variances: tuple[float, float, float],
     *,
     nested: bool,
 ) -> Floats:
-    """Differences [N, S, K] with these variances; the factor's levels are the prompts' own where nested."""
+    """Differences [N, S, K]; variances of prompt, factor (levels of the prompts' own where nested), residual."""
     n, s, k = shape
+    prompt, factor, residual = variances
     level = rng.normal(size=(n if nested else 1, s, k)) * factor**0.5
     return np.asarray(
         rng.normal(size=(n, 1, k)) * prompt**0.5 + level + rng.normal(size=shape) * residual**0.5
