@@ -436,7 +436,7 @@ def _two_factors(
     *,
     nested: bool,
 ) -> Floats:
-    """Differences [N, S, K]; variances of prompt, factor (levels of the prompts' own where nested), residual."""
+    """Differences [N, S, K] from variances of prompt, factor (the prompts' own where nested), residual."""
     n, s, k = shape
     prompt, factor, residual = variances
     level = rng.normal(size=(n if nested else 1, s, k)) * factor**0.5
