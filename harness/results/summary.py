@@ -17,7 +17,6 @@ import pandas as pd
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import MetricConfig
 from harness.errors import ConfigError
-from harness.results.inference import bootstrap_interval, sign_flip_p, too_few
 from harness.results.pairing import (
     Floats,
     Grid,
@@ -28,6 +27,7 @@ from harness.results.pairing import (
     side,
     split_cells,
 )
+from harness.results.resampling import bootstrap_interval, sign_flip_p, too_few
 from harness.results.tables import SUMMARY, typed
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.results.inference import bootstrap_interval, sign_flip_p, too_few
+from harness.results.resampling import bootstrap_interval, sign_flip_p, too_few
 
 SAMPLES = 1500
 

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import AestheticMetric
 from harness.errors import ArtifactError, ConfigError
-from harness.results.inference import bootstrap_interval, sign_flip_p
+from harness.results.resampling import bootstrap_interval, sign_flip_p
 from harness.results.summary import holm, infer, prompt_means, select_best, summarise
 from tests.results.sweeps import ANALYSIS, ARM, METRICS, Value, make_tables
 
