@@ -12,6 +12,7 @@ import pytest
 from harness import results
 from harness.cli.main import main
 from harness.config.schema.model import SdxlModel
+from tests.limits import HANGS
 from tests.sweeps.small import write_sweep
 
 
@@ -157,7 +158,7 @@ def test_a_killed_driver_goes_on_where_it_was(sweep: Path, tmp_path: Path) -> No
     process = subprocess.Popen(interrupted, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_checkpoints(tmp_path / "interrupted", process)
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=HANGS)
     assert not (tmp_path / "interrupted/sweeps/small/summary.parquet").exists()
 
     subprocess.run(interrupted, check=True, capture_output=True)
@@ -186,7 +187,7 @@ def _command(sweep: Path, workspace: Path) -> list[str]:
 
 
 def _wait_for_checkpoints(workspace: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while len(list(workspace.glob("adapters/*/steps-*/manifest.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.005)

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import fsspec
 import pytest
 
+from tests.limits import HANGS
+
 WEED = Path(sys.executable).parent / "weed"
 KEY, SECRET = "a-key", "a-secret"
 BUCKET = "sweeps"
@@ -61,7 +63,7 @@ def s3_server(folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     endpoint = f"http://127.0.0.1:{given['s3.port']}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANGS
         while not _makes_buckets(endpoint):
             said = (folder / "log").read_text()
             assert server.poll() is None and time.monotonic() < deadline, said

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from tests.cli import ctrl_c
+from tests.limits import HANGS
 
 SLURM = Path(__file__).parents[2] / "sweeps" / "clusters" / "slurm.sh"
 
@@ -150,7 +151,7 @@ class Job:
         return mine
 
     def ends(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=HANGS)
         return self.process.returncode, output
 
 

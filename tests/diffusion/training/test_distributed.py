@@ -10,6 +10,7 @@ from harness.diffusion.training.distributed import share
 from harness.errors import TrainingError
 from tests.diffusion.training.runs import Trainer, same, write_images
 from tests.diffusion.training.worker import RUNS
+from tests.limits import HANGS
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank, size in ((0, 1), (0, 2), (1, 2))
     ]
     try:
-        assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
+        assert [process.wait(timeout=HANGS) for process in started] == [0, 0, 0]
     finally:
         for process in started:
             process.kill()

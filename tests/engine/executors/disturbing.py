@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli import ctrl_c
+from tests.limits import HANGS
 
 HARNESS = str(Path(sys.executable).with_name("harness"))
 CHANGES: dict[str, Any] = {
@@ -29,7 +30,7 @@ def command(verb: str, sweep: Path, workspace: Path | str, *more: str) -> list[s
 
 
 def carried_out(
-    sweep: Path, workspace: Path | str, *more: str, timeout: float = 300
+    sweep: Path, workspace: Path | str, *more: str, timeout: float = HANGS
 ) -> "subprocess.CompletedProcess[str]":
     """The whole of `harness run`."""
     run = command("run", sweep, workspace, *more)
@@ -46,7 +47,7 @@ def begin(command: list[str], until: Callable[[], object]) -> "subprocess.Popen[
         start_new_session=True,  # a terminal sends Ctrl-C to all processes of the command
         preexec_fn=ctrl_c.heard,
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANGS
     while not until():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -61,7 +62,7 @@ def press_ctrl_c(process: "subprocess.Popen[str]") -> None:
 def stopped_by_ctrl_c(process: "subprocess.Popen[str]", command: list[str], workspace: Path) -> int:
     """Press it while the one run is trained: it is told how to go on. The step of the checkpoint kept."""
     press_ctrl_c(process)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 130 and "Traceback" not in said
     said = " ".join(said.split())
     assert "Stopping. Waiting for what is under way" in said

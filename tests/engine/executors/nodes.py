@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.limits import HANGS
+
 RAY = Path(sys.executable).parent / "ray"
 STORE = "--object-store-memory=100000000"
 NOTICED = (  # a node that is gone is noticed within 5 seconds instead of 25
@@ -37,7 +39,7 @@ class Node:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, start_new_session=True, env={**os.environ, **environment}
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANGS
         while STARTED not in (said := log.read_text()):
             assert self.process.poll() is None and time.monotonic() < deadline, said
             time.sleep(0.05)

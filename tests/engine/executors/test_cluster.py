@@ -18,7 +18,7 @@ from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.disturbing import HARNESS, carried_out
 from tests.engine.executors.nodes import Nodes, cluster, once
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

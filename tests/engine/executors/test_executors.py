@@ -19,6 +19,7 @@ from harness.engine.tasks import Task, control_tasks
 from harness.results import Results
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import Display, assert_same, carry_out
+from tests.limits import HANGS
 from tests.sweeps.small import small_plan
 
 EXECUTORS = get_args(ExecutorName)
@@ -84,7 +85,7 @@ def test_a_killed_worker_is_no_loss(
 
 def kill_a_worker_in_training(workspace: Workspace, plan: Plan, killed: list[int]) -> None:
     """Kill -9 the worker that trains, once its run has its first checkpoint."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while time.monotonic() < deadline and not killed:
         if any(workspace.checkpoints(run_id) for run_id in plan.runs):
             for child in psutil.Process().children(recursive=True):

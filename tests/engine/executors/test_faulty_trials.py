@@ -89,7 +89,6 @@ def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_fault_is_tried_again_then_a_row_with_the_reason(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
@@ -113,7 +112,6 @@ def test_a_fault_is_tried_again_then_a_row_with_the_reason(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["ray", "local"])
 def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
     name: ExecutorName, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str

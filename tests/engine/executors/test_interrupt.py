@@ -12,8 +12,9 @@ from harness import results
 from harness.results import Results
 from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.disturbing import begin, command, press_ctrl_c, stopped_by_ctrl_c
+from tests.limits import HANGS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 # Far apart: what is kept of the training is kept because of the Ctrl-C.
 RARELY = ("--set", "compute.checkpoint_every=1000")
 
@@ -30,7 +31,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
     given = command(how, long_sweep, tmp_path, *(["0"] if how == "trial" else []), *RARELY)
     process = begin(given, lambda: training(tmp_path))
     step = stopped_by_ctrl_c(process, given, tmp_path)
-    subprocess.run(given, check=True, capture_output=True, timeout=200)
+    subprocess.run(given, check=True, capture_output=True, timeout=HANGS)
     (last,) = tmp_path.glob("adapters/*/steps-000150/manifest.json")
     assert json.loads(last.read_text())["facts"]["from_step"] == step
     again = results.load(tmp_path / "sweeps/small")
@@ -51,6 +52,6 @@ def test_a_second_ctrl_c_stops_at_once(long_sweep: Path, tmp_path: Path) -> None
     press_ctrl_c(process)
     time.sleep(0.05)
     press_ctrl_c(process)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 130 and "run the same command to go on" in said
     assert not any(tmp_path.glob("datasets/*/manifest.json")), "the first alone lets it be finished"

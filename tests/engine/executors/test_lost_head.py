@@ -11,7 +11,7 @@ from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.disturbing import carried_out
 from tests.engine.executors.nodes import cluster, once
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_lost_head_is_told_and_on_a_new_cluster_the_sweep_goes_on(

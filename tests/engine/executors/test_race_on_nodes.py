@@ -32,7 +32,6 @@ ASHA = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("one_thread")
 def test_what_is_left_of_a_race_is_what_it_would_have_been(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str

@@ -14,7 +14,7 @@ from tests.engine.executors.carrying import assert_same, carry_out
 from tests.store import server
 from tests.sweeps.small import small_plan, write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 def harness(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

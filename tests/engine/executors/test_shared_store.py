@@ -24,9 +24,10 @@ from harness.engine.stages.context import Context
 from harness.results import Results
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import Display, assert_same, carry_out
+from tests.limits import HANGS
 from tests.sweeps.small import small_plan, write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 ARMS = [{"name": "placebo", "negative": "wrong"}, {"name": "lora", "negative": "wrong", "adapters": [{}]}]
 HARNESS = Path(sys.executable).parent / "harness"
 
@@ -37,7 +38,7 @@ def command(sweep: Path, workspace: Path, executor: str, *settings: str) -> list
 
 
 def wait_for(what: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while not what():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -71,7 +72,7 @@ def test_two_sweeps_at_once_make_nothing_twice(
     for driver in drivers:
         driver.start()
     for driver in drivers:
-        driver.join(timeout=120)
+        driver.join(timeout=HANGS)
     assert [driver.exitcode for driver in drivers] == [0, 0]
     made = sum((Counter(json.loads(file.read_text())) for file in counts), Counter[str]())
     assert made["dataset_images"] == 4 + 3
@@ -92,7 +93,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(
     first = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     try:
         wait_for((tmp_path / "w/sweeps/small/plan.json").is_file, first)
-        second = subprocess.run(run, capture_output=True, text=True, timeout=60)
+        second = subprocess.run(run, capture_output=True, text=True, timeout=HANGS)
         assert first.poll() is None, "the first was over, so this shows nothing"
     finally:
         first.kill()
@@ -114,7 +115,7 @@ def test_a_driver_killed_under_ray_leaves_nobody_and_is_started_again(
     assert any("raylet" in process.name() for process in orphans)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    second = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    second = subprocess.run(run, capture_output=True, text=True, timeout=HANGS)
     assert second.returncode == 0, second.stderr
     # Ray's agents take a minute longer; they hold nothing.
     _, left = psutil.wait_procs(orphans, timeout=0)
@@ -153,10 +154,10 @@ def test_a_full_disk_is_told_and_with_room_the_sweep_goes_on(
 ) -> None:
     sweep = write_sweep(tmp_path / "small.yaml", tiny_config, tiny_clip, arms=ARMS)
     run = command(sweep, small_disk / "w", "ray")
-    full = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    full = subprocess.run(run, capture_output=True, text=True, timeout=HANGS)
     assert_told(full, "No space left on device", small_disk / "w")
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    again = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(run, capture_output=True, text=True, timeout=HANGS)
     assert again.returncode == 0, again.stderr
     assert_complete(results.load(small_disk / "w/sweeps/small"))
 
@@ -167,7 +168,7 @@ def test_a_file_that_may_not_grow_is_told(tmp_path: Path, tiny_config: SdxlModel
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    limited = subprocess.run(run, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    limited = subprocess.run(run, capture_output=True, text=True, timeout=HANGS, preexec_fn=limit)
     assert_told(limited, "File too large", tmp_path / "w")
     (reason,) = results.load(tmp_path / "w/sweeps/small").trials["reason"].unique()
     assert "adapters" in reason and "make room or choose another --workspace" in reason

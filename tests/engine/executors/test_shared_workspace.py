@@ -13,9 +13,10 @@ from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.disturbing import carried_out, command
 from tests.engine.executors.nodes import Nodes, cluster, once
+from tests.limits import HANGS
 from tests.store import server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def nodes(tmp_path: Path, unseen: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_killed_worker(
     nodes: Nodes, unseen: Path, s3: str, s3_endpoint: str, long_sweep: Path, undisturbed: Results
 ) -> None:
-    refused = carried_out(long_sweep, unseen / "w", timeout=120)
+    refused = carried_out(long_sweep, unseen / "w", timeout=HANGS)
     assert refused.returncode == 2, refused.stderr
     said = " ".join(refused.stderr.split())
     assert "does not see what this machine writes into --workspace" in said and "s3://" in said
@@ -58,8 +59,8 @@ def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_ki
         driver = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not killed and driver.poll() is None:
             time.sleep(0.1)
-        second = carried_out(long_sweep, s3, timeout=120)
-        out, err = driver.communicate(timeout=200)
+        second = carried_out(long_sweep, s3, timeout=HANGS)
+        out, err = driver.communicate(timeout=HANGS)
     assert killed and driver.returncode == 0, err
     assert second.returncode == 2 and "is being run by another process" in " ".join(second.stderr.split())
     assert f"report  {s3}/sweeps/small/report.html" in out

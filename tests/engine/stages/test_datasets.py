@@ -16,6 +16,7 @@ from harness.engine.stages import datasets as dataset_stages
 from harness.engine.stages.context import Context
 from harness.engine.stages.datasets import ensure_dataset, missing_from_dataset
 from harness.store.workspace import Workspace
+from tests.limits import HANGS
 from tests.sweeps.small import small_plan
 
 COUNT = 7
@@ -49,7 +50,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -68,7 +69,7 @@ def test_a_part_that_another_draws_is_left_to_it_and_drawn_where_it_dies(plan: P
             assert not parts[1].done and missing_from_dataset(other, dataset) == 3
             time.sleep(0.2)
             assert not folder.done() and not other.dataset(dataset_id).done
-        together = folder.result(timeout=60)
+        together = folder.result(timeout=HANGS)
     assert made["dataset_images"] == COUNT and missing_from_dataset(other, dataset) == 0
     assert not (tmp_path / "shared" / "parts" / dataset_id).exists()
     assert rows(together) == rows(ensure_dataset(bench_of(plan, tmp_path / "alone", made), dataset_id))
@@ -88,6 +89,6 @@ def test_a_part_that_is_there_is_not_drawn_again_unless_it_is_damaged(plan: Plan
             image.write_bytes(image.read_bytes()[:-20])
             made.clear()
             assert not folder.done()
-        assert len(rows(folder.result(timeout=60))) == COUNT
+        assert len(rows(folder.result(timeout=HANGS))) == COUNT
     assert made["dataset_images"] == 3
     assert ctx.workspace.dataset(dataset_id).whole()

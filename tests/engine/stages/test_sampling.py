@@ -25,6 +25,7 @@ from harness.engine.stages.sampling import (
     share_of,
 )
 from harness.store.workspace import Workspace
+from tests.limits import HANGS
 from tests.sweeps.small import small_plan
 
 
@@ -95,14 +96,14 @@ def test_a_share_that_another_draws_is_left_to_it_and_waited_for(
         with other.claim_share(arm.arm_id, shares[0]), other.claim_share(arm.arm_id, shares[1]):
             drawing = pool.submit(ensure_images, ctx, arm, cells)
             held = [cell for cell in cells if share_of(cell) in shares[:2]]
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + HANGS
             while len(missing_images(ctx, arm, cells)) > len(held):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             assert not drawing.done() and missing_images(ctx, arm, cells) == tuple(held)
             source = tmp_path / "other" / "images" / arm.arm_id
             shutil.copytree(source, tmp_path / "shared" / "images" / arm.arm_id, dirs_exist_ok=True)
-        drawing.result(timeout=60)
+        drawing.result(timeout=HANGS)
     assert made["images"] == len(cells) - len(theirs)
     drawn = [read_parquet(chunk, IMAGES) for chunk in other.image_chunks(arm.arm_id)]
     assert sorted(pd.concat(drawn)["image_id"]) == sorted(cell.image_id for cell in cells)
