@@ -22,7 +22,7 @@ CONTRAST_COLUMNS = {  # column of the summary → last part of the key in W&B
     "ci_low": "ci_low",
     "ci_high": "ci_high",
     "p_value": "p",
-    "p_holm": "p_holm",
+    "p_adjusted": "p_adjusted",
     "win_rate": "win_rate",
     "n_pairs": "n_pairs",
 }

@@ -82,6 +82,10 @@ class Grid:
         """Rows of `images` [K, C]; −1 where there is no image."""
         return _take(self.image_DC[:, cells_C], rows_K, -1)
 
+    def noises(self, cells_C: Ints) -> Ints:
+        """The starting noise [C] of each cell, numbered from 0; all arms have the same (`check_latents`)."""
+        return np.asarray(pd.factorize(self.latents_DC[:, cells_C].max(axis=0, initial=-1))[0])
+
     def check_latents(self, arm_K: Ints, control_K: Ints, cells_C: Ints) -> None:
         """Raises ArtifactError where the two images of a pair did not start from the same latents."""
         arm_KC, control_KC = (_take(self.latents_DC[:, cells_C], rows, -1) for rows in (arm_K, control_K))

@@ -1,7 +1,7 @@
 """The summary of a sweep: what each trial's arms do against each control, and which trial is best.
 
 Select on dev prompts, believe test prompts: the best of many trials looks better than it is on the prompts it
-was selected on (with 24 trials that do nothing, by about 1.95 standard errors). Holm's correction covers the
+was selected on (with 24 trials that do nothing, by about 1.95 standard errors). The adjusted p covers the
 comparisons of a grid; it does not undo that selection.
 
 Shape legend: K contrasts (trial × arm), M metrics, C cells (prompt × seed), N prompts.
@@ -17,6 +17,7 @@ import pandas as pd
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import MetricConfig
 from harness.errors import ConfigError
+from harness.results.inference import estimate_crossed, estimate_prompts, max_t_p, too_few
 from harness.results.pairing import (
     Floats,
     Grid,
@@ -27,8 +28,9 @@ from harness.results.pairing import (
     side,
     split_cells,
 )
-from harness.results.resampling import bootstrap_interval, sign_flip_p, too_few
 from harness.results.tables import SUMMARY, typed
+
+NOISES_FOR_A_VERDICT = 8  # starting noises that all prompts share; a two-way interval covers 95 % from 4 on
 
 
 def summarise(
@@ -45,7 +47,7 @@ def summarise(
     Arms are those in which a trial's own adapter acts, controls the others. The estimate is the mean over
     prompts of each prompt's mean difference over its seeds, so every prompt weighs the same however many of
     its pairs are missing; `mean_arm` and `mean_control` are the same mean of means over the same pairs.
-    Interval and p: `harness.results.resampling`. `p_holm` corrects over the trials within (arm, control,
+    Interval and p: `harness.results.inference`. `p_adjusted` corrects over all trials × arms of (control,
     metric, split). `win_rate` is the share of pairs in which the arm is better (for a metric without a better
     direction: higher), ties counting one half.
 
@@ -65,7 +67,6 @@ def summarise(
     if not frames:
         return typed(pd.DataFrame(), SUMMARY)
     table = pd.concat(frames, ignore_index=True)
-    table["p_holm"] = table.groupby(["arm", "control", "metric", "split"])["p_value"].transform(holm)
     nesting = ["index", "arm_place", "control_place", "metric_place", "split"]
     return typed(table.sort_values(nesting)[SUMMARY.names], SUMMARY)
 
@@ -112,23 +113,6 @@ def select_best(summary: pd.DataFrame, analysis: AnalysisConfig) -> str | None:
     return str(rows["trial_id"].iloc[int(gain.to_numpy(dtype=float).argmax())])
 
 
-def holm(p_values: pd.Series) -> pd.Series:
-    """Holm's (1979) adjusted p over the values that are not null; null stays null and is not counted.
-
-    The k-th smallest of n is multiplied by n − k + 1, and is no smaller than the one before it. Not by
-    statsmodels, which collects garbage at every call: 0.07 s each, hundreds of times in a sweep of ten arms.
-    """
-    adjusted = pd.Series(np.nan, index=p_values.index)
-    known = p_values.notna().to_numpy()
-    p = p_values.to_numpy(dtype=float)[known]
-    order = np.argsort(p, kind="stable")
-    rising = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(rising, 1)
-    adjusted[known] = corrected
-    return adjusted
-
-
 @dataclass(frozen=True, kw_only=True)
 class PromptMeans:
     """Means over the complete pairs of each prompt, and counts."""
@@ -164,32 +148,46 @@ def prompt_means(arm_KC: Floats, control_KC: Floats, prompt_C: Ints, *, sign_K: 
     )
 
 
-def infer(difference_NK: Floats, analysis: AnalysisConfig) -> pd.DataFrame:
-    """ci_low, ci_high, p_value and reason of each contrast, from prompt-level differences.
+def infer(difference_NK: Floats, analysis: AnalysisConfig, shared_NSK: Floats | None = None) -> pd.DataFrame:
+    """ci_low, ci_high, p_value and reason of each contrast, from prompt-level differences (NaN: no pairs).
 
-    NaN is a prompt without pairs. Contrasts with as many prompts share their resamples.
+    `shared_NSK` holds the differences by starting noise where all prompts meet the same S noises: these are
+    then a second random factor, the interval is two-way, and below 8 noises there is no p.
     """
-    present_NK = np.isfinite(difference_NK)
-    count_K = present_NK.sum(axis=0)
-    found = pd.DataFrame({"ci_low": np.nan, "ci_high": np.nan, "p_value": np.nan}, index=range(len(count_K)))
-    reasons = pd.Series(None, index=found.index, dtype="str")
-    for count in np.unique(count_K[count_K > 0]):
-        columns = np.flatnonzero(count_K == count)
-        means_NK = difference_NK.T[columns][present_NK.T[columns]].reshape(len(columns), count).T
-        flat = np.ptp(means_NK, axis=0) <= 1e-12 * np.abs(means_NK).max(axis=0)
-        reasons[columns[flat]] = "every prompt has the same difference: no interval and no p"
-        if count == 1:
-            reasons[columns] = "one prompt: no interval and no p"
-            continue
-        varied, means_NK = columns[~flat], means_NK[:, ~flat]
-        settings = {"resamples": analysis.resamples, "seed": analysis.seed}
-        found.loc[varied, "p_value"] = sign_flip_p(means_NK, **settings)
-        if too_few(int(count), analysis.confidence):
-            reasons[varied] = f"{count} prompts are too few for a {100 * analysis.confidence:g} % interval"
-        else:
-            low, high = bootstrap_interval(means_NK, confidence=analysis.confidence, **settings)
-            found.loc[varied, "ci_low"], found.loc[varied, "ci_high"] = low, high
-    return found.assign(reason=reasons)
+    if shared_NSK is None:
+        estimates = estimate_prompts(difference_NK, patterns=analysis.resamples, seed=analysis.seed)
+    elif shared_NSK.shape[1] == 1:
+        reason = "all prompts share one starting noise: no interval and no p"
+        columns = dict.fromkeys(("ci_low", "ci_high", "p_value"), np.full(difference_NK.shape[1], np.nan))
+        return pd.DataFrame(columns).assign(reason=reason)
+    else:
+        estimates = estimate_crossed(shared_NSK, factor="noise")
+    found = pd.DataFrame({"p_value": estimates.p_K, "reason": pd.Series(estimates.reason_K, dtype="str")})
+    found["ci_low"], found["ci_high"] = estimates.interval(analysis.confidence)
+    for k in np.flatnonzero(found["reason"].isna()):
+        if too_few(prompts := int(estimates.prompts_K[k]), analysis.confidence):
+            found.loc[k, ["ci_low", "ci_high"]] = np.nan
+            found.loc[k, "reason"] = (
+                f"{prompts} prompts are too few for a {100 * analysis.confidence:g} % interval"
+            )
+    if shared_NSK is not None and (noises := shared_NSK.shape[1]) < NOISES_FOR_A_VERDICT:
+        found["p_value"] = np.nan
+        reason = f"prompts share {noises} starting noises: no verdict below {NOISES_FOR_A_VERDICT}"
+        found["reason"] = found["reason"].fillna(reason)
+    return found
+
+
+def _shared_noises(difference_KC: Floats, prompt_C: Ints, noise_C: Ints) -> Floats | None:
+    """Differences [N, S, K] by prompt and starting noise; None where no two prompts share a noise."""
+    prompts_of_noise = (
+        pd.DataFrame({"noise": noise_C, "prompt": prompt_C}).groupby("noise")["prompt"].nunique()
+    )
+    if not (prompts_of_noise > 1).any():
+        return None
+    shape = (prompt_C.max() + 1, noise_C.max() + 1, len(difference_KC))
+    block_NSK = np.full(shape, np.nan)
+    block_NSK[prompt_C, noise_C] = difference_KC.T
+    return block_NSK
 
 
 def _summarise_split(
@@ -205,14 +203,24 @@ def _summarise_split(
     flat = (len(frame) * len(metrics), len(cells_C))
     k, m = (axis.ravel() for axis in np.indices((len(frame), len(metrics))))
     better = [metric.higher_is_better for metric in metrics]
+    arm_KC = grid.values(arm_K, cells_C).reshape(flat)
+    control_KC = grid.values(control_K, cells_C).reshape(flat)
+    prompt_C = pd.factorize(grid.cells["prompt_id"].to_numpy()[cells_C])[0]
     means = prompt_means(
-        grid.values(arm_K, cells_C).reshape(flat),
-        grid.values(control_K, cells_C).reshape(flat),
-        pd.factorize(grid.cells["prompt_id"].to_numpy()[cells_C])[0],
+        arm_KC,
+        control_KC,
+        prompt_C,
         sign_K=np.array([-1.0 if direction is False else 1.0 for direction in better])[m],
     )
     pairs_K = means.pairs_NK.sum(axis=0)
-    inferred = infer(means.difference_NK, analysis)
+    shared_NSK = _shared_noises(arm_KC - control_KC, prompt_C, grid.noises(cells_C))
+    inferred = infer(means.difference_NK, analysis, shared_NSK)
+    adjusted_K = np.full(len(k), np.nan)
+    if shared_NSK is None:
+        for metric in range(len(metrics)):
+            family = means.difference_NK[:, m == metric]
+            adjusted_K[m == metric] = max_t_p(family, patterns=analysis.resamples, seed=analysis.seed)
+        adjusted_K[inferred["p_value"].isna()] = np.nan
     at = (k, m, np.zeros_like(k))
     unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame["trial_reason"])
     return pd.DataFrame(
@@ -234,6 +242,7 @@ def _summarise_split(
             "ci_high": inferred["ci_high"],
             "confidence": analysis.confidence,
             "p_value": inferred["p_value"],
+            "p_adjusted": adjusted_K,
             "win_rate": np.divide(means.wins_K, pairs_K, out=np.full(len(k), np.nan), where=pairs_K > 0),
             "higher_is_better": pd.Series([better[metric] for metric in m], dtype="boolean"),
             "reason": inferred["reason"].where(pairs_K > 0, unpaired),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import ArtifactError, WorkspaceError
 
-SCHEMA_VERSION = "3"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "4"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -103,7 +103,7 @@ SUMMARY = _schema(  # one row per trial × arm × control × metric × split
     ci_high=pa.float64(),
     confidence=pa.float64(),
     p_value=pa.float64(),
-    p_holm=pa.float64(),
+    p_adjusted=pa.float64(),  # for all trials × arms of (control, metric, split)
     win_rate=pa.float64(),
     higher_is_better=pa.bool_(),  # null: the metric has no better direction
     reason=pa.string(),  # why a number is null

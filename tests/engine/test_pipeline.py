@@ -94,8 +94,9 @@ def test_its_tables_are_whole(finished: tuple[Path, SweepRun, Counter[str]], pla
 
 def test_pairs_start_from_the_same_latents(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
     images = finished[1].results.images
-    assert (images.groupby("seed")["latent_hash"].nunique() == 1).all()
-    assert images["latent_hash"].nunique() == 2
+    pairs = images.groupby(["prompt_id", "seed"])["latent_hash"]
+    assert (pairs.nunique() == 1).all(), "the same in every arm"
+    assert images["latent_hash"].nunique() == len(pairs), "no two prompts share a noise"
 
 
 def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]], plan: Plan) -> None:

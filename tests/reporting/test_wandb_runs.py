@@ -48,7 +48,7 @@ def test_contrasts_and_scores_are_the_tables(runs: list[Run], results: Results) 
     summary = next(run for run in runs if run.run_id.endswith(row["trial_id"])).summary
     key = "contrast/dev/wrong_lora/sham/clip_score"
     assert summary[f"{key}/difference"] == row["mean_difference"]
-    assert (summary[f"{key}/ci_low"], summary[f"{key}/p_holm"]) == (row["ci_low"], row["p_holm"])
+    assert (summary[f"{key}/ci_low"], summary[f"{key}/p_adjusted"]) == (row["ci_low"], row["p_adjusted"])
     wide = results.wide()
     mean = wide[(wide["arm"] == "placebo") & (wide["split"] == "dev")]["saturation"].mean()
     assert summary["score/dev/placebo/saturation"] == pytest.approx(mean)

@@ -3,13 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.stats.multitest import multipletests
 
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import AestheticMetric
 from harness.errors import ArtifactError, ConfigError
-from harness.results.resampling import bootstrap_interval, sign_flip_p
-from harness.results.summary import holm, infer, prompt_means, select_best, summarise
+from harness.results.inference import estimate_prompts, max_t_p
+from harness.results.summary import infer, prompt_means, select_best, summarise
 from tests.results.sweeps import ANALYSIS, ARM, METRICS, Value, make_tables
 
 
@@ -49,8 +48,9 @@ def test_one_row_per_contrast_with_the_numbers_of_its_pairs() -> None:
     assert row["mean_arm"] - row["mean_control"] == pytest.approx(row["mean_difference"])
     assert (row["n_prompts"], row["n_pairs"], row["n_missing"]) == (6, 12, 0)
     assert row["win_rate"] == pytest.approx(10 / 12)  # prompt 0 loses twice
-    assert row["p_value"] == sign_flip_p(per_prompt[:, None], resamples=2000, seed=0)[0]
-    low, high = bootstrap_interval(per_prompt[:, None], confidence=0.95, resamples=2000, seed=0)
+    estimates = estimate_prompts(per_prompt[:, None], patterns=2000, seed=0)
+    assert row["p_value"] == estimates.p_K[0]
+    low, high = estimates.interval(0.95)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low[0], high[0]))
     assert pd.isna(row["reason"])
     assert row["higher_is_better"]
@@ -91,7 +91,7 @@ def test_every_failure_is_null_with_a_reason() -> None:
         "ci_low",
         "ci_high",
         "p_value",
-        "p_holm",
+        "p_adjusted",
         "win_rate",
     ]
     assert row[numbers].isna().all()
@@ -112,15 +112,50 @@ def test_few_prompts(prompts: int, reason: str, with_p: bool) -> None:
     assert np.isfinite(row["p_value"]) == with_p
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.3])
-def test_the_same_difference_everywhere_has_no_interval(gain: float) -> None:
+def test_the_same_difference_everywhere_has_no_interval() -> None:
     def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
-        return prompt * 0.1 + (gain if arm == ARM else 0.0)
+        return prompt * 0.1 + (0.3 if arm == ARM else 0.0)
 
     row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 8})))
-    assert row["mean_difference"] == pytest.approx(gain)
-    assert np.isnan(row["ci_low"]) and np.isnan(row["p_value"]) and np.isnan(row["p_holm"])
+    assert row["mean_difference"] == pytest.approx(0.3)
+    assert np.isnan(row["ci_low"]) and np.isnan(row["p_value"]) and np.isnan(row["p_adjusted"])
     assert row["reason"] == "every prompt has the same difference: no interval and no p"
+
+
+def test_an_arm_that_equals_its_control_has_the_interval_0() -> None:
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float:
+        return prompt * 0.1
+
+    row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 8})))
+    assert (row["mean_difference"], row["ci_low"], row["ci_high"], row["p_value"]) == (0, 0, 0, 1)
+
+
+def with_shared_noises(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The same tables, as if all prompts of a seed had started from one noise."""
+    images = tables["images"]
+    return {**tables, "images": images.assign(latent_hash="noise " + images["seed"].astype(str))}
+
+
+def test_shared_noises_have_a_two_way_interval_and_below_8_of_them_no_verdict() -> None:
+    tables = make_tables(noise(3, 0.5), trials=1, prompts={"dev": 12}, seeds=2)
+    own, shared = row_of(summary_of(tables)), row_of(summary_of(with_shared_noises(tables)))
+    assert shared["mean_difference"] == pytest.approx(own["mean_difference"])
+    assert np.isfinite(shared["ci_low"]) and shared["ci_low"] != own["ci_low"]
+    assert np.isnan(shared["p_value"]) and np.isnan(shared["p_adjusted"])
+    assert shared["reason"] == "prompts share 2 starting noises: no verdict below 8"
+
+
+def test_one_shared_noise_has_no_interval() -> None:
+    tables = with_shared_noises(make_tables(noise(3), trials=1, prompts={"dev": 12}, seeds=1))
+    row = row_of(summary_of(tables))
+    assert np.isnan(row["ci_low"]) and np.isnan(row["p_value"]) and np.isfinite(row["mean_difference"])
+    assert row["reason"] == "all prompts share one starting noise: no interval and no p"
+
+
+def test_eight_shared_noises_carry_a_p() -> None:
+    tables = with_shared_noises(make_tables(noise(3, 0.5), trials=1, prompts={"dev": 12}, seeds=8))
+    row = row_of(summary_of(tables))
+    assert np.isfinite(row["p_value"]) and pd.isna(row["reason"])
 
 
 def test_no_images_at_all() -> None:
@@ -155,21 +190,21 @@ def test_a_pair_from_different_latents_is_an_error() -> None:
         summary_of(tables)
 
 
-def test_holm_of_a_hand_computed_case() -> None:
-    p = pd.Series([0.01, 0.04, np.nan, 0.03])
-    # Holm: 3 × 0.01; then 2 × 0.03; then 1 × 0.04, which may not be below the one before it.
-    assert holm(p).tolist()[:2] == pytest.approx([0.03, 0.06])
-    assert np.isnan(holm(p)[2])
-    assert holm(p)[3] == pytest.approx(0.06)
-
-
-def test_holm_corrects_over_trials_within_arm_control_metric_and_split() -> None:
+def test_p_is_adjusted_over_trials_and_arms_of_a_control_metric_and_split() -> None:
     tables = make_tables(noise(4, 0.5), trials=5, prompts={"dev": 9, "test": 9}, test_trials=[0])
     summary = summary_of(tables)
-    for _, group in summary.groupby(["arm", "control", "metric", "split"]):
-        expected = multipletests(group["p_value"].to_numpy(), method="holm")[1]
-        assert group["p_holm"].to_numpy() == pytest.approx(expected)
-    assert set(summary.groupby(["arm", "control", "metric", "split"]).size()) == {5, 1}
+    families = summary.groupby(["control", "metric", "split"])
+    assert set(families.size()) == {5, 1}
+    for _, family in families:
+        assert (family["p_adjusted"] >= family["p_value"] - 1e-9).all()
+        if len(family) == 1:
+            assert family["p_adjusted"].iloc[0] == pytest.approx(family["p_value"].iloc[0])
+    images, scores = tables["images"], tables["scores"]
+    dev = images[images["split"] == "dev"].merge(scores[scores["metric"] == "aesthetic"], on="image_id")
+    means = dev.groupby(["arm_id", "prompt_id"])["value"].mean().unstack("arm_id")
+    difference = np.stack([means[f"d-t{trial}"] - means["d-placebo"] for trial in range(5)], axis=1)
+    family = summary[(summary[["control", "metric", "split"]] == ["placebo", "aesthetic", "dev"]).all(axis=1)]
+    assert family["p_adjusted"].to_numpy() == pytest.approx(max_t_p(difference, patterns=2000, seed=0))
 
 
 def test_images_of_one_prompt_are_not_independent() -> None:

@@ -11,7 +11,15 @@ from typing import Any, Literal
 from harness.config.plan.axes import Point, trial_points
 from harness.config.schema.adapter import AdapterConfig
 from harness.config.schema.base import fingerprint
-from harness.config.schema.evaluation import ArmAdapter, ArmConfig, Branch, MergeConfig, Prompt, Scheduler
+from harness.config.schema.evaluation import (
+    ArmAdapter,
+    ArmConfig,
+    Branch,
+    MergeConfig,
+    Noise,
+    Prompt,
+    Scheduler,
+)
 from harness.config.schema.model import ModelConfig
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.sweep import SweepConfig, TrialConfig
@@ -76,6 +84,7 @@ class ResolvedArm:
     scheduler: Scheduler | None
     size: tuple[int, int] | None  # width, height; null: the model's own
     refiner_start: float | None
+    noise: Noise
     adapters: tuple[ResolvedAdapter, ...]
     merge: MergeConfig | None
 
@@ -111,6 +120,7 @@ class Cell:
     tags: tuple[str, ...]
     split: str
     seed: int
+    noise_seed: int  # of the generator of the starting latents, and of a sampler's own noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +199,17 @@ def cells(
             tags=prompt.tags,
             split=split,
             seed=seed,
+            noise_seed=seed if arm.noise == "shared" else noise_seed(prompt.text, seed),
         )
+
+
+def noise_seed(prompt: str, seed: int) -> int:
+    """Seed of the starting noise of a prompt: 48 bits of a hash, the same in every arm and every sweep.
+
+    No two prompts share a noise: with noises in common all prompts err together, and an interval over
+    prompts covers too little. 48 bits are exact in JSON, and more than the 32 of training images' seeds.
+    """
+    return int(fingerprint("noise", prompt=prompt, seed=seed)[:12], 16)
 
 
 def expand(sweep: SweepConfig) -> Plan:
@@ -279,6 +299,7 @@ class _Builder:
             "scheduler": sampler.scheduler,
             "size": sampler.size,
             "refiner_start": sampler.refiner_start,
+            "noise": sampler.noise,
             "merge": arm_config.merge,
         }
         adapters = tuple(self._adapter(config, adapter) for adapter in arm_config.adapters)

@@ -10,6 +10,7 @@ from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.training import TrainingConfig
 
+Noise = Literal["per_prompt", "shared"]
 Branch = Literal["negative", "positive", "both"]
 Split = Literal["dev", "test"]
 
@@ -163,6 +164,13 @@ class SamplerConfig(Frozen):
         float | None,
         Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
     ] = 0.8
+    noise: Annotated[
+        Noise,
+        Field(
+            description="per_prompt: starting noise from prompt and seed; shared: from the seed alone, the "
+            "same for all prompts, for image grids: no p-value below 8 seeds"
+        ),
+    ] = "per_prompt"
 
     @model_validator(mode="after")
     def _whole_latents(self) -> "SamplerConfig":
@@ -185,5 +193,5 @@ class AnalysisConfig(Frozen):
     primary: Annotated[Name, Field(description="metric that selects the best trial")] = "aesthetic"
     control: Annotated[Name, Field(description="control arm that the selection is made against")] = "placebo"
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100, description="bootstrap and permutation draws")] = 10_000
+    resamples: Annotated[int, Field(ge=100, description="patterns of signs, where there are more")] = 10_000
     seed: Annotated[int, Field(ge=0)] = 0

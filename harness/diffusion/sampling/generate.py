@@ -122,7 +122,7 @@ def generate_row(arm: ResolvedArm, cell: Cell, paths: Sequence[Path]) -> Row:
     return Row(
         prompt=cell.prompt,
         negative=arm.negative,
-        seed=cell.seed,
+        seed=cell.noise_seed,
         guidance=arm.guidance,
         adapters=tuple(
             RowAdapter(path=path, scale=adapter.scale, branch=adapter.branch)

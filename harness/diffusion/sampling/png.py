@@ -57,6 +57,7 @@ def described(
             "prompt_id": cell.prompt_id,
             "prompt": cell.prompt,
             "seed": cell.seed,
+            "noise_seed": cell.noise_seed,
         },
         "draw": {
             "arm_id": arm.arm_id,
@@ -68,6 +69,7 @@ def described(
             "scheduler": arm.scheduler,
             "size": arm.size,
             "refiner_start": arm.refiner_start,
+            "noise": arm.noise,
             "adapters": list(adapters),
             "merge": None if arm.merge is None else arm.merge.model_dump(mode="json"),
         },
@@ -155,7 +157,7 @@ def a1111_parameters(
         "Steps": arm.steps,
         "Sampler": SAMPLERS[arm.scheduler or sampler],
         "CFG scale": _number(arm.guidance),
-        "Seed": cell.seed,
+        "Seed": cell.noise_seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": _model_name(arm.model),
     }

@@ -129,6 +129,7 @@ def _draw_of(raw: dict[str, Any]) -> ResolvedArm:
         scheduler=raw["scheduler"],
         size=None if raw["size"] is None else tuple(raw["size"]),
         refiner_start=raw["refiner_start"],
+        noise=raw["noise"],
         adapters=tuple(
             ResolvedAdapter(
                 run_id=adapter["run_id"],

@@ -281,7 +281,7 @@ def _table(evidence: Evidence) -> str:
     return "\n".join(lines) + (
         "\n\nDifference: arm − control. ↑ higher is better, ↓ lower is better; without an arrow the "
         "metric has no "
-        "better direction. On dev, p is Holm's over the trials."
+        "better direction. p is adjusted over trials and arms (max-T)."
     )
 
 

@@ -27,7 +27,7 @@ class Contrast:
     low: float | None
     high: float | None
     confidence: float
-    p: float | None  # Holm over the trials on dev
+    p: float | None  # adjusted over trials × arms (max-T)
     higher_is_better: bool | None
     reason: str | None
 
@@ -171,7 +171,7 @@ def _number(value: object) -> float | None:
 
 
 def _contrast(row: dict) -> Contrast:
-    holm, raw = _number(row["p_holm"]), _number(row["p_value"])
+    adjusted, raw = _number(row["p_adjusted"]), _number(row["p_value"])
     direction = row["higher_is_better"]
     return Contrast(
         control=str(row["control"]),
@@ -184,7 +184,7 @@ def _contrast(row: dict) -> Contrast:
         low=_number(row["ci_low"]),
         high=_number(row["ci_high"]),
         confidence=float(row["confidence"]),
-        p=raw if holm is None else holm,
+        p=raw if adjusted is None else adjusted,
         higher_is_better=None if pd.isna(direction) else bool(direction),
         reason=None if row["reason"] is None or pd.isna(row["reason"]) else str(row["reason"]),
     )

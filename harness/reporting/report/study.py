@@ -37,7 +37,7 @@ class Contrast:
     low: float | None
     high: float | None
     confidence: float
-    p: float | None  # Holm over the grid of trials on dev; on test there is one trial
+    p: float | None  # adjusted over trials × arms (max-T); None where there is none
     p_raw: float | None
     win_rate: float | None
     mean_arm: float | None
@@ -274,7 +274,7 @@ def text(value: Any) -> str | None:
 
 def _contrast(row: dict[Any, Any]) -> Contrast:
     p_raw = number(row["p_value"])
-    p_holm = number(row["p_holm"])
+    adjusted = number(row["p_adjusted"])
     direction = row["higher_is_better"]
     return Contrast(
         trial_id=row["trial_id"],
@@ -289,7 +289,7 @@ def _contrast(row: dict[Any, Any]) -> Contrast:
         low=number(row["ci_low"]),
         high=number(row["ci_high"]),
         confidence=float(row["confidence"]),
-        p=p_raw if p_holm is None else p_holm,
+        p=p_raw if adjusted is None else adjusted,
         p_raw=p_raw,
         win_rate=number(row["win_rate"]),
         mean_arm=number(row["mean_arm"]),

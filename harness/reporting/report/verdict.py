@@ -174,7 +174,7 @@ def _exploratory(study: Study) -> list[str]:
     )
     return [
         f"This result is exploratory: {why}, so the trial is judged on the very prompts it was chosen on, "
-        "which flatters it. p is adjusted for the number of trials (Holm), the difference is not."
+        "which flatters it. p is adjusted for the number of trials and arms, the difference is not."
     ]
 
 

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.config.plan.plan import Plan, ResolvedArm, expand
+from harness.config.plan.plan import Plan, ResolvedArm, expand, noise_seed
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter
 from tests.config.example import load
 
@@ -158,3 +159,24 @@ def test_whole_sections_are_labelled_for_people(tmp_path: Path) -> None:
     ]
     found = plan(tmp_path, recipe=None, axes={"recipe": recipes})
     assert [trial.params for trial in found.trials] == [{"recipe": "short list"}, {"recipe": "plain"}]
+
+
+def test_no_two_prompts_share_a_noise_and_all_arms_have_the_same(tmp_path: Path) -> None:
+    by_pair: dict[tuple[str, int], set[int]] = {}
+    found = plan(tmp_path)
+    for arm in found.arms.values():
+        for split in ("dev", "test"):
+            for cell in found.cells(arm, split):
+                by_pair.setdefault((cell.prompt_id, cell.seed), set()).add(cell.noise_seed)
+    assert all(len(noises) == 1 for noises in by_pair.values())
+    assert len({noise for noises in by_pair.values() for noise in noises}) == len(by_pair)
+
+
+def test_a_noise_depends_on_its_own_prompt_and_seed_alone() -> None:
+    assert noise_seed("a red fox", 0) == noise_seed("a red fox", 0)
+    assert len({noise_seed(prompt, seed) for prompt in ("a red fox", "a blue cup") for seed in (0, 1)}) == 4
+
+
+def test_shared_noise_is_the_seed(tmp_path: Path) -> None:
+    arm = replace(next(iter(plan(tmp_path).arms.values())), noise="shared")
+    assert all(cell.noise_seed == cell.seed for cell in plan(tmp_path).cells(arm, "dev"))

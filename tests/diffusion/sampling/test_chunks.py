@@ -11,6 +11,7 @@ def cells(count: int) -> list[Cell]:
             prompt="a fox",
             tags=(),
             split="dev",
+            noise_seed=0,
             seed=n,
         )
         for n in range(count)

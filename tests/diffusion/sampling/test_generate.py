@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells
+from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells, noise_seed
 from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.evaluation import Branch, MergeConfig, Prompt, Scheduler
 from harness.config.schema.model import SdxlModel
@@ -39,6 +39,7 @@ def arm(tiny_model: Model) -> ResolvedArm:
         steps=6,
         scheduler=None,
         size=None,
+        noise="per_prompt",
         refiner_start=0.8,
         adapters=(),
         merge=None,
@@ -71,7 +72,7 @@ def test_writes_the_models_images_and_a_row_for_each(tiny_model: Model, arm: Res
     assert sorted(file.name for file in tmp_path.glob("*.png")) == sorted(table["path"])
     assert list(table["image_id"]) == [cell.image_id for cell in wanted]
     assert list(table["path"]) == [f"{cell.image_id}.png" for cell in wanted]
-    rows = [Row(prompt=c.prompt, negative="wrong", seed=c.seed, guidance=5.0) for c in wanted]
+    rows = [Row(prompt=c.prompt, negative="wrong", seed=c.noise_seed, guidance=5.0) for c in wanted]
     expected = tiny_model.generate(rows, SamplerSettings(steps=6, refiner_start=0.8))
     for row, cell, image in zip(table.itertuples(), wanted, expected, strict=True):
         file = tmp_path / str(row.path)
@@ -113,7 +114,7 @@ def test_arms_share_their_starting_latents(
     row = Row(
         prompt="a red fox",
         negative="wrong",
-        seed=0,
+        seed=noise_seed("a red fox", 0),
         guidance=5.0,
         adapters=(RowAdapter(path=adapter_folder, scale=1.0, branch="negative"),),
     )
@@ -140,7 +141,8 @@ def test_the_image_says_how_it_was_made(
     model = tiny_model.config
     assert isinstance(model, SdxlModel)
     assert settings == (
-        f"Steps: 6, Sampler: Euler, CFG scale: 5, Seed: 0, Size: 64x64, Model: {model.source}, "
+        f"Steps: 6, Sampler: Euler, CFG scale: 5, Seed: {fox.noise_seed}, Size: 64x64, "
+        f"Model: {model.source}, "
         f"Refiner: {model.refiner}, Refiner switch at: 0.8, "
         f'Lora hashes: "abc-100: {digest[:12]}", Lora scales: "abc-100: 0.5 negative"'
     )
@@ -219,7 +221,7 @@ def test_readers_find_the_fields(tiny_model: Model, arm: ResolvedArm, tmp_path: 
         "6",
         "Euler",
         "5",
-        "0",
+        str(noise_seed("a red fox", 0)),
     )
     assert fields["Size"] == "64x64" and fields["Refiner switch at"] == "0.8"
 

@@ -42,6 +42,7 @@ def arm(emoji: Model) -> ResolvedArm:
         steps=6,
         scheduler="EulerAncestralDiscreteScheduler",
         size=None,
+        noise="per_prompt",
         refiner_start=0.6,
         adapters=(),
         merge=None,
@@ -129,7 +130,7 @@ def changed(image: Path, target: Path, path: str, value: object) -> Path:
 
 def test_it_says_when_a_image_is_another(arm: ResolvedArm, emoji: Model, tmp_path: Path):
     image = drawn(arm, emoji, tmp_path / "work")[0]
-    other = changed(image, tmp_path / "other.png", "cell.seed", 1)
+    other = changed(image, tmp_path / "other.png", "cell.noise_seed", 1)
     result = redraw(other, workspace=None, output=tmp_path / "again.png")
     assert not result.equal and not result.up_to_rounding and result.difference > 10
     older = changed(image, tmp_path / "older.png", "versions.torch", "1.0")

@@ -181,7 +181,7 @@ def _image(
         "negative": "",
         "guidance": 5.0,
         "steps": steps,
-        "latent_hash": f"latents-{cell.seed}",
+        "latent_hash": f"latents-{cell.noise_seed}",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "path": workspace.relative(path),
         "width": 64,
