@@ -39,6 +39,7 @@ PARTIAL: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed build
 }
 
 LOCKS = ".locks"
+OF_FIRST_EDITION = "draws.parquet"  # a table of a sweep; it is arms.parquet now
 SHARES = 8  # of each draw: so many workers at most are at the images of one
 
 PlaceKind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores"]
@@ -348,7 +349,16 @@ class Workspace:
 
     @contextmanager
     def drive(self, name: str) -> Iterator[None]:
-        """Be the one driver of a sweep. Raises WorkspaceError while another process drives it."""
+        """Be the one driver of a sweep.
+
+        Raises WorkspaceError while another process drives it, or if the first edition wrote this workspace.
+        """
+        old = sorted(file.parent.name for file in (self.root / "sweeps").glob(f"*/{OF_FIRST_EDITION}"))
+        if old:
+            raise WorkspaceError(
+                f"{self.address} holds a sweep of the harness's first edition ({old[0]!r}), which this one "
+                "does not read; use another --workspace"
+            )
         with self._storage.hold_if_free(f"sweeps/{name}/.driver.lock") as free:
             if not free:
                 raise WorkspaceError(

@@ -132,3 +132,12 @@ def test_checkpoints_are_in_order_and_only_finished_ones(tmp_path: Path) -> None
             pass
     workspace.checkpoint("r", 50).path.mkdir()
     assert list(workspace.checkpoints("r")) == [20, 300, 1000]
+
+
+def test_a_workspace_of_the_first_edition_is_refused_in_one_line(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweeps" / "quickstart"
+    sweep.mkdir(parents=True)
+    (sweep / "draws.parquet").write_bytes(b"")
+    with pytest.raises(WorkspaceError, match="first edition") as refused, Workspace(tmp_path).drive("other"):
+        pass
+    assert "\n" not in str(refused.value) and "quickstart" in str(refused.value)
