@@ -9,7 +9,6 @@ from graphlib import CycleError
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from harness.config.loading.messages import Fault, faults, members_of, show, unknown
 from harness.config.plan.axes import (
@@ -46,6 +45,7 @@ WHOLE_SECTIONS: dict[str, TypeAdapter[Any]] = {  # those that have kinds to choo
     "recipe": TypeAdapter(RecipeConfig),
     "adapter": TypeAdapter(AdapterConfig),
 }
+_PLAIN = TypeAdapter[Any](Any)
 
 
 def axis_names() -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def with_checked_values(sweep: SweepConfig) -> tuple[SweepConfig, PointsAndTrial
             continue
         for name in point.keys() & outermost:
             held = functools.reduce(getattr, name.split("."), config)
-            values[name][indices[name]] = to_jsonable_python(held)
+            values[name][indices[name]] = _PLAIN.dump_python(held, mode="json")
         trials[key] = ({name: values[name][indices[name]] for name in point}, config)
     raise_if(iter(found))
     axes = {name: with_values(axis, values[name]) for name, axis in sweep.axes.items()}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
@@ -180,7 +179,8 @@ def _filled_axis(name: str, axis: Axis, fill: Callable[[Any], Any]) -> Axis:
         except ValidationError:  # told of the trial that it makes
             values.append(value)
         else:
-            values.append(to_jsonable_python(_at(f"axes.{name}[{index}]", fill, section)))
+            found = _at(f"axes.{name}[{index}]", fill, section)
+            values.append(_SECTIONS[name].dump_python(found, mode="json", exclude_unset=True))
     return with_values(axis, values)
 
 
