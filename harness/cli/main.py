@@ -22,7 +22,7 @@ from harness.cli.console import (
     print_search,
     print_verdict,
 )
-from harness.config.loading.load import load_sweep
+from harness.config.loading.load import load_plan
 from harness.config.plan.plan import Plan, Trial, expand
 from harness.errors import ConfigError, HarnessError, SweepIncomplete
 
@@ -140,7 +140,7 @@ def run(
         raise ConfigError(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
-    plan = expand(load_sweep(sweep, override or ()))
+    plan = load_plan(sweep, override or ())
     display = Display(err)
     with interruptible(display) as stop:
         workers = make_executor(executor, address=address)
@@ -196,7 +196,10 @@ def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Cont
     from harness.store.workspace import Workspace
 
     store = Workspace(workspace)
-    plan = expand(with_remembered_points(load_sweep(sweep, override or ()), store))
+    plan = load_plan(sweep, override or ())
+    remembered = with_remembered_points(plan.sweep, store)
+    if remembered is not plan.sweep:
+        plan = expand(remembered)
     return Context(plan=plan, workspace=store, report=_ignore)
 
 

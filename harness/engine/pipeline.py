@@ -56,8 +56,8 @@ class Driver:
         results = None
         if self.ctx.plan.trials:
             yield (results := self.trials())
-        while (sweep := next_round(self.ctx.plan.sweep, results)) is not None:
-            self.ctx = replace(self.ctx, plan=expand(sweep))
+        while (sweep := next_round(self.ctx.plan.sweep, results, self.ctx.plan.points)) is not None:
+            self.ctx = replace(self.ctx, plan=expand(sweep, self.ctx.plan.points))
             yield (results := self.trials())
 
     def trials(self) -> Results:

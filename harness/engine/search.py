@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.plan.axes import (
     Point,
+    PointsAndTrials,
     apply_axis,
     base_trial,
     fitted,
@@ -72,13 +73,18 @@ def with_points(sweep: SweepConfig, points: Sequence[Point]) -> SweepConfig:
     return sweep.model_copy(update={"search": search})
 
 
-def next_round(sweep: SweepConfig, results: Results | None) -> SweepConfig | None:
-    """The sweep with a round more asked for; null when there are enough. `results` are of those so far."""
+def next_round(
+    sweep: SweepConfig, results: Results | None, known: PointsAndTrials = ()
+) -> SweepConfig | None:
+    """The sweep with a round more asked for; null when there are enough. `results` are of those so far.
+
+    `known` are its points and trials as validated before.
+    """
     search = sweep.search
     if not isinstance(search, OptunaSearch) or len(search.points) >= search.trials:
         return None
     wanted = min(search.at_once, search.trials - len(search.points))
-    told = [] if results is None else _told(sweep, results)
+    told = [] if results is None else _told(sweep, results, known)
     return with_points(sweep, [*search.points, *_ask(sweep, search, told, wanted)])
 
 
@@ -87,17 +93,17 @@ def _decisive(sweep: SweepConfig) -> dict[str, Any]:
     return {**content, "search": {**content["search"], "trials": 0, "at_once": 0, "points": []}}
 
 
-def _told(sweep: SweepConfig, results: Results) -> list[Told]:
+def _told(sweep: SweepConfig, results: Results, known: PointsAndTrials) -> list[Told]:
     """What became of each point, in the order in which they were asked for."""
     assert isinstance(sweep.search, OptunaSearch)
     found = gains(results.trials, results.summary, sweep.search.objectives)
     status = results.trials.set_index("trial_id")["status"]
     told = []
-    for _, config in trial_points(sweep):
+    for _, config in trial_points(sweep, known):
         trial_id = fingerprint("trial", config=config)
         values: list[float] = found[found.index == trial_id].to_numpy()[0].tolist()
-        known = all(map(math.isfinite, values))
-        told.append(Told(gains=tuple(values) if known else None, stopped=status[trial_id] == "stopped"))
+        finite = all(map(math.isfinite, values))
+        told.append(Told(gains=tuple(values) if finite else None, stopped=status[trial_id] == "stopped"))
     return told
 
 

@@ -4,7 +4,6 @@ An axis that varies nothing is the worst fault a sweep can have, so all of it is
 """
 
 import functools
-import operator
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError
 from typing import Any
@@ -14,13 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from harness.config.loading.messages import Fault, faults, members_of, show, unknown
 from harness.config.plan.axes import (
     TRIAL_SECTIONS,
+    Point,
+    PointsAndTrials,
     applied,
     apply_axes,
     base_trial,
     corners,
     look_up,
     order_of,
-    require_enough_points,
     trial_points,
 )
 from harness.config.plan.plan import param_label
@@ -35,6 +35,7 @@ from harness.config.schema.search import (
     ValueRange,
     conditions,
     values_of,
+    with_values,
 )
 from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.errors import ConfigError
@@ -44,6 +45,7 @@ WHOLE_SECTIONS: dict[str, TypeAdapter[Any]] = {  # those that have kinds to choo
     "recipe": TypeAdapter(RecipeConfig),
     "adapter": TypeAdapter(AdapterConfig),
 }
+_PLAIN = TypeAdapter[Any](Any)
 
 
 def axis_names() -> tuple[str, ...]:
@@ -76,44 +78,87 @@ def check_axes_as_written(axes: Any) -> None:
                 lines.append(
                     fault.line(f"axes.{name}.{fault.name}") if fault.name else f"axes.{name}: {fault.text}"
                 )
-    _raise_if(iter(lines))
+    raise_if(iter(lines))
 
 
-def checked_axes(sweep: SweepConfig) -> dict[str, Any]:
-    """The axes with each value as its specification holds it (`8.0` for a rank becomes `8`).
+def with_checked_axes(sweep: SweepConfig) -> SweepConfig:
+    """The sweep with sections that an axis gives whole in full, after the checks that need no trial.
 
     Raises:
-        ConfigError: one line per axis, condition or value that is not allowed.
+        ConfigError: one line per axis or condition that is not allowed.
     """
-    _raise_if(unknown(name, axis_names(), prefix="axes.") for name in sweep.axes if name not in axis_names())
-    _raise_if(_overwritten(sweep.axes))
+    raise_if(unknown(name, axis_names(), prefix="axes.") for name in sweep.axes if name not in axis_names())
+    raise_if(_overwritten(sweep.axes))
     sweep = sweep.model_copy(
         update={"axes": {name: _filled(name, axis) for name, axis in sweep.axes.items()}}
     )
-    _raise_if(_bad_conditions(sweep))
-    _raise_if(_ranges_without_end(sweep))
-    axes = _validated(sweep)
-    _raise_if(_doubled(axes))
-    return axes
+    raise_if(_bad_conditions(sweep))
+    raise_if(_ranges_without_end(sweep))
+    return sweep
 
 
-def check_trials(sweep: SweepConfig) -> None:
-    """Every point makes a trial, and no two the same one, as two names for one recipe would."""
-    require_enough_points(sweep)
-    seen: dict[str, dict[str, Any]] = {}
+def with_checked_values(sweep: SweepConfig) -> tuple[SweepConfig, PointsAndTrials]:
+    """The sweep with each axis value as its specification holds it (`8.0` for a rank becomes `8`).
+
+    With it the trials that show so: all of a grid, else the corners of the axes.
+
+    Raises:
+        ConfigError: one line per value that is not allowed.
+    """
+    base, order = base_trial(sweep), order_of(sweep.axes)
+    values = {name: list(values_of(axis)) for name, axis in sweep.axes.items()}
+    outermost = [name for name in values if not any(other.startswith(f"{name}.") for other in values)]
+    trials: dict[tuple[tuple[str, int], ...], tuple[Point, TrialConfig]] = {}
+    found: list[str] = []
+    for indices in corners(sweep):
+        chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
+        point = applied(sweep.axes, order, base, chosen)
+        key = tuple((name, indices[name]) for name in point)
+        if key in trials:  # it differs in axes alone that are not applied
+            continue
+        raw = apply_axes(base, point)
+        try:
+            config = TrialConfig.model_validate(raw)
+        except ValidationError as error:
+            at = {name: _place(name, sweep.axes[name], indices[name]) for name in point}
+            found += [_line(fault, at, raw) for fault in faults(error, TrialConfig)]
+            continue
+        for name in point.keys() & outermost:
+            held = functools.reduce(getattr, name.split("."), config)
+            values[name][indices[name]] = _PLAIN.dump_python(held, mode="json")
+        trials[key] = ({name: values[name][indices[name]] for name in point}, config)
+    raise_if(iter(found))
+    axes = {name: with_values(axis, values[name]) for name, axis in sweep.axes.items()}
+    raise_if(_doubled(axes))
+    return sweep.model_copy(update={"axes": axes}), tuple(trials.values())
+
+
+def validated_trials(sweep: SweepConfig, known: PointsAndTrials) -> PointsAndTrials:
+    """Every point of the sweep with its trial; those that are known are not validated again.
+
+    Raises:
+        ConfigError: fields that do not go together, which the corners need not show where there are more.
+    """
     try:
-        for point, config in trial_points(sweep):
-            labels = {name: param_label(value) for name, value in point.items()}
-            first = seen.setdefault(fingerprint("trial", config=config), labels)
-            if first is not labels:
-                raise ConfigError(f"axes: {show(first)} and {show(labels)} are the same trial")
-    except ValidationError as error:  # of fields that do not go together, where not all points are tried
-        _raise_if(
-            f"axes: a point is not allowed: {fault.line(fault.name)}" for fault in faults(error, TrialConfig)
-        )
+        return tuple(trial_points(sweep, known))
+    except ValidationError as error:
+        lines = [f"axes: a point is not allowed: {f.line(f.name)}" for f in faults(error, TrialConfig)]
+    raise ConfigError("\n".join(dict.fromkeys(lines)))
 
 
-def _raise_if(found: Iterator[str]) -> None:
+def check_distinct(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """No two points make the same trial, as two names for one recipe would."""
+    seen: dict[str, dict[str, Any]] = {}
+    for point, config in trials:
+        labels = {name: param_label(value) for name, value in point.items()}
+        first = seen.setdefault(fingerprint("trial", config=config), labels)
+        if first is not labels:
+            yield f"axes: {show(first)} and {show(labels)} are the same trial"
+            return
+
+
+def raise_if(found: Iterator[str]) -> None:
+    """Raise ConfigError with each line once, if there is one."""
     lines = list(dict.fromkeys(found))
     if lines:
         raise ConfigError("\n".join(lines))
@@ -154,17 +199,7 @@ def _filled(name: str, axis: Axis) -> Axis:
             values.append(WHOLE_SECTIONS[name].validate_python(value).model_dump(mode="json"))
         except ValidationError:  # told of the trial that it makes
             values.append(value)
-    return _with_values(axis, values)
-
-
-def _with_values(axis: Axis, values: list[Any]) -> Axis:
-    match axis:
-        case ValueRange():
-            return axis.model_copy(update={"low": values[0], "high": values[1]})
-        case ConditionalValues():
-            return axis.model_copy(update={"values": tuple(values)})
-        case _:
-            return tuple(values)
+    return with_values(axis, values)
 
 
 def _bad_conditions(sweep: SweepConfig) -> Iterator[str]:
@@ -205,27 +240,6 @@ def _ranges_without_end(sweep: SweepConfig) -> Iterator[str]:
                 f"axes.{name}: a grid takes every value, and a range is not a list; "
                 "give the values, or search: {kind: random, trials: N}"
             )
-
-
-def _validated(sweep: SweepConfig) -> dict[str, Any]:
-    base, order = base_trial(sweep), order_of(sweep.axes)
-    values = {name: list(values_of(axis)) for name, axis in sweep.axes.items()}
-    found: list[str] = []
-    for indices in corners(sweep):
-        chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
-        point = applied(sweep.axes, order, base, chosen)
-        at = {name: _place(name, sweep.axes[name], indices[name]) for name in point}
-        raw = apply_axes(base, point)
-        try:
-            trial = TrialConfig.model_validate(raw).model_dump(mode="json")
-        except ValidationError as error:
-            found += [_line(fault, at, raw) for fault in faults(error, TrialConfig)]
-            continue
-        for name in point:
-            if not any(other.startswith(f"{name}.") for other in sweep.axes):
-                values[name][indices[name]] = functools.reduce(operator.getitem, name.split("."), trial)
-    _raise_if(iter(found))
-    return {name: _with_values(axis, values[name]) for name, axis in sweep.axes.items()}
 
 
 def _line(fault: Fault, at: Mapping[str, str], raw: Mapping[str, Any]) -> str:

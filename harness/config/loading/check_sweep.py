@@ -1,12 +1,12 @@
 """What shows only once trials, arms and files are known: a part that would do nothing is an error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import ValidationError
 
 from harness.config.loading.messages import faults
-from harness.config.plan.axes import sample_trials
+from harness.config.plan.axes import PointsAndTrials
 from harness.config.plan.plan import adapter_trial
 from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.evaluation import NO_HAND_OVER, ArmConfig, SamplerConfig, Scheduler
@@ -18,16 +18,32 @@ from harness.config.schema.training import CAPTION
 from harness.errors import ConfigError
 
 
-def check_combinations(sweep: SweepConfig) -> None:
-    """Raise ConfigError, one line per fault, where something could not be done or would do nothing."""
-    found = [*_sampler(sweep), *_compute(sweep), *_search(sweep), *_scheduler(sweep)]
-    for config in sample_trials(sweep):
-        found += _captions(config, "training.prompt")
-        found += _model(sweep, config)
+def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """Every fault where something could not be done or would do nothing."""
+    configs = [config for _, config in trials]
+    yield from _sampler(sweep)
+    yield from _compute(sweep, configs)
+    yield from _search(sweep, configs)
+    yield from _scheduler(sweep, configs)
+    for config in configs:
+        yield from _captions(config, "training.prompt")
+        yield from _model(sweep, config)
         for arm in sweep.arms:
-            found += _arm(sweep, arm, config)
-    if found:
-        raise ConfigError("\n".join(dict.fromkeys(found)))
+            yield from _arm(sweep, arm, config)
+
+
+def check_prompt_lengths(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """No text is longer than a model's tokenizer takes; the rest of it would be dropped without a word."""
+    from harness.config.loading import tokens
+
+    configs = [config for _, config in trials]
+    for model in dict.fromkeys(config.model for config in configs):
+        for where, texts in _texts(sweep, [config for config in configs if config.model == model]).items():
+            try:
+                tokens.check_prompt_lengths(model, dict.fromkeys(texts))
+            except ConfigError as error:
+                yield f"{where}: {error}"
+                return
 
 
 def _sampler(sweep: SweepConfig) -> Iterator[str]:
@@ -40,10 +56,10 @@ def _sampler(sweep: SweepConfig) -> Iterator[str]:
         )
 
 
-def _compute(sweep: SweepConfig) -> Iterator[str]:
+def _compute(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[str]:
     workers = sweep.compute.training_workers
-    trials = [config.training for config in sample_trials(sweep)]
-    sections = [*trials, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
+    trained = [config.training for config in configs]
+    sections = [*trained, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
     rows = min(section.batch_size * section.gradient_accumulation for section in sections)
     if rows < workers:
         yield (
@@ -52,24 +68,24 @@ def _compute(sweep: SweepConfig) -> Iterator[str]:
         )
 
 
-def _search(sweep: SweepConfig) -> Iterator[str]:
+def _search(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[str]:
     if not isinstance(sweep.search, OptunaSearch):
         return
     for place, objective in enumerate(sweep.search.objectives):
-        yield from _objective(sweep, objective, f"search.objectives[{place}]")
+        yield from _objective(sweep, configs, objective, f"search.objectives[{place}]")
         if objective in sweep.search.objectives[:place]:
             yield f"search.objectives[{place}]: is given twice"
 
 
-def _scheduler(sweep: SweepConfig) -> Iterator[str]:
+def _scheduler(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[str]:
     scheduler = sweep.scheduler
     if isinstance(scheduler, FifoScheduler):
         return
-    if not any(scheduler.looks(config.training.steps) for config in sample_trials(sweep)):
+    if not any(scheduler.looks(config.training.steps) for config in configs):
         yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
     if sweep.compute.training_workers > 1:
         yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
-    yield from _objective(sweep, scheduler.objective, "scheduler.objective")
+    yield from _objective(sweep, configs, scheduler.objective, "scheduler.objective")
     if not isinstance(scheduler.objective, ProbeObjective):
         return
     dev = [prompt for prompt in sweep.prompts if prompt.split == "dev"]
@@ -89,11 +105,13 @@ def _scheduler(sweep: SweepConfig) -> Iterator[str]:
             )
 
 
-def _objective(sweep: SweepConfig, objective: Objective, where: str) -> Iterator[str]:
+def _objective(
+    sweep: SweepConfig, configs: Sequence[TrialConfig], objective: Objective, where: str
+) -> Iterator[str]:
     """What a trial is judged by exists and has a better direction."""
     meant = sweep.meant(objective)
     if isinstance(meant, LossObjective):
-        if any(config.training.holdout == 0 for config in sample_trials(sweep)):
+        if any(config.training.holdout == 0 for config in configs):
             yield f"{where}: validation_loss needs training.holdout in every trial: images kept from it"
         return
     allowed: dict[str, list[str]] = {
@@ -146,8 +164,10 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
             yield f"{where}.scale: 0 does nothing; leave the adapter out"
         if adapter.file is not None:
             continue
+        trained = adapter_trial(config, adapter)
         try:
-            trained = adapter_trial(config, adapter)
+            if not adapter.is_own:
+                TrialConfig.model_validate(dict(trained))  # its parts were validated, but not together
         except ValidationError as error:
             yield from (f"{where}: {fault.line(fault.name)}" for fault in faults(error, TrialConfig))
             continue
@@ -163,3 +183,26 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
 
 def _guidance(sweep: SweepConfig, arm: ArmConfig) -> float:
     return sweep.sampler.guidance if arm.guidance is None else arm.guidance
+
+
+def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list[str]]:
+    """Every text that the model of these trials will encode, by where it stands."""
+    others = [
+        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(config, adapter))
+        for arm in sweep.arms
+        for place, adapter in enumerate(arm.adapters)
+        if adapter.recipe is not None
+        for config in configs
+    ]
+    texts: dict[str, list[str]] = {
+        "prompts": [prompt.text for prompt in sweep.prompts],
+        **{f"arms.{arm.name}.negative": [arm.negative] for arm in sweep.arms},
+    }
+    for where, config in [("", config) for config in configs] + others:
+        section = f"{where}." if where else ""
+        prior = config.training.prior
+        texts.setdefault(f"{section}training.prompt", []).append(config.training.prompt)
+        texts.setdefault(f"{section}recipe", []).extend(config.recipe.texts)
+        if prior is not None:
+            texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
+    return texts

@@ -16,17 +16,21 @@ from pydantic import ValidationError
 from harness.config.loading.check_axes import (
     WHOLE_SECTIONS,
     check_axes_as_written,
-    check_trials,
-    checked_axes,
+    check_distinct,
+    raise_if,
+    validated_trials,
+    with_checked_axes,
+    with_checked_values,
 )
-from harness.config.loading.check_sweep import check_combinations
+from harness.config.loading.check_sweep import check_combinations, check_prompt_lengths
 from harness.config.loading.files import parse, read_prompts, read_yaml, with_split
-from harness.config.loading.local_files import with_local_files
+from harness.config.loading.local_files import LocalFiles
 from harness.config.loading.messages import faults, show
-from harness.config.plan.axes import sample_trials
-from harness.config.plan.plan import adapter_trial
+from harness.config.plan.axes import PointsAndTrials, require_enough_points
+from harness.config.plan.plan import Plan, expand
 from harness.config.schema.evaluation import ArmConfig
-from harness.config.schema.sweep import SweepConfig, TrialConfig
+from harness.config.schema.search import OptunaSearch
+from harness.config.schema.sweep import SweepConfig
 from harness.errors import ConfigError
 
 Content = dict[str, Any]
@@ -69,7 +73,13 @@ def _point(arm: Content, params: Content, where: str) -> Content:
         labels = dict(params)
     point: Any = {**arm, "name": "-".join([str(family), *_words(labels)]), "family": family, "params": labels}
     for dotted, value in params.items():
-        point = _with_arm_value(point, dotted.split("."), value, f"{where}.{dotted}")
+        try:
+            point = _with(point, dotted.split("."), value, places=True)
+        except LookupError as error:
+            raise ConfigError(
+                f"{where}.{dotted}: there is no {error.args[0]!r}; "
+                "an adapter is named by its place, as adapters.0.scale"
+            ) from error
     try:
         ArmConfig.model_validate(point)
     except ValidationError as error:
@@ -84,18 +94,6 @@ def _words(labels: Content) -> list[str]:
     return [re.sub(r"[^A-Za-z0-9_.-]+", "_", str(word))[:24] for word in pairs]
 
 
-def _with_arm_value(raw: Any, steps: Sequence[str], value: Any, where: str) -> Any:
-    """A copy with one place replaced; a number is a place in a list."""
-    head, *rest = steps
-    if isinstance(raw, list) and head.isdecimal() and int(head) < len(raw):
-        place = int(head)
-        inner = _with_arm_value(raw[place], rest, value, where) if rest else value
-        return [*raw[:place], inner, *raw[place + 1 :]]
-    if isinstance(raw, dict):
-        return {**raw, head: _with_arm_value(raw.get(head, {}), rest, value, where) if rest else value}
-    raise ConfigError(f"{where}: there is no {head!r}; an adapter is named by its place, as adapters.0.scale")
-
-
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read, complete and check a sweep. Prompts are read from their file, digests are filled in.
 
@@ -105,6 +103,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         ConfigError: one line per fault, each beginning with the file's name.
     """
+    return _read(path, overrides)[0]
+
+
+def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a sweep read as by `load_sweep`, made from the very trials that were checked."""
+    return expand(*_read(path, overrides))
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[SweepConfig, PointsAndTrials]:
     raw = read_yaml(path)
     try:
         if not isinstance(raw, dict):
@@ -116,18 +123,30 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
-def _loaded(raw: dict[str, Any], folder: Path) -> SweepConfig:
+def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTrials]:
+    """The sweep and its trials, each validated once. All checks look at the same list."""
     raw = _with_prompts(_with_metric_kinds(raw), folder)
     if isinstance(raw.get("arms"), list):
         raw = {**raw, "arms": expanded_arms(raw["arms"])}
     check_axes_as_written(raw.get("axes"))
-    sweep = _validated(raw)
-    sweep = SweepConfig.model_validate({**sweep.model_dump(mode="json"), "axes": checked_axes(sweep)})
-    sweep = with_local_files(sweep, folder).with_meant_objectives()
-    check_trials(sweep)
-    check_combinations(sweep)
-    _check_prompt_lengths(sweep)
-    return sweep
+    sweep = with_checked_axes(_validated(raw))
+    files = LocalFiles(folder)
+    try:
+        filled = files.filled(sweep)
+    except ConfigError:
+        with_checked_values(sweep)  # a fault of the text is told before one of a file
+        raise
+    sweep, corners = with_checked_values(filled)
+    sweep = sweep.with_meant_objectives()
+    require_enough_points(sweep)
+    trials = validated_trials(sweep, corners)
+    # Where more points are to come, the corners show what they could be.
+    samples = [*trials, *corners] if isinstance(sweep.search, OptunaSearch) else trials
+    raise_if(files.check_digests(sweep, samples))
+    raise_if(check_distinct(sweep, trials))
+    raise_if(check_combinations(sweep, samples))
+    raise_if(check_prompt_lengths(sweep, samples))
+    return sweep, trials
 
 
 def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
@@ -137,15 +156,28 @@ def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override}: must be key=value")
     value = parse(text, source=f"--set {key}")
     steps = key.split(".", 1) if key.startswith("axes.") else key.split(".")
-    return _with(raw, steps, value, key)
+    try:
+        return dict(_with(raw, steps, value))
+    except LookupError as error:
+        raise ConfigError(
+            f"--set {key}: {error.args[0]!r} lies below a list or a plain value; set that whole"
+        ) from error
 
 
-def _with(raw: Any, steps: Sequence[str], value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(raw, dict | None):
-        raise ConfigError(f"--set {key}: {steps[0]!r} lies below a list or a plain value; set that whole")
-    raw = raw or {}
+def _with(raw: Any, steps: Sequence[str], value: Any, *, places: bool = False) -> Any:
+    """A copy with one value replaced; null is an empty mapping. With `places`, a number is one in a list.
+
+    Raises LookupError with the step that leads nowhere.
+    """
     head, *rest = steps
-    return {**raw, head: _with(raw.get(head), rest, value, key) if rest else value}
+    if isinstance(raw, dict | None):
+        raw = raw or {}
+        return {**raw, head: _with(raw.get(head), rest, value, places=places) if rest else value}
+    if places and isinstance(raw, list) and head.isdecimal() and int(head) < len(raw):
+        place = int(head)
+        inner = _with(raw[place], rest, value, places=places) if rest else value
+        return [*raw[:place], inner, *raw[place + 1 :]]
+    raise LookupError(head)
 
 
 def _with_metric_kinds(raw: dict[str, Any]) -> dict[str, Any]:
@@ -193,39 +225,3 @@ def _whole_axes(raw: dict[str, Any]) -> dict[str, list[Any]]:
     if not isinstance(axes, dict):
         return {}
     return {name: axes[name] for name in WHOLE_SECTIONS if isinstance(axes.get(name), list) and axes[name]}
-
-
-def _check_prompt_lengths(sweep: SweepConfig) -> None:
-    """No text is longer than a model's tokenizer takes; the rest of it would be dropped without a word."""
-    from harness.config.loading.tokens import check_prompt_lengths
-
-    configs = list(sample_trials(sweep))
-    for model in dict.fromkeys(config.model for config in configs):
-        for where, texts in _texts(sweep, [config for config in configs if config.model == model]).items():
-            try:
-                check_prompt_lengths(model, dict.fromkeys(texts))
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from error
-
-
-def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list[str]]:
-    """Every text that the model of these trials will encode, by where it stands."""
-    others = [
-        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(config, adapter))
-        for arm in sweep.arms
-        for place, adapter in enumerate(arm.adapters)
-        if adapter.recipe is not None
-        for config in configs
-    ]
-    texts: dict[str, list[str]] = {
-        "prompts": [prompt.text for prompt in sweep.prompts],
-        **{f"arms.{arm.name}.negative": [arm.negative] for arm in sweep.arms},
-    }
-    for where, config in [("", config) for config in configs] + others:
-        section = f"{where}." if where else ""
-        prior = config.training.prior
-        texts.setdefault(f"{section}training.prompt", []).append(config.training.prompt)
-        texts.setdefault(f"{section}recipe", []).extend(config.recipe.texts)
-        if prior is not None:
-            texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
-    return texts

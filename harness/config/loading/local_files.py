@@ -3,142 +3,194 @@
 A relative path is relative to the sweep's file. Contents enter the fingerprint, paths do not.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from harness.config.loading.messages import show
-from harness.config.plan.axes import sample_trials
-from harness.config.schema.model import ModelConfig
+from harness.config.plan.axes import PointsAndTrials
+from harness.config.schema.evaluation import ArmAdapter, ArmConfig
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.model import ModelConfig, SdxlModel
+from harness.config.schema.recipe import FolderRecipe, RecipeConfig
+from harness.config.schema.search import Axis, values_of, with_values
 from harness.config.schema.sweep import SweepConfig
+from harness.config.schema.training import PriorConfig
 from harness.errors import ConfigError
 
-Content = dict[str, Any]
-_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+_SECTIONS: dict[str, TypeAdapter[Any]] = {
+    "model": TypeAdapter(ModelConfig),
+    "recipe": TypeAdapter(RecipeConfig),
+    "training.prior": TypeAdapter(PriorConfig | None),
+}
 _LOCAL_DIR = "local-dir:"
+Section = TypeVar("Section")
 
 
-def with_local_files(sweep: SweepConfig, folder: Path) -> SweepConfig:
-    """The sweep with absolute paths, and with the digests and counts of what they lead to.
-
-    Raises:
-        ConfigError: something is missing or broken, or is not what a digest in the sweep says.
-    """
-    content = sweep.model_dump(mode="json")
-    fill = _Fill(folder)
-    for where, section, key, do in _places(content, fill):
-        try:
-            section[key] = do(section[key])
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-    filled = SweepConfig.model_validate(content)
-    _check_digests(filled, fill)
-    return filled
-
-
-def _places(content: Content, fill: "_Fill") -> Iterator[tuple[str, Any, Any, Callable[[Any], Any]]]:
-    """Every value that may name a file: where it stands, its container and key, and what fills it."""
-    for name, do in {"model": fill.model, "recipe": fill.recipe, "training.prior": fill.prior}.items():
-        section, _, key = name.rpartition(".")
-        yield name, content[section] if section else content, key, do
-        axis = content["axes"].get(name, [])
-        values = axis["values"] if isinstance(axis, dict) else axis  # conditional, or as a list
-        for index in range(len(values)):
-            yield f"axes.{name}[{index}]", values, index, do
-    for arm in content["arms"]:
-        for place, adapter in enumerate(arm["adapters"]):
-            where = f"arms.{arm['name']}.adapters[{place}]"
-            if adapter["recipe"] is not None:
-                yield where, adapter, "recipe", fill.recipe
-            if adapter["training"] is not None:
-                yield f"{where}.training.prior", adapter["training"], "prior", fill.prior
-            if adapter["file"] is not None:
-                adapter["digest"] = fill.file_digest(f"{where}.file", adapter["file"], adapter["digest"])
-                yield f"{where}.file", adapter, "file", lambda file: str(fill.absolute(file))
-    for index, metric in enumerate(content["metrics"]):
-        for key in {"encoder", "head"} & metric.keys():
-            yield f"metrics[{index}].{key}", metric, key, getattr(fill, key)
-
-
-class _Fill:
-    """Fills raw specifications. Each folder is hashed once, however often the sweep names it."""
+class LocalFiles:
+    """The files that a sweep in `folder` names. Each is hashed once, however often the sweep names it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scanned: dict[Path, tuple[str, int, bool]] = {}
         self.digests: dict[str, str | None] = {}
 
-    def absolute(self, path: str) -> Path:
+    def filled(self, sweep: SweepConfig) -> SweepConfig:
+        """The sweep with absolute paths, and with the digests and counts of what they lead to.
+
+        Nothing is validated again: what is filled in has the types that the specifications ask for.
+
+        Raises:
+            ConfigError: something is missing or broken, or is not what a digest in the sweep says.
+        """
+        axes, sections = dict(sweep.axes), dict[str, Any]()
+        fills: dict[str, Callable[[Any], Any]] = {
+            "model": self._model,
+            "recipe": self._recipe,
+            "training.prior": self._prior,
+        }
+        for name, fill in fills.items():
+            sections[name] = _at(name, fill, functools.reduce(getattr, name.split("."), sweep))
+            if name in axes:
+                axes[name] = _filled_axis(name, axes[name], fill)
+        prior = sections.pop("training.prior")
+        return sweep.model_copy(
+            update={
+                **sections,
+                "training": sweep.training.model_copy(update={"prior": prior}),
+                "axes": axes,
+                "arms": tuple(map(self._arm, sweep.arms)),
+                "metrics": tuple(self._metric(place, metric) for place, metric in enumerate(sweep.metrics)),
+            }
+        )
+
+    def check_digests(self, sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+        """An axis that changes a model's folder would leave the model with another folder's digest."""
+        varied = [name for name in sweep.axes if name.startswith("model.")]
+        for _, config in trials if varied else ():
+            if self._digest(config.model) != config.model.digest:
+                yield f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"
+                return
+
+    def _absolute(self, path: str | Path) -> Path:
         return (self.folder / Path(path).expanduser()).resolve()
 
-    def recipe(self, recipe: Content) -> Content:
-        if recipe["kind"] != "folder":
+    def _recipe(self, recipe: RecipeConfig) -> RecipeConfig:
+        if not isinstance(recipe, FolderRecipe):
             return recipe
         from harness.config.loading.image_folder import scan
 
-        path = self.absolute(recipe["path"])
+        path = self._absolute(recipe.path)
         if path not in self.scanned:
             self.scanned[path] = scan(path)
         digest, count, captioned = self.scanned[path]
-        _expect(recipe.get("digest"), digest, path)
-        return {**recipe, "path": str(path), "digest": digest, "count": count, "captioned": captioned}
+        _expect(recipe.digest, digest, path)
+        found = {"path": path, "digest": digest, "count": count, "captioned": captioned}
+        return recipe.model_copy(update=found)
 
-    def prior(self, prior: Content | None) -> Content | None:
-        return None if prior is None else {**prior, "recipe": self.recipe(prior["recipe"])}
+    def _prior(self, prior: PriorConfig | None) -> PriorConfig | None:
+        return None if prior is None else prior.model_copy(update={"recipe": self._recipe(prior.recipe)})
 
-    def file_digest(self, where: str, file: str, stated: str | None) -> str:
-        path = self.absolute(file)
-        if not path.is_file():
-            raise ConfigError(f"{where}: {path} is not a file; give a .safetensors file")
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        _expect(stated, digest, path)
-        return digest
+    def _arm(self, arm: ArmConfig) -> ArmConfig:
+        wheres = [f"arms.{arm.name}.adapters[{place}]" for place in range(len(arm.adapters))]
+        return arm.model_copy(update={"adapters": tuple(map(self._adapter, wheres, arm.adapters))})
 
-    def model(self, model: Content) -> Content:
-        named = {key: self.source(model[key]) for key in ("source", "refiner", "vae") if model.get(key)}
-        model = {**model, **named}
-        digest = self.digest(model)
-        _expect(model.get("digest"), digest, model["kind"])
-        return {**model, "digest": digest}
+    def _adapter(self, where: str, adapter: ArmAdapter) -> ArmAdapter:
+        found: dict[str, Any] = {}
+        if adapter.recipe is not None:
+            found["recipe"] = _at(where, self._recipe, adapter.recipe)
+        if adapter.training is not None:
+            prior = _at(f"{where}.training.prior", self._prior, adapter.training.prior)
+            found["training"] = adapter.training.model_copy(update={"prior": prior})
+        if adapter.file is not None:
+            found["file"] = self._absolute(adapter.file)
+            found["digest"] = _file_digest(f"{where}.file", found["file"], adapter.digest)
+        return adapter.model_copy(update=found)
 
-    def digest(self, model: Content) -> str | None:
+    def _metric(self, place: int, metric: MetricConfig) -> MetricConfig:
+        found = {
+            name: _at(f"metrics[{place}].{name}", fill, getattr(metric, name))
+            for name, fill in {"encoder": self._encoder, "head": self._head}.items()
+            if name in type(metric).model_fields
+        }
+        return metric.model_copy(update=found)
+
+    def _model(self, model: ModelConfig) -> ModelConfig:
+        if isinstance(model, SdxlModel):
+            named = {name: getattr(model, name) for name in ("source", "refiner", "vae")}
+            found = {name: self._source(source) for name, source in named.items() if source}
+            model = model.model_copy(update=found)
+        digest = self._digest(model)
+        _expect(model.digest, digest, model.kind)
+        return model.model_copy(update={"digest": digest})
+
+    def _digest(self, model: ModelConfig) -> str | None:
         from harness.config.loading.tokens import model_digest
 
-        key = show({**model, "digest": None})
+        key = model.model_dump_json(exclude={"digest"})
         if key not in self.digests:
-            self.digests[key] = model_digest(_MODEL.validate_python({**model, "digest": None}))
+            self.digests[key] = model_digest(model)
         return self.digests[key]
 
-    def source(self, source: str) -> str:
+    def _source(self, source: str) -> str:
         """A hub id as it is; a folder, if there is one or it can be nothing else, by its absolute path."""
         if source == "random":
             return source
-        path = self.absolute(source)
+        path = self._absolute(source)
         if path.is_dir():
             return str(path)
         if source.startswith((".", "/", "~")):
             raise ConfigError(f"{path} is not a folder")
         return source
 
-    def encoder(self, encoder: str) -> str:
+    def _encoder(self, encoder: str) -> str:
         if not encoder.startswith(_LOCAL_DIR):
             return encoder
-        path = self.absolute(encoder.removeprefix(_LOCAL_DIR))
+        path = self._absolute(encoder.removeprefix(_LOCAL_DIR))
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder")
         return f"{_LOCAL_DIR}{path}"
 
-    def head(self, head: str) -> str:
+    def _head(self, head: str) -> str:
         if head == "emoji":
             return head
-        path = self.absolute(head)
+        path = self._absolute(head)
         if not path.is_file():
             raise ConfigError(f"{path} is not a file; allowed: emoji, or the path of a head's weights")
         return str(path)
+
+
+def _at(where: str, fill: Callable[[Section], Section], section: Section) -> Section:
+    """The section filled in; its fault says where it stands."""
+    try:
+        return fill(section)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _filled_axis(name: str, axis: Axis, fill: Callable[[Any], Any]) -> Axis:
+    values = []
+    for index, value in enumerate(values_of(axis)):
+        try:
+            section = _SECTIONS[name].validate_python(value)
+        except ValidationError:  # told of the trial that it makes
+            values.append(value)
+        else:
+            found = _at(f"axes.{name}[{index}]", fill, section)
+            values.append(_SECTIONS[name].dump_python(found, mode="json", exclude_unset=True))
+    return with_values(axis, values)
+
+
+def _file_digest(where: str, path: Path, stated: str | None) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{where}: {path} is not a file; give a .safetensors file")
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    _expect(stated, digest, path)
+    return digest
 
 
 def _expect(stated: str | None, found: str | None, what: object) -> None:
@@ -146,15 +198,3 @@ def _expect(stated: str | None, found: str | None, what: object) -> None:
         raise ConfigError(
             f"{what} is not what the sweep's digest {stated} says; remove the digest to use it as it is"
         )
-
-
-def _check_digests(sweep: SweepConfig, fill: _Fill) -> None:
-    """An axis that changes which folder a model is read from would leave it with another folder's digest."""
-    varied = [name for name in sweep.axes if name.startswith("model.")]
-    if not varied:
-        return
-    for config in sample_trials(sweep):
-        if fill.digest(config.model.model_dump(mode="json")) != config.model.digest:
-            raise ConfigError(
-                f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"
-            )

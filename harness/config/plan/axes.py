@@ -6,7 +6,7 @@ A point holds the axes that are applied. An axis whose `when` does not hold is n
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from random import Random
 from typing import Any
@@ -27,28 +27,20 @@ TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
 MISSES = 100  # times the points found so far; after so many old ones in a row there are hardly new ones
 
 Point = dict[str, Any]
+PointsAndTrials = Sequence[tuple[Point, TrialConfig]]
 
 
-def trial_points(sweep: SweepConfig) -> Iterator[tuple[Point, TrialConfig]]:
+def trial_points(sweep: SweepConfig, known: PointsAndTrials = ()) -> Iterator[tuple[Point, TrialConfig]]:
     """Each point and the trial it makes. In a grid the last axis is the fastest.
 
-    Axes are applied to the raw mapping and validated again, because pydantic does not validate updates
-    of a finished model. Raises pydantic.ValidationError where a value is not allowed.
+    `known` are points of the same sweep that were validated before; only the others are validated.
+    Axes are applied to the raw mapping, because pydantic does not validate updates of a finished model.
+    Raises pydantic.ValidationError where a value is not allowed.
     """
     base = base_trial(sweep)
+    validated = {key_of(point): config for point, config in known}
     for point in points(sweep, base):
-        yield point, TrialConfig.model_validate(apply_axes(base, point))
-
-
-def sample_trials(sweep: SweepConfig) -> Iterator[TrialConfig]:
-    """Trials to look for faults in: all there are, and where more are to come, the corners of those."""
-    for _, config in trial_points(sweep):
-        yield config
-    if isinstance(sweep.search, OptunaSearch):
-        base, order = base_trial(sweep), order_of(sweep.axes)
-        for indices in corners(sweep):
-            chosen = {name: values_of(sweep.axes[name])[index] for name, index in indices.items()}
-            yield TrialConfig.model_validate(apply_axes(base, applied(sweep.axes, order, base, chosen)))
+        yield point, validated.get(key_of(point)) or TrialConfig.model_validate(apply_axes(base, point))
 
 
 def points(sweep: SweepConfig, base: Mapping[str, Any]) -> Iterator[Point]:

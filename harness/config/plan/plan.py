@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config.plan.axes import Point, trial_points
+from harness.config.plan.axes import Point, PointsAndTrials, trial_points
 from harness.config.schema.adapter import AdapterConfig
 from harness.config.schema.base import fingerprint
 from harness.config.schema.evaluation import (
@@ -132,6 +132,7 @@ class Plan:
     datasets: dict[str, Dataset]
     runs: dict[str, TrainingRun]
     arms: dict[str, ResolvedArm]
+    points: PointsAndTrials = ()  # as validated, for the next plan of a sweep with more points
 
     @cached_property
     def control_arms(self) -> tuple[ResolvedArm, ...]:
@@ -212,10 +213,13 @@ def noise_seed(prompt: str, seed: int) -> int:
     return int(fingerprint("noise", prompt=prompt, seed=seed)[:12], 16)
 
 
-def expand(sweep: SweepConfig) -> Plan:
-    """The plan of a sweep. Needs no model, no files and no heavy library."""
+def expand(sweep: SweepConfig, known: PointsAndTrials = ()) -> Plan:
+    """The plan of a sweep. Needs no model, no files and no heavy library.
+
+    `known` are points of this sweep that were validated before; only the others are validated.
+    """
     builder = _Builder(sweep)
-    for point, config in trial_points(sweep):
+    for point, config in trial_points(sweep, known):
         builder.add(point, config)
     return builder.plan()
 
@@ -236,12 +240,14 @@ class _Builder:
 
     def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
+        self.points: list[tuple[Point, TrialConfig]] = []
         self.trials: dict[str, Trial] = {}
         self.datasets: dict[str, Dataset] = {}
         self.runs: dict[str, TrainingRun] = {}
         self.arms: dict[str, ResolvedArm] = {}
 
     def add(self, point: Point, config: TrialConfig) -> None:
+        self.points.append((point, config))
         trial_id = fingerprint("trial", config=config)
         if trial_id in self.trials:  # two axis values that mean the same (8 and 8.0) are one trial
             return
@@ -262,6 +268,7 @@ class _Builder:
             datasets=self.datasets,
             runs=self.runs,
             arms=self.arms,
+            points=tuple(self.points),
         )
 
     def _dataset(self, model: ModelConfig, recipe: RecipeConfig) -> Dataset:
@@ -327,13 +334,9 @@ class _Builder:
 def adapter_trial(config: TrialConfig, adapter: ArmAdapter) -> TrialConfig:
     """What is trained for an arm's adapter: the trial itself, or the trial with parts replaced.
 
-    Raises pydantic.ValidationError where the parts do not go together.
+    Not validated: `check_sweep` does that once, when the sweep is loaded.
     """
     if adapter.is_own:
         return config
-    return TrialConfig(
-        model=config.model,
-        recipe=adapter.recipe,
-        adapter=adapter.adapter or config.adapter,
-        training=adapter.training or config.training,
-    )
+    parts = {"recipe": adapter.recipe, "adapter": adapter.adapter, "training": adapter.training}
+    return config.model_copy(update={name: part for name, part in parts.items() if part is not None})

@@ -6,7 +6,7 @@ What a trial is judged by while the sweep is running: a paired contrast, or the 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -188,6 +188,17 @@ def values_of(axis: Axis) -> tuple[Any, ...]:
             return values
         case values:
             return values
+
+
+def with_values(axis: Axis, values: Sequence[Any]) -> Axis:
+    """The axis with other values in the places of `values_of(axis)`."""
+    match axis:
+        case ValueRange():
+            return axis.model_copy(update={"low": values[0], "high": values[1]})
+        case ConditionalValues():
+            return axis.model_copy(update={"values": tuple(values)})
+        case _:
+            return tuple(values)
 
 
 def conditions(axis: Axis) -> When:
