@@ -1,4 +1,4 @@
-"""How many images a recipe makes, known before any is made."""
+"""Image folders of a recipe: the number of images and their hashes, known before any work."""
 
 import hashlib
 import json
