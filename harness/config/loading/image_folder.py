@@ -1,4 +1,4 @@
-"""Image folders of a recipe: the number of images and their hashes, known before any work."""
+"""The number of images of a recipe, known before any is made; and the files of image folders."""
 
 import hashlib
 import json
