@@ -78,11 +78,11 @@ def check(
     workspace: Where = "workspace",
     override: Overrides = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Also how long it takes, from this store's past timings.")
+        bool, typer.Option("--estimate", help="Add the remaining time, from this store's timings.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Read a sweep and print what it would cost; nothing is made."""
+    """Print the plan of a sweep and its cost; makes nothing."""
     from harness.engine.accounting.estimate import estimated, workers
     from harness.engine.accounting.inventory import confirmation_images, described, encodings, inventory
     from harness.engine.completion import confirmed, marked
@@ -130,7 +130,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Carry a sweep to its end. Run it again after any interruption: what is finished is never made twice."""
+    """Run a sweep. After an interruption the same command resumes: finished artifacts are reused."""
     from harness.cli.progress import Display
     from harness.cli.session import carry_out, interruptible
     from harness.engine.executors import make_executor
@@ -159,11 +159,11 @@ def run(
 @app.command()
 def trial(
     sweep: SweepFile,
-    index: Annotated[int, typer.Argument(help="The trial's number, as `harness check` lists them.", min=0)],
+    index: Annotated[int, typer.Argument(help="Number of the trial, as in `harness check`.", min=0)],
     workspace: Where = "workspace",
     override: Overrides = None,
 ) -> None:
-    """Run one trial in this process, without Ray, and print how it compares with its controls."""
+    """Run one trial in this process, without Ray, and compare it with its controls."""
     from harness.cli.progress import Display
     from harness.cli.session import interruptible, work_of
     from harness.engine.pipeline import run_trial
@@ -204,7 +204,7 @@ def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Cont
 
 
 def _ignore(kind: str, count: int) -> None:
-    """Nobody is watching."""
+    """Without a live display."""
 
 
 def _trial(plan: Plan, index: int) -> Trial:

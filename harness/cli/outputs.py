@@ -1,4 +1,4 @@
-"""Commands on what a sweep has made: `harness report`, `publish`, `export`, `redraw`."""
+"""Commands on a finished sweep: `harness report`, `publish`, `export`, `redraw`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,11 +19,9 @@ SweepFolder = Annotated[
 @app.command()
 def report(
     folder: SweepFolder,
-    output: Annotated[
-        Path | None, typer.Option(help="Where to write the page; default FOLDER/report.html.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the page; default FOLDER/report.html.")] = None,
 ) -> None:
-    """Write the report of a finished sweep again."""
+    """Write the report of a finished sweep."""
     from harness.reporting.report import write_report
     from harness.results import load
     from harness.store.workspace import Workspace
@@ -44,7 +42,7 @@ def publish(
         Literal["offline", "online"], typer.Option(help="offline writes files that `wandb sync` sends.")
     ] = ("offline"),
 ) -> None:
-    """Mirror a finished sweep to Weights & Biases. Publishing twice changes nothing."""
+    """Publish a finished sweep to Weights & Biases. A second call changes nothing."""
     from harness.config.schema.sweep import WandbTracking
     from harness.reporting.wandb_tracker import make_tracker
     from harness.results import load
@@ -60,19 +58,20 @@ def publish(
 def export(
     folder: SweepFolder,
     trial: Annotated[
-        str, typer.Argument(help="The trial's number, or best: the one selected on dev prompts.")
+        str, typer.Argument(help="Number of the trial, or best: the one selected on dev prompts.")
     ] = "best",
     output: Annotated[
-        Path | None, typer.Option(help="Where to put the adapter; default FOLDER/export/TRIAL.")
+        Path | None, typer.Option(help="Folder of the adapter; default FOLDER/export/TRIAL.")
     ] = None,
     layout: Annotated[
         Literal["diffusers", "kohya", "both"],
         typer.Option(help="kohya: the keys that A1111 and ComfyUI read."),
     ] = "both",
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push it to this repository of the hub.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Push to this repository of the Hugging Face hub."),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: not private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a public repository.")] = False,
 ) -> None:
     """Write a trial's adapter with a model card: its scores against the controls, and images."""
     from harness.reporting.export import export_trial
@@ -94,17 +93,19 @@ def export(
 
 @app.command()
 def redraw(
-    image: Annotated[str, typer.Argument(help="A PNG that harness drew.", metavar="PICTURE.png")],
+    image: Annotated[str, typer.Argument(help="A PNG of harness.", metavar="IMAGE.png")],
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write it; default PICTURE-again.png beside it."),
+        typer.Option(help="File of the new image; default IMAGE-again.png beside it."),
     ] = None,
     workspace: Annotated[
         str | None,
-        typer.Option("--workspace", "-w", help="Where its adapters are; default: the one it lies in."),
+        typer.Option(
+            "--workspace", "-w", help="The workspace of its adapters; default: the one that contains it."
+        ),
     ] = None,
 ) -> None:
-    """Draw an image again from what its file says, and compare the pixels."""
+    """Generate an image again from its metadata, and compare the pixels."""
     from harness.diffusion.sampling.redraw import redraw as draw_again
     from harness.store.workspace import Workspace
 

@@ -1,4 +1,4 @@
-"""`harness store`: what the store holds, whether it is whole, and making room."""
+"""`harness store`: list, verify and delete artifacts."""
 
 import json
 from collections import defaultdict
@@ -24,26 +24,24 @@ from harness.engine.accounting.gc import (
 )
 from harness.store.workspace import Workspace
 
-app = typer.Typer(
-    no_args_is_help=True, help="What the store of a workspace holds, whether it is whole, and making room."
-)
+app = typer.Typer(no_args_is_help=True, help="List, verify and delete the artifacts of a workspace.")
 
 Where = Annotated[
     str,
     typer.Option("--workspace", "-w", help="The store: a folder, or s3://BUCKET/PREFIX.", metavar="FOLDER"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: one object, every stage.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one object with every artifact.")]
 
 
 @app.command()
 def ls(
     kind: Annotated[
-        Kind | None, typer.Argument(help="List the stages of this kind; without it, their sums.")
+        Kind | None, typer.Argument(help="List the artifacts of this kind; default: totals per kind.")
     ] = None,
     workspace: Where = "workspace",
     as_json: AsJson = False,
 ) -> None:
-    """List stages with their size, their age, and the sweeps of this workspace that need them."""
+    """List artifacts with size, age, and the sweeps of this workspace that need them."""
     found = holdings(Workspace(workspace))
     entries = [entry for entry in found.entries if kind in (None, entry.kind)]
     if as_json:
@@ -62,12 +60,12 @@ def ls(
 @app.command()
 def show(
     artifact: Annotated[
-        str, typer.Argument(help="A stage's name, as ls prints it, or the beginning of an id.")
+        str, typer.Argument(help="Name of an artifact, as in ls, or the beginning of an id.")
     ],
     workspace: Where = "workspace",
     as_json: AsJson = False,
 ) -> None:
-    """Show one stage: its files, what it was made from, when, where and with which versions."""
+    """Show one artifact: files, inputs, time, machine and versions."""
     entry = find(holdings(Workspace(workspace)), artifact)
     manifest = manifest_of(entry)
     if as_json:
@@ -89,11 +87,12 @@ def show(
 def verify_files(
     workspace: Where = "workspace",
     delete: Annotated[
-        bool, typer.Option("--delete-damaged", help="Remove what is damaged; the next run makes it again.")
+        bool,
+        typer.Option("--delete-damaged", help="Delete damaged artifacts; the next run makes them again."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every file with its hash. Leaves with 1 where something is damaged and was not removed."""
+    """Compare every file with its hash. Exit code 1 if damaged artifacts remain."""
     place = Workspace(workspace)
     entries = holdings(place).entries
     findings = verify(place, entries, delete=delete)
@@ -113,10 +112,10 @@ def verify_files(
 @app.command()
 def gc(
     workspace: Where = "workspace",
-    delete: Annotated[bool, typer.Option("--delete", help="Do it; without this it is only said.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without this option, only list.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what no sweep needs. To let go of a sweep, delete WORKSPACE/sweeps/NAME first."""
+    """Delete what no sweep needs. To release a sweep's artifacts, delete WORKSPACE/sweeps/NAME first."""
     findings = collect_garbage(Workspace(workspace), delete=delete)
     if as_json:
         _print_json({"deleted": delete, "unneeded": [_found(finding) for finding in findings]})

@@ -1,4 +1,4 @@
-"""From the store to the tables of one sweep. Everything is read from files; nothing is remembered."""
+"""From the store to the tables of one sweep. Everything is read from files."""
 
 import json
 import platform

@@ -1,8 +1,7 @@
-"""What a finished sweep was made of, so that running it again finds nothing to do without reading all of it.
+"""The completion marker of a sweep, so that a second run finishes without reading the whole store.
 
-The mark in a sweep's folder is one hash: of the sweep as it was read, of the code, of the tables and the
-page, and of the size and time of change of each file of the store that the tables are read from. Where one of
-them is another or gone, everything is looked at as if there were no mark. Only damage that leaves a file's
+The marker is one hash: of the sweep as read, of the code, of the tables and the page, and of the size and
+time of change of each file that the tables are read from. Any difference invalidates it. Damage that leaves
 size and time as they were is not seen by it: `harness store verify` reads every byte.
 """
 

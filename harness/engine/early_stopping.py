@@ -1,12 +1,8 @@
-"""What a scheduler has decided in a sweep, remembered in its folder: which runs were stopped, where and why.
+"""Early stopping of a sweep: intermediate results at the rungs, and the stored decisions.
 
-A decision stands: the same command again neither trains on what was stopped nor asks about it again, and the
-scheduler learns of all earlier looks before new ones. Under other rules (another scheduler, other prompts to
-look at) nothing of it counts, and a stopped run goes on from its last checkpoint.
-
-Looking at a training run on its way: some of its images against the control's, or its held-out loss.
-
-What is drawn are ordinary images of the store: a trial that ends at that step, or another look, finds them.
+A decision is final for its settings: a later call neither trains a stopped run further nor compares it again,
+and the scheduler learns the earlier intermediate results first. Under other settings a stopped run resumes
+from its last checkpoint. Images of a rung are ordinary artifacts, reused by a trial of that length.
 """
 
 import json

@@ -1,9 +1,6 @@
-"""The driver of a sweep: carries out what is missing of its plan, stage after stage.
+"""The story of a sweep: prepare → trials → collect → confirm → collect → report.
 
-The story of a sweep: prepare → trials → collect → confirm → collect → report.
-
-Which tasks there are is in `tasks.py`, how one is carried out in `performing.py`, who sees to all of them in
-`driver.py`, how they are spread in `execution/`, and what is read together in `collect.py`.
+`tasks.py` lists the tasks, `worker.py` runs one, `executors/` spreads them, `collect.py` reads the tables.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,8 @@
-"""Optuna asked for the points of a search, round after round, from the tables of what was tried.
+"""Optuna's search, in rounds: ask for `at_once` points, run all, tell their objective values.
 
-A search goes in rounds: `at_once` points are asked for together, all are carried out, and what they came to
-is told before the next are asked for. So a sweep is the same whichever worker is faster, one that is
-interrupted goes on with the very points it was at, and each round is spread over the cluster like any sweep.
-What was asked for stands in the sweep's plan; the sampler is made anew for each round, from the search's seed
-and all that is told, and nothing has to be remembered beside.
+So the points do not depend on the speed of workers, and an interrupted sweep resumes with the same points,
+which are stored in its plan. The sampler is rebuilt for each round, from the search's seed and all values
+told.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a sweep has to do, in units of dispatch: which there are, and in which order they are begun."""
+"""The tasks of a sweep, units of dispatch: their kinds, and the order in which they start."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,4 @@
-"""A task carried out: a plain function of a plan and a store.
-
-It runs in this process under a debugger, or anywhere.
-"""
+"""Runs one task: a plain function of a plan and a store, in this process under a debugger or anywhere."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence

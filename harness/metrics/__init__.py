@@ -1,4 +1,4 @@
-"""What is read off a drawn image and its prompt. A metric never sees a model, an arm or a trial."""
+"""Metrics of a generated image and its prompt. A metric never sees a model, an arm or a trial."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Where a scorer's weights lie on this machine, and what identifies them. `check` asks too: no torch."""
+"""Where a scorer's weights are on this machine, and their hash. `harness check` uses it: no torch."""
 
 import hashlib
 from functools import lru_cache

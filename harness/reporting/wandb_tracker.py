@@ -1,7 +1,7 @@
-"""Mirrors of a finished sweep. The parquet tables stay the truth; a tracker only shows them elsewhere.
+"""Mirrors of a finished sweep in W&B. The parquet tables stay the truth.
 
-Written by the driver alone, after the tables: images that workers made on other machines are there, and
-nothing that a tracker does can cost a sweep its results.
+The driver alone writes them, after the tables: images made on other machines are there, and an error of a
+tracker costs no results.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a search is to make better, read from a sweep's tables; and which trials nothing else beats."""
+"""Objective values of a search, read from a sweep's tables; and its Pareto front."""
 
 from collections.abc import Sequence
 from itertools import compress

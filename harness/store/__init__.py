@@ -1,4 +1,4 @@
-"""Where a workspace lies: in a folder of this machine (or one that it mounts), or behind a URL."""
+"""The store: content-addressed artifacts in a folder (local or mounted) or behind a URL."""
 
 from pathlib import Path
 

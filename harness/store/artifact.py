@@ -1,8 +1,8 @@
-"""One folder of the store, and how it comes to be: temporary folder → manifest last → rename.
+"""One artifact: temporary folder → manifest last → rename.
 
-A stage is finished exactly when it holds `manifest.json`, so a killed process leaves nothing that could be
-taken for a result. The manifest has the hash of every file, so damage is found. A store that is not on this
-machine has stages of its own sort (`storage/remote_stage.py`): nothing else need know where a stage lies.
+An artifact is finished exactly when it holds `manifest.json`, so a killed process leaves nothing that looks
+like a result. The manifest has the hash of every file, so damage is found. `remote.py` has the artifacts of a
+bucket.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""What a workspace asks of the place where it lies."""
+"""The protocol of a backend: what a workspace needs of its storage."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""A folder: on this machine's disk, or on a file system that several machines mount (NFS)."""
+"""A backend in a folder: on this machine's disk, or on a file system that several machines mount (NFS)."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,14 +1,9 @@
-"""Claims where no operating system keeps locks: leases, which their holders renew and others watch.
+"""Locks without an operating system's: leases, renewed by their holder and watched by others.
 
-A lease is one object per generation, `LOCK/00000007`. Whoever writes the next generation, if nobody has yet
-(a conditional write), holds it; then a beat in it goes on until it is let go of. One whose beat stands still
-for `LEASE_SECONDS` of the watcher's own clock is taken over by the next generation. No two machines' clocks
-are compared, so that they may differ as they like. What was let go of stays until it is taken again or
-cleared away; generations begin anew after that, so whoever takes one looks again whether all others that are
-there were free or dead when they were looked at.
-
-Two may hold the same only where a holder was stopped for as long and then goes on, or where the file system
-has no conditional write: then work is done twice. Its result is the same, and whole or not there.
+A lease is one object per generation, `LOCK/00000007`, acquired by a conditional write of the next generation
+and renewed by a beat in it. One without a beat for `LEASE_SECONDS` of the watcher's own clock is taken over;
+clocks of machines are never compared. Without conditional writes, or after a long halt of the holder, two may
+hold one lock: work is then done twice, with equal results.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The objects below a URL, through fsspec: `s3://`, and whatever else it has a file system for.
+"""Objects below a URL, through fsspec: `s3://`, and its other file systems.
 
-Credentials and endpoint are what the file system finds by itself: for S3 that is botocore's environment
+Credentials and endpoint are those of the file system: for S3 botocore's environment
 (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL …) and its files.
 """
 

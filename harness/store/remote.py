@@ -1,11 +1,8 @@
-"""A workspace behind a URL, and the folder of this machine where its files are worked with.
+"""A backend behind a URL, with a cache folder on this machine.
 
-A stage that lies in a bucket: its files are brought to this machine when they are asked for.
-
-It is uploaded as it is finished: the files first, the manifest last, so that here as there a stage with a
-manifest is whole. What is fetched is compared with the manifest's hashes before it has its name.
-
-One look at the objects of a store: which folders there are, and which of them are finished stages.
+A finished artifact is uploaded files first, manifest last: an artifact with a manifest is whole. A fetched
+file is compared with the manifest's hashes before it gets its name. One listing of the store says which
+artifacts are finished.
 """
 
 import hashlib

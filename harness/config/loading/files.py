@@ -1,8 +1,7 @@
-"""YAML as it looks: the core schema of YAML 1.2, and a key given twice is an error.
+"""YAML and prompt files, read strictly.
 
-PyYAML's own YAML 1.1 reads `no` as false, `1e-4` as text and `12:30` as 750.
-
-Prompts from a file, and the split of a prompt that names none.
+YAML follows the core schema of YAML 1.2, and a repeated key is an error: PyYAML's YAML 1.1 reads `no` as
+false, `1e-4` as text and `12:30` as 750. A prompt without a split gets one from a hash of its text.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""How many images a recipe makes, known before any is made."""
+"""The number of images of a recipe, known before any is made; and the files of image folders."""
 
 import hashlib
 import json

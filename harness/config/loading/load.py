@@ -1,8 +1,6 @@
-"""From a sweep's YAML to one frozen specification. Faults of the text stop here, before any work.
+"""From a sweep's YAML to one frozen `SweepConfig`, with the axes of its arms expanded.
 
-Axes of an arm: one arm in the sweep's file stands for one per point; nothing is trained again.
-
-What a sweep is: frozen, closed specifications and the plan they expand to. No heavy library.
+Errors in the file stop here, before any work.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What can be known of a model's prompts and weights from its files alone. Imports no torch."""
+"""What a model's files tell of prompts and weights, without torch."""
 
 import functools
 import hashlib

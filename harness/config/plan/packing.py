@@ -1,4 +1,4 @@
-"""Which training runs can go through one base together, and in which packs."""
+"""Which training runs share the passes of one base, and in which packs."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From a sweep to the plan of what must really be done: trials, training runs, datasets, draws, cells."""
+"""From a sweep to its plan: trials, training runs, datasets, arms, cells."""
 
 import itertools
 from collections import Counter

@@ -1,9 +1,8 @@
-"""Identity: the sha256 of what decides a result, and of nothing else.
+"""The base of every config: frozen, closed, and with a fingerprint.
 
-A value written as a literal bears identity; a field marked `NOT_HASHED` (a path, a label, a batch size for
-drawing) never does. Anything without a stable form raises, rather than falling back to `str()`.
-
-The base of every specification: frozen, closed, and honest about what bears identity.
+The fingerprint is the sha256 of what decides a result, and of nothing else. Literals are hashed; a field
+marked `NOT_HASHED` (a path, a label, a batch size for generation) is not. A value without a stable form
+raises.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""How a sweep is carried out. Nothing here changes a number, so nothing here is fingerprinted."""
+"""Resources of a sweep. Nothing here changes a number, so nothing here is fingerprinted."""
 
 from typing import Annotated, Literal
 

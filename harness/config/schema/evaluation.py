@@ -1,4 +1,4 @@
-"""How images are drawn and compared: arms, prompts, sampler, analysis."""
+"""How images are generated and compared: arms, prompts, sampler, analysis."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,8 +1,6 @@
-"""How the trials of a sweep are chosen from its axes: all, some at random, or those Optuna asks for.
+"""How trials are chosen from the axes, which training runs are stopped early, and by which objective.
 
-Which training runs are stopped before their end, by what they have come to at certain steps.
-
-What a trial is judged by while the sweep is running: a paired contrast, or the loss at fixed noise.
+An objective is a paired contrast, or the loss at fixed noise.
 """
 
 import math

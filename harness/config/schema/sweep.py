@@ -1,7 +1,4 @@
-"""A sweep: one frozen description of what is varied, drawn, scored and compared.
-
-One point of a sweep: which model, from which bad images, which adapter, trained how.
-"""
+"""A sweep and its trials: what is varied, trained, generated, scored and compared."""
 
 from typing import Annotated, Literal, TypeVar
 

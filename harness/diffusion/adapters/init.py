@@ -1,11 +1,8 @@
-"""Fresh low-rank adapters as PEFT makes them: LoRA, rsLoRA and DoRA, their configuration and start.
+"""Fresh low-rank adapters as PEFT makes them (LoRA, rsLoRA, DoRA), and the layers they act on.
 
-PEFT wraps each layer in one of its own, from which what is trained is taken; how rows of several adapters go
-through the frozen layers together is `grouped.py`. PEFT starts A Kaiming-uniform with a = √5 and B at zero,
-as LoRA's reference code does: unlike the gaussian of deviation 1 / rank, this does not make the start depend
-on the rank. DoRA's magnitudes start at the norms of the weights.
-
-Which layers of the model a low-rank adapter acts on.
+PEFT starts A Kaiming-uniform with a = √5 and B at zero, as LoRA's reference code does: the start does not
+depend on the rank. DoRA's magnitudes start at the norms of the weights. `grouped.py` applies the adapters row
+by row.
 """
 
 from collections.abc import Mapping, Sequence

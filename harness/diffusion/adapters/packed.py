@@ -1,16 +1,10 @@
-"""The parameters of a pack: low-rank adapters of several trials side by side in one block of memory.
+"""The adapters of a pack: parameters in one block of memory, their start, and their layers.
 
-Row k of the block holds everything that trial k trains: first all A, then all B and magnitudes, the UNet's
-before the text encoders'. So an optimizer has a few long tensors instead of hundreds of short ones, and a
-layer has the matrices of all trials as one batch. Adapters of lower rank, or without a part in some layer,
-have zeros there; the gradients of zeros are zero (that of A is a product with B, and that of B one with A),
-so they stay what they are.
+Row k of the block holds all parameters of run k: first all A, then all B and magnitudes, the UNet's before
+the text encoders'. So an optimizer has a few long tensors, and a layer has the matrices of all runs as one
+batch. Lower ranks are padded with zeros, whose gradients are zero, so they stay zero.
 
 Shape legend: K trials, P padded numbers of one trial, R the pack's highest rank, I in, O out, k kernel.
-
-Fresh low-rank adapters of several trials on one model: where they act, how they start, their layers.
-
-The layers of a pack: what each trial's adapter adds to its rows, in place of the frozen base's layers.
 """
 
 import math

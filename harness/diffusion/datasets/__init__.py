@@ -1,4 +1,4 @@
-"""How training images are made: drawn from words for bad, damaged afterwards, or somebody's own."""
+"""Training images: generated from words for bad, generated and degraded, generated clean, or a folder."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

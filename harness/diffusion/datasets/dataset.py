@@ -1,7 +1,4 @@
-"""The dataset on disk: images and captions in Hugging Face's `imagefolder` layout.
-
-What the recipes share that draw their images with the model itself.
-"""
+"""The dataset on disk, in Hugging Face's `imagefolder` layout, and what the generating recipes share."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Images somebody has, made fit for training."""
+"""A folder of existing images, prepared for training."""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase

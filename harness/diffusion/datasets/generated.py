@@ -1,10 +1,8 @@
-"""The model's own images of plain prompts, untouched: what a sham adapter is trained on.
+"""Recipes that generate images with the model itself: keywords, plain and degraded.
 
-The recipe of Woolf's `sdxl-wrong-lora`: images of words for bad, each word in turn weighted up.
-
-M. Woolf, "I Made Stable Diffusion XL Smarter by Finetuning it on Bad AI-Generated Images" (2023).
-
-The model's own images, damaged afterwards, each by one degradation at a severity of its own.
+`keywords` is the recipe of M. Woolf, "I Made Stable Diffusion XL Smarter by Finetuning it on Bad AI-Generated
+Images" (2023): images of words for bad, each word in turn weighted up. `plain` images, of plain prompts,
+train sham controls.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Models: a protocol of a few methods (`model.py`), and one class that fulfils it with stock pipelines."""
+"""Models: a protocol (`model.py`), and one class that implements it with stock diffusers pipelines."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""A model with fresh adapters to train: low-rank ones of one or several trials, or vectors for a word.
+"""A model with fresh adapters to train: low-rank ones of one or several runs, or vectors for a word.
 
-A UNet's transformer blocks, which are most of it and alike, through torch.compile.
+The UNet's transformer blocks can be compiled; equal blocks are compiled once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

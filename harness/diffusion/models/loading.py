@@ -1,4 +1,4 @@
-"""From a specification to stock diffusers pipelines, with errors that say what to do."""
+"""From a config to stock diffusers pipelines, with errors that say what to do."""
 
 import textwrap
 import warnings

@@ -1,4 +1,4 @@
-"""What a model must be able to do for the rest of the house: draw rows, and lend its parts to training.
+"""The model protocol: generates rows, and gives its parts to training.
 
 Shape legend: B rows, N images, C latent channels, h w latent size.
 """

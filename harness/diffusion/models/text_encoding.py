@@ -1,10 +1,8 @@
-"""From words to what the UNet is conditioned on: plain prompts by the pipeline, weighted ones by compel.
+"""From prompts to embeddings: plain ones by the pipeline, weighted ones by compel; and embeddings in files.
 
-compel's weighting scales the tokens' embeddings away from those of the empty prompt; the pooled embedding is
-of the text as written, as compel has it. An adapter's text-encoder parts and embedding act on the prompt that
-they are given with, and on no other.
-
-The embeddings of texts in files, so that not every worker runs the text encoders on the same prompts.
+compel scales the tokens' embeddings away from those of the empty prompt; the pooled embedding is that of the
+text as written. An adapter's text-encoder parts and embedding act only on the prompt that they are given
+with.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,9 +1,4 @@
-"""Draw the images of a chunk and write them with what made them: PNG text chunks and a table of rows.
-
-Which images are drawn together. The pair key (prompt_id, seed) is born with the cell, in `spec`.
-
-Generation: from the cells of a plan to images that say how they were made.
-"""
+"""From the cells of a plan to image files with metadata, batch by batch, and a table of their rows."""
 
 import hashlib
 import time

@@ -1,7 +1,7 @@
-"""What an image's file says of how it was made: for A1111's and ComfyUI's readers, and to draw it again.
+"""Metadata of an image file, for A1111's and ComfyUI's readers and for `harness redraw`.
 
-`parameters` is the text of AUTOMATIC1111's web UI, which ComfyUI imports and galleries show. `harness` is
-JSON and complete: a model's and an adapter's weights are named by their hashes, everything else is there.
+`parameters` is the text of AUTOMATIC1111's web UI, which ComfyUI and galleries read. `harness` is JSON and
+complete; weights of models and adapters are named by their hashes.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Draw an image again from its file alone, and say whether it came out the same."""
+"""Generates an image again from its file's metadata, and compares the pixels."""
 
 import json
 from collections.abc import Sequence

@@ -1,12 +1,8 @@
-"""How many runs are trained together: from two short probes, what pays and what the memory holds.
+"""How many runs are trained together: from two short probes, what is faster and what fits in memory.
 
-A pass of K runs takes about a + c K seconds and b + d K bytes. Two probes, of one run and of two, give the
-four numbers. Where c K is nearly all of the time, the device is full, and more runs gain nothing.
-
-What to do when an accelerator's memory runs out.
-
-The figures are of full-size SDXL at 1024 px in bf16, counted by `python -m benchmarks.memory` on the meta
-device: 6.5 GiB of base, and for each image of a batch 5.3 GiB of activations, 0.5 with checkpointing.
+A pass of K runs takes about a + c K seconds and b + d K bytes; probes of one run and of two give the four
+numbers. Errors of full memory say what to change; their figures are of full-size SDXL at 1024 px in bf16, by
+`python -m benchmarks.memory`: 6.5 GiB of base, and per image 5.3 GiB of activations, 0.5 with checkpointing.
 """
 
 import math

@@ -1,11 +1,7 @@
-"""The rows of each step, and the noise on them.
+"""The rows of each training step, the noise on them, and the loss on held-out images.
 
-What each step of a run is made of: which rows, from which images, in which passes.
-
-The loss on images that are not trained on, always at the same noise and timesteps.
-
-A training loss is mostly its timesteps' noise. This one can be compared between steps and between runs of
-one dataset, whatever their seed and settings: no crop, flip, offset, dropped caption or weighting enters.
+The held-out loss has fixed noise and timesteps, and no crop, flip, offset, dropped caption or weighting. So
+it can be compared between steps, and between runs of one dataset at any seed and settings.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a training run needs to go on, on disk: safetensors and JSON, no pickle."""
+"""A checkpoint on disk, from which a training run resumes: safetensors and JSON, no pickle."""
 
 from dataclasses import dataclass
 from pathlib import Path

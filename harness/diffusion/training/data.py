@@ -1,11 +1,8 @@
-"""What a row sees of its image: a square, mirrored or not; its micro-conditioning; its VAE posterior.
+"""The images of a dataset for training: square crops, micro-conditioning, holdout, and latents in files.
 
-SDXL is conditioned on the size an image had and on where it was cropped (Podell et al. 2023, section 2.2),
-so a crop must come with the right numbers.
-
-The images of a dataset folder, and which of them are kept from training.
-
-The VAE posteriors of a dataset's images in files, so that every training run of it reads them.
+SDXL is conditioned on an image's original size and on the crop's position (Podell et al. 2023, section 2.2),
+so a crop carries these numbers. Latents are VAE posteriors, stored so that all training runs of a dataset
+read them.
 """
 
 import hashlib

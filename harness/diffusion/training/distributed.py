@@ -1,11 +1,8 @@
-"""accelerate, kept from outliving a run.
+"""Data-parallel training: the rows of a step divided among the processes of torch.distributed.
 
-accelerate stores device and precision in class attributes shared by the whole process. A warm worker trains
-one run after another with other settings, so each gets a state of its own.
-
-Data-parallel training: the rows of a step shared out among the processes of torch.distributed.
-
-Without an initialised process group this process is the only one.
+Without a process group this process is the only one. accelerate keeps device and precision in class
+attributes of the process; a warm worker trains runs of other settings in turn, so each run gets a state of
+its own.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,14 +1,12 @@
-"""The mathematics of a training step: pure functions, the papers' names.
+"""The mathematics of a training step (pure functions, the papers' names), and its random numbers.
 
-Shape legend: B rows, C latent channels, h w latent size. ᾱ (`alpha_bar_B`) is the cumulative product of
-1 − β at each row's timestep; it may be 0 at the last timestep (zero terminal SNR, Lin et al. 2023).
+(seed, part, stream, step, row) alone decides a random number. So a resumed run equals an uninterrupted one, a
+shorter run is the beginning of a longer one, a row depends on neither its neighbours nor its process, and
+switching one thing on (random crops, say) changes no other. A row's number counts through all forward passes
+of its step.
 
-Where every random number of training comes from: a generator of its own for each thing that is drawn.
-
-Nothing but (seed, part, stream, step, row) decides a draw. So a resumed run draws what an uninterrupted one
-draws, a shorter run is the beginning of a longer one, a row does not depend on its neighbours or on the
-process that works on it, and switching one thing on (random crops, say) leaves all other draws alone.
-A row's number counts through all forward passes of its step.
+Shape legend: B rows, C latent channels, h w latent size. ᾱ (`alpha_bar_B`) is the cumulative product of 1 − β
+at each row's timestep; it may be 0 at the last timestep (zero terminal SNR, Lin et al. 2023).
 """
 
 import hashlib

@@ -1,9 +1,7 @@
-"""An optimizer's state as named tensors, and back.
+"""The optimizers, their learning rates at each step, and their state as named tensors.
 
-A number that Python counts in (a step, Prodigy's estimate) becomes an int64 or float64 tensor without
+A number that Python counts in (a step, Prodigy's estimate) is stored as an int64 or float64 tensor without
 dimensions; no optimizer here keeps such tensors of its own.
-
-The optimizers, and each parameter group's learning rate at each step.
 """
 
 import math

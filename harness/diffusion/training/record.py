@@ -1,4 +1,4 @@
-"""The losses of a training run, as a checkpoint keeps them: JSON that is read without torch."""
+"""The losses of a training run, as a checkpoint stores them: JSON, read without torch."""
 
 import json
 from dataclasses import dataclass

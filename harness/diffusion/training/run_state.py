@@ -1,7 +1,4 @@
-"""One training run among those that are trained together: optimizer, losses, checkpoints, and how it ends.
-
-The moving average of an adapter over its steps: a second export, often less noisy than the last one.
-"""
+"""One training run inside the loop: optimizer, losses, moving average of its adapter, checkpoints, end."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,8 @@
-"""How long what is missing will take, from the store's past timings: for `harness check --estimate`.
+"""The remaining time of a sweep, from the store's timings: for `harness check --estimate`.
 
-Timings of the same model alone are used: of work just like it (as many denoising steps, the same batch and
-adapter) where there are any, else of the like, scaled by passes (`inventory.py`). Where there are none,
-nothing is said. Loading models, encoding and scoring are not in it.
-
-How long past work of the store took, by sorts of work: what `estimate.py` reckons with.
+Only timings of the same model count: of equal work (denoising steps, batch, adapter) where there are any,
+else of similar work, scaled by passes (`inventory.py`). Without timings the estimate is None. It leaves out
+loading, encoding and scoring.
 """
 
 import heapq

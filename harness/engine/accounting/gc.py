@@ -1,7 +1,7 @@
-"""What the store holds, which sweeps need it, whether it is whole, and what can go: for `harness store`.
+"""What the store holds, which sweeps need it, whether it is whole, what can be deleted: for `harness store`.
 
-Nothing is removed that a sweep would look for when it is run again (finished, interrupted or running: its
-plan is written before its work begins), that its tables name, or that somebody is making right now.
+Kept is what a sweep needs when it is run again (its plan is written before its work begins), what its tables
+name, and what is locked.
 """
 
 import json

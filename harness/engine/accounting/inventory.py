@@ -1,4 +1,4 @@
-"""What a sweep asks for, and how much of it the store has: for `harness check` and for time left.
+"""What a sweep needs, and how much of it the store has: for `harness check` and for the time left.
 
 Cost is counted in passes: one row going once through the UNet. An image is two rows (guidance) per
 denoising step; a training step is its batch, three times (forward, and twice that for backward).

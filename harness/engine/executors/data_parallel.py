@@ -1,7 +1,7 @@
 """One training run in several processes: accelerate inside a Ray Train TorchTrainer.
 
-Every process takes its share of each step's rows and the gradients are averaged, so the adapter is that of
-one process at the same batch, up to the order in which numbers are added.
+Each process takes its shard of a step's rows, and the gradients are averaged: the adapter equals that of one
+process at the same batch, up to the order of sums.
 """
 
 import logging

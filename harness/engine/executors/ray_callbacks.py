@@ -1,7 +1,4 @@
-"""How workers on any node learn that the sweep is to stop, and how Tune starts no more of them.
-
-What became of lost workers and nodes. Tune alone knows; a node that is lost is no fault of a trial's.
-"""
+"""Tune callbacks: the stop of a sweep on all nodes, and the incidents of workers and nodes."""
 
 import re
 import time

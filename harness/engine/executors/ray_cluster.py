@@ -1,7 +1,4 @@
-"""The Ray that a sweep is carried out on: how it is reached, and what it has room for.
-
-Whether every node of a cluster sees the workspace that the driver sees: it is tried.
-"""
+"""The Ray cluster of a sweep: connection, resources, and the check that all nodes see the workspace."""
 
 import contextlib
 import logging

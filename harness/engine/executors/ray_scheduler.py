@@ -1,13 +1,8 @@
-"""Ray Tune's own early stopping, told of the looks of former calls.
+"""Ray Tune's early stopping, with the intermediate results of earlier calls.
 
-Tune's schedulers keep what they know in memory, under ids of Tune's. Ours are told of each look under the
-training run's own id, those remembered first, so a sweep that is run again goes on with the same knowledge.
-
-How a worker learns which of its runs are stopped: results travel to Tune, and nothing comes back.
-
-The driver writes its scheduler's answers up in an actor of its own machine, whose name all nodes know. (The
-workspace would do too, were it not for network file systems, where what one node has written another may
-not see for seconds.)
+Tune's schedulers keep results in memory under Tune's ids; here they are replayed under the training run's own
+id, stored ones first. An actor on the driver's machine tells workers which runs are stopped. (Files of the
+workspace would be too late: on a network file system other nodes may see them only after seconds.)
 """
 
 import math

@@ -1,10 +1,8 @@
-"""Ray Tune as the engine: one Tune trial per task, on this machine or on the cluster it is part of.
+"""Ray Tune as the engine: one Tune trial per task, on this machine or on a cluster.
 
-Tune dispatches, retries and places; what is finished is known from the store alone, so a lost worker,
-node or driver costs the work since the last checkpoint and nothing else. Workers are reused, and keep
-the model they have loaded.
-
-Ray Tune, imported once there is something to do: a finished sweep is looked at in less time than that.
+Tune dispatches, retries and places; the store alone says what is finished. So a lost worker, node or driver
+costs only the work since the last checkpoint. Workers are reused and keep their models. Ray is imported when
+there is something to do.
 """
 
 import contextlib

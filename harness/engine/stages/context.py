@@ -1,7 +1,4 @@
-"""What a worker is handed: the plan, the store, whom to report to; and the models that it keeps.
-
-Ctrl-C: the first asks all who work to stop where nothing is lost, the second stops at once.
-"""
+"""The context of a worker: plan, store, progress, the stop signal, and the models that it keeps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Training images, made unless the store has them; all workers that want a dataset draw it together.
-
-A dataset is drawn in parts. Each part is drawn once, by whoever finds it free; the last to come for the whole
-waits for those that others are at, and joins them.
-"""
+"""Training images, made unless the store has them; several workers can generate one dataset, in shards."""
 
 from contextlib import ExitStack, suppress
 from pathlib import Path

@@ -1,9 +1,7 @@
-"""Images, made unless the store has them; several workers may draw one draw at the same time.
+"""Images, made unless the store has them; several workers can generate one arm at the same time.
 
-An image belongs to a share of its draw by its id alone. Whoever draws holds the shares that its batch is of,
-and no others. So however many work at a control or at the selected trial's test images, whichever sweeps
-they are of and whatever fits into their batches, each image is drawn once, and nobody waits while there is
-something left to draw.
+An image belongs to a shard of its arm by its id alone. A worker locks the shards of its batch and no others,
+so each image is generated once, whichever sweeps want it and whatever the batch size.
 """
 
 from collections import deque

@@ -1,8 +1,6 @@
 """Scores, made unless the store has them; and what concerns all tables and training records of a sweep.
 
-Every function here, in `dataset_stages.py`, `training_stages.py` and `image_stages.py` is safe to call
-twice, from two processes at once, and after a kill: it looks, claims, looks again, and makes only what is
-missing.
+The functions of all stages are safe to call twice, from two processes at once, and after a kill.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""What images are drawn with, made unless the store has it: the checkpoints of training runs.
+"""Checkpoints of training runs, made unless the store has them.
 
-Every function here is safe to call twice, from two processes at once, and after a kill: it looks, claims,
-looks again, and makes only what is missing. What is used is looked at first: damaged, it is made again.
+The functions are safe to call twice, from two processes at once, and after a kill. A checkpoint is verified
+before its use; a damaged one is made again.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Export: a trial's adapter as others take it: files for their tools, a model card, the way to the hub."""
+"""Export of a trial's adapter: files for other tools, a model card, the upload to the hub."""
 
 from harness.reporting.export.export import export_trial
 

@@ -1,7 +1,4 @@
-"""The model card: what the adapter is, what the sweep measured with it, and how to use it.
-
-How an exported adapter is used in diffusers, A1111 and ComfyUI, and what differs from the sweep there.
-"""
+"""The model card: the adapter, its scores against controls, its use in diffusers, A1111 and ComfyUI."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""A trial as a folder that explains itself: adapter, model card, contact sheet, configuration.
-
-An export on its way to the hub.
-"""
+"""A trial as a folder: adapter, model card, contact sheet, configuration; and its upload to the hub."""
 
 import json
 import os

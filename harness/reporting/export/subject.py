@@ -1,7 +1,4 @@
-"""The trial that is exported: found in the tables, with the names it goes by outside.
-
-What a card or a file's header may say of a sweep: nothing that tells where on this machine things lie.
-"""
+"""The exported trial: found in the tables, with its public names, and without paths of this machine."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Images on the page: which pairs are shown (by rule, not by eye), and their thumbnails."""
+"""Images on the page: the pairs shown (by rule, not by eye), and their thumbnails."""
 
 import base64
 import io

@@ -1,7 +1,4 @@
-"""Arms of one family, which differ in values such as an adapter's scale; and which arms images show.
-
-Where trials stand in a grid: two axes as columns and rows, every other combination a panel.
-"""
+"""Layout of the page: families of arms, and the grid of trials (two axes, a panel per combination)."""
 
 import re
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""The page: sections gathered from a study, rendered by a template, written whole or not at all.
-
-Arms and their adapters in words: what acts where, how strongly, and where it comes from.
-"""
+"""The page: sections of a study, with arms in words, rendered by a template and written atomically."""
 
 import base64
 import json
