@@ -32,25 +32,29 @@ SIDE = 16  # px
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretendedBench(Context):
-    """A bench whose model draws flat colours."""
+class PretendedContext(Context):
+    """A context whose model generates flat colours."""
 
     def model(self, config: ModelConfig) -> "Model":
         """Knows no more than drawing and making datasets ask for."""
         known = SimpleNamespace(unknown=lambda texts: set())  # no text need be encoded
         flat = SimpleNamespace(
-            config=config, resolution=SIDE, scheduler="EulerDiscreteScheduler", arm=_arm, texts=known
+            config=config,
+            resolution=SIDE,
+            scheduler="EulerDiscreteScheduler",
+            generate=_generate,
+            texts=known,
         )
         return cast("Model", flat)
 
 
 def carry_out(plan: Plan, workspace: Workspace, *, shown: bool = True) -> SweepRun:
     """Make everything that the sweep asks for and the store lacks. `shown`: what publishing it says."""
-    ctx = PretendedBench(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
+    ctx = PretendedContext(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
     return run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
 
 
-def _arm(rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
+def _generate(rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
     return [GeneratedImage(image=_flat(row), latent_hash=f"{row.seed}") for row in rows]
 
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from harness.metrics.encoder import Encoder

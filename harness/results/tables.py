@@ -163,7 +163,8 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
 
 
 FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")  # in sweep.json beside the sweep
-FILES = (*(f"{name}.parquet" for name in SCHEMAS), "sweep.json")  # in the order in which they are written
+SWEEP = "sweep.json"
+FILES = (*(f"{name}.parquet" for name in SCHEMAS), SWEEP)  # in the order in which they are written
 
 
 def typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -195,10 +196,10 @@ def write(
     text = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     tables = {name: to_arrow(frames[name], schema) for name, schema in SCHEMAS.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").unlink(missing_ok=True)
+    (folder / SWEEP).unlink(missing_ok=True)
     for name, table in tables.items():
         _replace(folder / f"{name}.parquet", partial(pq.write_table, table))
-    _replace(folder / "sweep.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _replace(folder / SWEEP, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
             f"no such folder: {folder}; give WORKSPACE/sweeps/NAME, which `harness run` prints"
         )
     try:
-        sweep: dict[str, Any] = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        sweep: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WorkspaceError(
             f"{folder} is not a finished sweep: it has no sweep.json; give WORKSPACE/sweeps/NAME, "

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from harness.config.schema.adapter import AdapterConfig
 from harness.config.schema.evaluation import Branch, MergeConfig, Scheduler
 from harness.config.schema.model import ModelConfig
-from harness.diffusion.adapters.adapter import ParameterGroup
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
+
+    from harness.diffusion.adapters.adapter import ParameterGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Fresh:
 class Member(Protocol):
     """One trial's adapter among those that are trained together."""
 
-    def groups(self) -> list[ParameterGroup]:
+    def groups(self) -> list["ParameterGroup"]:
         """The adapter's parameters, fp32, each once, in a stable order; no group is empty."""
         ...
 

@@ -20,7 +20,7 @@ from harness.config.schema.sweep import SweepConfig
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
 from harness.engine.stages.scoring import metric_name
 from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
-from harness.results.tables import FACTS
+from harness.results.tables import FACTS, SWEEP
 from harness.store.artifact import Artifact, is_manifest
 from harness.store.workspace import PLAN, Place, Workspace
 
@@ -179,7 +179,7 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
     unreadable: dict[str, str] = {}
     for name in workspace.sweep_names():
         folder, where = workspace.fetch_sweep(name), workspace.shown(workspace.sweep(name))
-        files = [folder / file for file in (PLAN, "sweep.json") if (folder / file).is_file()]
+        files = [folder / file for file in (PLAN, SWEEP) if (folder / file).is_file()]
         if not files:
             unreadable[name] = f"{where} does not say what its sweep needs: it has no {PLAN}"
         try:
@@ -205,7 +205,7 @@ def _named(folder: Path) -> frozenset[str]:
 
     They are the plan's, unless another version of this program gives the same things other ids.
     """
-    if not (folder / "sweep.json").is_file():
+    if not (folder / SWEEP).is_file():
         return frozenset()
     trials = pd.read_parquet(folder / "trials.parquet", columns=["dataset_id", "adapter_path"])
     images = pd.read_parquet(folder / "images.parquet", columns=["path"])
