@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from harness.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,10 +18,10 @@ class LowRankLayer:
     Linear: [R, I] and [O, R]. Convolution: [R, I, k, k] and [O, R, 1, 1].
     """
 
-    down: torch.Tensor
-    up: torch.Tensor
+    down: "torch.Tensor"
+    up: "torch.Tensor"
     scale: float
-    magnitude_O: torch.Tensor | None = None
+    magnitude_O: "torch.Tensor | None" = None
 
 
 LowRank = Mapping[str, LowRankLayer]  # by the name of the module; empty for an adapter without a part here
@@ -34,15 +35,15 @@ class Embedding:
     """
 
     word: str
-    learnt_ND: tuple[torch.Tensor, torch.Tensor]
-    start_ND: tuple[torch.Tensor, torch.Tensor] | None
+    learnt_ND: "tuple[torch.Tensor, torch.Tensor]"
+    start_ND: "tuple[torch.Tensor, torch.Tensor] | None"
 
     @property
     def vectors(self) -> int:
         """How many tokens stand for the word."""
         return self.learnt_ND[0].shape[0]
 
-    def at(self, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def at(self, scale: float) -> "tuple[torch.Tensor, torch.Tensor]":
         """The vectors start + scale · (learnt − start). Raises ModelError where the start is not known."""
         if scale == 1:
             return self.learnt_ND

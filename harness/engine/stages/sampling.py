@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.config.plan.plan import Cell, ResolvedArm
-from harness.diffusion.sampling.generate import chunk_of
 from harness.engine.stages.context import Context
 from harness.engine.stages.encodings import ensure_texts
 from harness.engine.stages.training import adapter_path, ensure_whole_adapter
@@ -166,7 +165,7 @@ def _free_shares(ctx: Context, wanted: Sequence[Wanted]) -> Iterator[_Held]:
 
 def _generate_batch(ctx: Context, model: "Model", batch: Sequence[tuple[ResolvedArm, Cell]]) -> None:
     """One batch; what it has of each draw is a stage of its own."""
-    from harness.diffusion.sampling.generate import Part, generate_cells
+    from harness.diffusion.sampling.generate import Part, chunk_of, generate_cells
 
     with ExitStack() as artifacts:
         parts, facts = [], []
