@@ -164,7 +164,7 @@ def test_the_same_sweep_gives_the_same_images_and_scores(
     columns = ["image_id", "latent_hash"]
     pd.testing.assert_frame_equal(again.results.images[columns], finished[1].results.images[columns])
     # Packs and batches may be cut in another way, which rounds in another way.
-    pd.testing.assert_frame_equal(again.results.scores, finished[1].results.scores, atol=0.05)
+    pd.testing.assert_frame_equal(again.results.scores, finished[1].results.scores, rtol=0.1, atol=0.1)
 
 
 def test_a_failed_run_is_a_row_and_loses_no_other(
