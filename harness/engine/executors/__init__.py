@@ -41,6 +41,6 @@ def make_executor(name: ExecutorName, *, address: str | None = None) -> Abstract
                     f"a sweep cannot be driven through Ray's client ({address}); from outside a cluster use "
                     "`ray job submit --address http://HOST:8265 -- harness run …`"
                 )
-            from harness.engine.executors.ray_tune import RayWhenNeeded
+            from harness.engine.executors.ray_when_needed import RayWhenNeeded
 
             return RayWhenNeeded(address)

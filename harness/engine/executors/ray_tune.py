@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import astuple, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -38,43 +37,7 @@ from harness.engine.executors.ray_scheduler import LOOKS, Answers, Judge, stoppe
 from harness.engine.executors.timeout import EndingTheProcess, minutes_for, note_of, too_long
 from harness.engine.stages.context import Context, Event, Kind
 from harness.engine.tasks import Task
-from harness.engine.worker import Executor, Outcome, Performing, attempt, climb, perform
-
-
-class RayWhenNeeded:
-    """As `RayTuneExecutor`, for the time of a block."""
-
-    def __init__(self, address: str | None) -> None:
-        """Nothing is imported, and nobody is asked."""
-        self.address = address
-        self._block = ExitStack()
-        self._executor: Executor | None = None
-
-    def __enter__(self) -> "RayWhenNeeded":
-        """Nothing is imported before there is something to do."""
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        """Leave Ray, if it was needed."""
-        self._block.__exit__(*raised)
-
-    def workers(self, ctx: Context) -> int:
-        """How many tasks are carried out side by side."""
-        return self._needed().workers(ctx)
-
-    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-        """Perform all tasks."""
-        return self._needed().run(tasks, ctx)
-
-    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-        """Perform tasks of one training run each, and stop those that the scheduler says."""
-        return self._needed().race(tasks, ctx, decisions)
-
-    def _needed(self) -> Executor:
-        if self._executor is None:
-            self._executor = self._block.enter_context(RayTuneExecutor(self.address))
-        return self._executor
-
+from harness.engine.worker import Outcome, Performing, attempt, climb, perform
 
 REPORT_EVERY_SECONDS = 2.0
 
