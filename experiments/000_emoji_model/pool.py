@@ -30,6 +30,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def caption_again(self, world: World, row: int, rng: np.random.Generator) -> str:
+        """Other words for the same scene, so that a pool holds more captions than scenes."""
+        return world.caption(self.subjects[row], self.backdrops[row], self.damages[row], rng)
+
 
 def _chunk(cache: Path, seed: int, index: int) -> tuple[NDArray[np.uint8], list[dict]]:
     world, rng = World(cache), np.random.default_rng((seed, index))
@@ -82,6 +86,11 @@ def load(folder: Path) -> Pool:
     return as_pool(
         np.load(folder / "pictures.npy", mmap_mode="r"), json.loads((folder / "scenes.json").read_text())
     )
+
+
+def held_out(cache: Path, size: int = CHUNK, seed: int = 778) -> Pool:
+    """Scenes that are not in the pool, for a look while a stage learns; evaluation has yet another seed."""
+    return as_pool(*render(cache, size, seed, workers=1))
 
 
 def as_batch(pictures: NDArray[np.uint8]) -> torch.Tensor:

@@ -7,10 +7,7 @@ python experiments/000_emoji_model/train.py --work DIR --stage vae  # one stage
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-import torch
 
 STAGES = ("pool", "vae", "text", "latents", "base", "decoder", "scorer", "refiner", "export", "evaluate")
 
@@ -19,19 +16,19 @@ def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
     """One stage; imports are inside so that a stage loads only what it needs."""
     import pool
     import text
-    import unet
-    import vae
     from world import World
 
     if stage == "pool":
-        pool.make(cache, work, 40_000)
+        pool.make(cache, work, 80_000)
         return
     scenes = pool.load(work)
     match stage:
         case "vae":
-            vae.train(scenes, work, 2000)
+            import vae
+
+            vae.train(scenes, pool.held_out(cache), cache, work, 5000)
         case "text":
-            text.train(World(cache), scenes, work, 450)
+            text.train(World(cache), scenes, work, 700)
         case "latents":
             unet.cache_texts(text.load(work), scenes, work)
             (work / "scaling.txt").write_text(str(vae.encode_pool(vae.load(work), scenes, work)))
@@ -77,7 +74,6 @@ def main() -> None:
         "--minutes", type=float, help="how long a UNet or the decoder learns, in place of the default"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
     from world import download
 
     cache = download(arguments.cache or arguments.work / "data")
