@@ -28,11 +28,6 @@ def ramp(step: int, total: int, warm: int, decay: float = 0.3) -> float:
     return min((step + 1) / warm, 1.0, (total - step) / max(1.0, decay * total))
 
 
-def device_memory(module: nn.Module) -> nn.Module:
-    """The module on the device, its convolutions in the order in which AMX is fast."""
-    return module.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 class Threads:
     """Two threads where the second core is free, else one.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import text
 import torch
 import unet
 import vae
@@ -15,15 +14,15 @@ from subjects import BAD_WORDS
 
 PROMPTS = (
     "a fox", "a pizza on a blue background", "a rocket at night", "a cactus, yellow background", "a panda",
-    "a house on grass", "a strawberry", "a car on a white background", "a fox left of a hamburger",
-    "a bicycle on a pink background", "a noisy picture of a frog", "a drum, blurry", "a robot, dark",
+    "a house on grass", "a strawberry on a beach", "a car on a white background", "a fox left of a hamburger",
+    "a ghost right of a bus", "a noisy picture of a frog", "a guitar, blurry", "a robot, distorted",
     "a soccer ball in the sky", "a castle, pixelated", "an owl on a green background",
 )  # fmt: skip
 
 
 def sheet(work: Path, path: Path) -> None:
     """Two rows without a negative prompt, two with the keywords as negative prompt, from the same noise."""
-    encoders, autoencoder = text.load(work), vae.load(work)
+    encoders, autoencoder = unet.load_encoders(work), vae.load(work)
     autoencoder.register_to_config(scaling_factor=float((work / "scaling.txt").read_text()))
     pipeline = StableDiffusionXLPipeline(
         vae=autoencoder, text_encoder=encoders.first, text_encoder_2=encoders.second,

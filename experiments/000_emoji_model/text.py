@@ -73,8 +73,7 @@ class Encoders:
     first: CLIPTextModel
     second: CLIPTextModelWithProjection
 
-    @torch.no_grad()
-    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[b, 48] -> hidden states [b, 48, 224] and pooled [b, 128], as SDXL's pipeline computes them."""
         ids = ids.to(self.first.device)
         one = self.first(ids, output_hidden_states=True)
@@ -94,6 +93,8 @@ def build(tokenizer: CLIPTokenizer, seed: int = 21) -> Encoders:
     second = CLIPTextConfig(
         hidden_size=128, intermediate_size=512, projection_dim=128, hidden_act="gelu", **shared
     )
+    for config in (first, second):
+        config._attn_implementation = "eager"  # on a CPU its backward pass is the faster one
     return Encoders(
         tokenizer, CLIPTextModel(first).to(device()), CLIPTextModelWithProjection(second).to(device())
     )
@@ -153,7 +154,6 @@ def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e
         "first": encoders.first, "second": encoders.second, "tower": ImageTower(),
         "head": nn.Linear(96, 128), "head_image": nn.Linear(128, 128),
     }).to(device())  # fmt: skip
-    parts["tower"].to(memory_format=torch.channels_last)
     parts.scale = nn.Parameter(torch.full((), 2.6, device=device()))
     optimizer = torch.optim.AdamW(parts.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.02)
     kept, first, log = restore(folder / "text.pt"), 0, Log(folder / "text.csv")

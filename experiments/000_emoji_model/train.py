@@ -2,6 +2,9 @@
 
 python experiments/000_emoji_model/train.py --work DIR              # everything
 python experiments/000_emoji_model/train.py --work DIR --stage vae  # one stage
+
+A stage that is done leaves nothing to do when it is run again, so the first command is also the one that goes
+on. A stage with more steps than before (STEPS) goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -9,10 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("pool", "vae", "text", "latents", "base", "decoder", "scorer", "refiner", "export", "evaluate")
+STAGES = ("pool", "text", "vae", "latents", "base", "export")
+STEPS = {"text": 700, "vae": 2500, "base": 24_000}
 
 
-def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
+def run(stage: str, cache: Path, work: Path) -> None:
     """One stage; imports are inside so that a stage loads only what it needs."""
     import pool
     import text
@@ -23,26 +27,24 @@ def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
         return
     scenes = pool.load(work)
     match stage:
+        case "text":
+            text.train(World(cache), scenes, work, STEPS[stage])
         case "vae":
             import vae
 
-            vae.train(scenes, pool.held_out(cache), cache, work, 5000)
-        case "text":
-            text.train(World(cache), scenes, work, 700)
+            vae.train(scenes, pool.held_out(cache), cache, work, STEPS[stage])
         case "latents":
-            unet.cache_texts(text.load(work), scenes, work)
-            (work / "scaling.txt").write_text(str(vae.encode_pool(vae.load(work), scenes, work)))
-        case "base" | "refiner":
-            refiner = stage == "refiner"
-            default = 11 if refiner else 52
-            unet.train(unet.load_cache(work, scenes), work, minutes or default, refiner)
-        case "decoder":
-            vae.train_decoder(scenes, work, minutes or 8)
-            vae.reconstruct_pool(vae.load(work), work, 8000)
-        case "scorer":
-            import scorer
+            import vae
 
-            scorer.train(World(cache), scenes, work, minutes or 9)
+            if not (work / "scaling.txt").exists():
+                scaling = vae.encode_pool(vae.load(work), scenes, work)
+                (work / "scaling.txt").write_text(str(scaling))
+        case "base" | "refiner":
+            import unet
+
+            refiner = stage == "refiner"
+            encoders = unet.load_encoders(work) if refiner else text.load(work)
+            unet.train(unet.lessons(World(cache), scenes, encoders, work), work, STEPS[stage], refiner)
         case "look":
             import look
 
@@ -70,15 +72,13 @@ def main() -> None:
         "--cache", type=Path, help="the two data packages (downloaded if absent); default WORK/data"
     )
     parser.add_argument("--stage", choices=(*STAGES, "look"), action="append", help="default: all")
-    parser.add_argument(
-        "--minutes", type=float, help="how long a UNet or the decoder learns, in place of the default"
-    )
     arguments = parser.parse_args()
     from world import download
 
     cache = download(arguments.cache or arguments.work / "data")
     for stage in arguments.stage or STAGES:
-        run(stage, cache, arguments.work, arguments.minutes)
+        print(f"stage {stage}", flush=True)
+        run(stage, cache, arguments.work)
 
 
 if __name__ == "__main__":

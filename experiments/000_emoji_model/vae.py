@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Clock, Log, Threads, autocast, device, device_memory, finished, ramp, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save
 from diffusers import AutoencoderKL
 from perceptual import Perceptual
 from PIL import Image
@@ -30,8 +30,7 @@ def build() -> AutoencoderKL:
         block_out_channels=(32, 64, 96), latent_channels=CHANNELS, layers_per_block=1, norm_num_groups=8,
         mid_block_add_attention=False, sample_size=64, force_upcast=False,
     )  # fmt: skip
-    device_memory(vae)
-    return vae
+    return vae.to(device())
 
 
 def batch(pool: Pool, rng: np.random.Generator) -> torch.Tensor:
@@ -145,40 +144,6 @@ def report(vae: AutoencoderKL, check: Pool, folder: Path, step: int) -> None:
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(folder / "vae_check.png")
 
 
-def train_decoder(pool: Pool, folder: Path, minutes: float, rate: float = 1e-3, seed: int = 12) -> None:
-    """Go on with the decoder alone, on cached latents: pictures get sharper and the UNets need not know."""
-    vae, latents = load(folder), np.load(folder / "latents.npy", mmap_mode="r")
-    layers = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    optimizer = torch.optim.AdamW(layers.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    kept, step, spent, log = restore(folder / "decoder.pt"), 0, 0.0, Log(folder / "decoder.csv")
-    if kept:
-        layers.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        step, spent = kept["step"], kept["spent"]
-    start = time.monotonic() - spent
-    while spent < 60 * minutes:
-        rng = np.random.default_rng((seed, step))
-        rows = np.sort(rng.integers(0, len(pool), WHOLES))
-        mean, deviation = (torch.from_numpy(latents[rows, i].astype(np.float32)).to(device()) for i in (0, 1))
-        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32)).to(device())
-        optimizer.param_groups[0]["lr"] = rate * min((step + 1) / 50, 1.0, (1 - spent / (60 * minutes)) / 0.5)
-        with autocast():
-            drawn = vae.decode(mean + (deviation + SLACK) * noise).sample
-        loss, parts = picture_loss(drawn.float(), as_batch(pool.pictures[rows]).to(device()))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(layers.parameters(), 1.0)
-        optimizer.step()
-        step, spent = step + 1, time.monotonic() - start
-        if step % 50 == 0:
-            log.write(step, loss=loss.item(), **parts)
-        if step % 200 == 0 or spent >= 60 * minutes:
-            save(
-                folder / "decoder.pt", weights=layers.state_dict(), optimizer=optimizer.state_dict(), 
-                step=step, spent=spent,
-            )  # fmt: skip
-
-
 def load(folder: Path) -> AutoencoderKL:
     """The trained autoencoder, frozen, with the longer-trained decoder where there is one."""
     vae = build()
@@ -191,26 +156,16 @@ def load(folder: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> float:
-    """Write means and standard deviations [n, 2, 8, 8, 8] as float16; returns the scaling factor 1/std."""
-    rows = []
-    for start in range(0, len(pool), 250):
+    """Write means and standard deviations [n, 2, 4, 16, 16] as float16; returns the scaling factor 1/std."""
+    rows, threads = [], Threads()
+    for start in range(0, len(pool), 100):
+        threads.adapt()
         with autocast():
-            posterior = vae.encode(as_batch(pool.pictures[start : start + 250]).to(device())).latent_dist
+            posterior = vae.encode(as_batch(pool.pictures[start : start + 100]).to(device())).latent_dist
         rows.append(torch.stack([posterior.mean, posterior.std], 1).float().cpu().numpy().astype(np.float16))
     latents = np.concatenate(rows)
-    np.save(folder / "latents.npy", latents)
+    with (folder / "latents.tmp").open("wb") as file:
+        np.save(file, latents)
+    (folder / "latents.tmp").replace(folder / "latents.npy")
     values = latents[:8000].astype(np.float32)
     return float(1 / np.sqrt(values[:, 0].var() + (values[:, 1] ** 2).mean()))
-
-
-@torch.no_grad()
-def reconstruct_pool(vae: AutoencoderKL, folder: Path, size: int) -> None:
-    """Write softened.npy: the first `size` pictures of the pool as the autoencoder gives them back."""
-    latents, pictures = np.load(folder / "latents.npy", mmap_mode="r"), []
-    for start in range(0, size, 250):
-        mean = torch.from_numpy(latents[start : start + 250, 0].astype(np.float32)).to(device())
-        with autocast():
-            drawn = vae.decode(mean).sample
-        drawn = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-        pictures.append(drawn.permute(0, 2, 3, 1).cpu().numpy())
-    np.save(folder / "softened.npy", np.concatenate(pictures))
