@@ -31,8 +31,8 @@ def ramp(step: int, total: int, warm: int, decay: float = 0.3) -> float:
 class Threads:
     """Two threads where the second core is free, else one.
 
-    Two threads wait for each other after each operator. Where another process holds a core, the waiting makes a
-    step ten times as long as one thread alone takes.
+    Two threads wait for each other after each operator. Where another process holds a core, the waiting
+    makes a step ten times as long as one thread alone takes.
     """
 
     def __init__(self, most: int = 2, every: float = 10.0) -> None:

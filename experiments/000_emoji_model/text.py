@@ -129,7 +129,7 @@ class ImageTower(nn.Module):
 
 
 def contrast(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss on unit vectors (Radford et al. 2021); texts beyond the images are false for all."""
+    """CLIP's symmetric loss (Radford et al. 2021); texts beyond the number of images fit none of them."""
     logits = scale.exp().clamp(max=60) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
     target = torch.arange(len(images), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: len(images)], target)) / 2
@@ -189,7 +189,8 @@ def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e
             log.write(step + 1, first=loss_one.item(), second=loss_two.item(), scale=parts.scale.item())
         if clock.due() or step + 1 == steps:
             save(
-                folder / "text.pt", weights=parts.state_dict(), optimizer=optimizer.state_dict(), step=step + 1
+                folder / "text.pt", weights=parts.state_dict(), optimizer=optimizer.state_dict(),
+                step=step + 1,
             )  # fmt: skip
 
 

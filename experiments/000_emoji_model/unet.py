@@ -1,7 +1,7 @@
 """The two UNets: one draws, the other refines the last fifth of the noise schedule.
 
-The base goes on teaching the text encoders: against pictures alone they learn subjects and places, but hardly the
-words for damages or who stands on the left. The refiner takes them as the base left them.
+The base goes on teaching the text encoders: against pictures alone they learn subjects and places, but
+hardly the words for damages or who stands on the left. The refiner takes them as the base left them.
 
 v-prediction on a schedule that ends in pure noise (Lin et al. 2024, "Common diffusion noise schedules and
 sample steps are flawed"): few steps teach it backdrops and colours that epsilon-prediction does not learn.
@@ -44,7 +44,7 @@ def signal_levels() -> torch.Tensor:
 
 
 def build(refiner: bool, seed: int) -> UNet2DConditionModel:
-    """9 million parameters for the base and 2 million for the refiner; the top level has no attention, as SDXL's."""
+    """9 million parameters for the base, 2 for the refiner; the top level has no attention, as in SDXL."""
     torch.manual_seed(seed)
     widths, context, time_ids = ((48, 96), 128, 5) if refiner else ((64, 128, 160), 224, 6)
     deeper = len(widths) - 1
@@ -63,7 +63,7 @@ def build(refiner: bool, seed: int) -> UNet2DConditionModel:
 
 @dataclass(kw_only=True)
 class Lessons:
-    """What a UNet learns from: latents [n, 2, 4, 16, 16] (mean, deviation) of the pool, and words for them."""
+    """What a UNet learns from: latents [n, 2, 4, 16, 16] (mean, deviation), and words for them."""
 
     world: World
     pool: Pool

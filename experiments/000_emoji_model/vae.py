@@ -1,7 +1,7 @@
-"""The autoencoder: 64 px pictures to 16 x 16 latents of 4 channels, a quarter of the side as few as SDXL's eighth.
+"""The autoencoder: 64 px pictures to 16 x 16 latents of 4 channels.
 
-An eighth of the side (the first edition: 8 x 8 x 8 numbers) loses eyes, stars and spokes at this size; a quarter
-keeps them, and the UNet's top level without attention, as SDXL's own, keeps the price of a picture.
+A quarter of the side where SDXL has an eighth: at this size an eighth (the first edition: 8 x 8 x 8 numbers)
+loses eyes, stars and spokes. The UNet's top level has no attention, as SDXL's, which keeps a picture cheap.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def reconstruct(vae: AutoencoderKL, pictures: np.ndarray, chunk: int = 100) -> n
     rows = []
     for start in range(0, len(pictures), chunk):
         with autocast():
-            drawn = vae.decode(vae.encode(as_batch(pictures[start : start + chunk]).to(device())).latent_dist.mean)
+            drawn = vae.decode(
+                vae.encode(as_batch(pictures[start : start + chunk]).to(device())).latent_dist.mean
+            )
         drawn = ((drawn.sample.float().clamp(-1, 1) + 1) * 127.5).round().byte()
         rows.append(drawn.permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(rows)
@@ -99,7 +101,9 @@ def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
     return float((10 * np.log10(255**2 / np.maximum(error.mean((1, 2, 3)), 1e-3))).mean())
 
 
-def train(pool: Pool, check: Pool, cache: Path, folder: Path, steps: int, rate: float = 1.5e-3, seed: int = 11) -> None:
+def train(
+    pool: Pool, check: Pool, cache: Path, folder: Path, steps: int, rate: float = 1.5e-3, seed: int = 11
+) -> None:
     """Train, or go on from the checkpoint; `check` holds pictures that are not learnt from."""
     torch.manual_seed(seed)
     vae, perceptual = build(), Perceptual(cache)
@@ -133,7 +137,9 @@ def report(vae: AutoencoderKL, check: Pool, folder: Path, step: int) -> None:
     given = reconstruct(vae, check.pictures)
     clean = check.severities == 0
     Log(folder / "vae_check.csv").write(
-        step, psnr_clean=psnr(check.pictures[clean], given[clean]), psnr_bad=psnr(check.pictures[~clean], given[~clean])
+        step,
+        psnr_clean=psnr(check.pictures[clean], given[clean]),
+        psnr_bad=psnr(check.pictures[~clean], given[~clean]),
     )
     rows = []
     for chosen in (np.flatnonzero(clean)[:24], np.flatnonzero(~clean)[:12]):

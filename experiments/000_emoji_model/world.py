@@ -88,7 +88,7 @@ class World:
         """A random scene; `subject` and `clean` may be fixed."""
         count = 2 if subject is None and rng.random() < 0.25 else 1
         chosen = [subject] if subject else [str(n) for n in rng.choice(self.names, count, replace=False)]
-        backdrop = str(rng.choice([*COLOURS])) if rng.random() < 0.65 else str(rng.choice([*SCENES]))
+        backdrop = self.backdrop(rng)
         picture = self.compose(chosen, backdrop, rng)
         damages, severity = [], 0.0
         if rng.random() < 0.5 if clean is None else not clean:
@@ -104,6 +104,10 @@ class World:
             picture=picture, caption=caption, subjects=tuple(chosen), backdrop=backdrop,
             damages=tuple(damages), severity=severity,
         )  # fmt: skip
+
+    def backdrop(self, rng: Rng) -> str:
+        """A colour (65 %) or a place."""
+        return str(rng.choice([*COLOURS])) if rng.random() < 0.65 else str(rng.choice([*SCENES]))
 
     def compose(self, subjects: list[str], backdrop: str, rng: Rng) -> Image.Image:
         """Sprites on a backdrop, size and place jittered; two stand left and right."""
