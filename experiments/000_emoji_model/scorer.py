@@ -125,9 +125,10 @@ class Lessons:
 
     def scenes(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Pictures and their rows in the pool; half of those that can be are softened."""
-        rows = np.sort(rng.integers(0, len(self.softened) if rng.random() < 0.6 else len(self.pool), count))
+        few = len(self.softened)  # a scene that is there in both forms comes more often
+        rows = np.sort(rng.integers(0, few if few and rng.random() < 0.6 else len(self.pool), count))
         pictures = np.array(self.pool.pictures[rows])
-        soft = (rows < len(self.softened)) & (rng.random(count) < 0.5)
+        soft = (rows < few) & (rng.random(count) < 0.5)
         pictures[soft] = self.softened[rows[soft]]
         return pictures, rows
 
@@ -156,6 +157,15 @@ class Lessons:
             row = int(rng.integers(len(source)))
             if self.pool.severities[row] == 0:
                 return Image.fromarray(np.array(source[row]))
+
+
+def lessons(world: World, pool: Pool, folder: Path) -> Lessons:
+    """What the stage `drawn` wrote; without it, the pool alone."""
+    found = {}
+    for name in ("softened", "drawn"):
+        path = folder / f"{name}.npy"
+        found[name] = np.load(path) if path.exists() else np.array(pool.pictures[:0])
+    return Lessons(world=world, pool=pool, **found)
 
 
 def train(kind: Kind, source: Lessons, folder: Path, steps: int) -> None:

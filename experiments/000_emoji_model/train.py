@@ -12,11 +12,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("pool", "text", "vae", "latents", "base", "export")
-STEPS = {"text": 700, "vae": 2500, "base": 24_000}
+STAGES = (
+    "pool", "text", "vae", "latents", "base", "decoder", "drawn", "first", "second", "refiner", "export",
+)  # fmt: skip
+STEPS = {
+    "text": 700, "vae": 2500, "base": 24_000, "decoder": 1500, "first": 2000, "second": 2500, "refiner": 3000,
+}  # fmt: skip
+SOFTENED, DRAWN = 10_000, 2000
 
 
-def run(stage: str, cache: Path, work: Path) -> None:
+def run(stage: str, cache: Path, work: Path, target: Path) -> None:
     """One stage; imports are inside so that a stage loads only what it needs."""
     import pool
     import text
@@ -29,10 +34,11 @@ def run(stage: str, cache: Path, work: Path) -> None:
     match stage:
         case "text":
             text.train(World(cache), scenes, work, STEPS[stage])
-        case "vae":
+        case "vae" | "decoder":
             import vae
 
-            vae.train(scenes, pool.held_out(cache), cache, work, STEPS[stage])
+            learn = vae.train if stage == "vae" else vae.train_decoder
+            learn(scenes, pool.held_out(cache), cache, work, STEPS[stage])
         case "latents":
             import vae
 
@@ -45,21 +51,26 @@ def run(stage: str, cache: Path, work: Path) -> None:
             refiner = stage == "refiner"
             encoders = unet.load_encoders(work) if refiner else text.load(work)
             unet.train(unet.lessons(World(cache), scenes, encoders, work), work, STEPS[stage], refiner)
+        case "drawn":
+            import draw
+            import vae
+
+            if not (work / "softened.npy").exists():
+                vae.soften(vae.load(work), work, SOFTENED)
+            draw.make(World(cache), work, DRAWN)
+        case "first" | "second":
+            import scorer
+
+            source = scorer.lessons(World(cache), scenes, work)
+            scorer.train(scorer.KINDS[stage], source, work, STEPS[stage])
         case "look":
             import look
 
             look.sheet(work, work / "look.png")
-        case "evaluate":
-            import evaluate
-
-            evaluate.measure(cache)
         case "export":
             import export
 
-            harness = Path(__file__).parents[2] / "harness"
-            export.export_model(World(cache), work, harness / "models" / "emoji")
-            if (work / "scorer.pt").exists():
-                export.export_scorer(work, harness / "metrics" / "emoji")
+            export.write(World(cache), work, target)
 
 
 def main() -> None:
@@ -71,6 +82,10 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, help="the two data packages (downloaded if absent); default WORK/data"
     )
+    parser.add_argument(
+        "--target", type=Path, default=Path(__file__).parents[2] / "harness",
+        help="the folder with models/emoji and metrics/emoji that `export` writes",
+    )  # fmt: skip
     parser.add_argument("--stage", choices=(*STAGES, "look"), action="append", help="default: all")
     arguments = parser.parse_args()
     from world import download
@@ -78,7 +93,7 @@ def main() -> None:
     cache = download(arguments.cache or arguments.work / "data")
     for stage in arguments.stage or STAGES:
         print(f"stage {stage}", flush=True)
-        run(stage, cache, arguments.work)
+        run(stage, cache, arguments.work, arguments.target)
 
 
 if __name__ == "__main__":

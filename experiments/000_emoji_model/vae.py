@@ -132,11 +132,11 @@ def train(
             report(vae, check, folder, step + 1)
 
 
-def report(vae: AutoencoderKL, check: Pool, folder: Path, step: int) -> None:
+def report(vae: AutoencoderKL, check: Pool, folder: Path, step: int, name: str = "vae_check") -> None:
     """PSNR of held-out clean and damaged pictures, and a sheet: picture above, as given back below."""
     given = reconstruct(vae, check.pictures)
     clean = check.severities == 0
-    Log(folder / "vae_check.csv").write(
+    Log(folder / f"{name}.csv").write(
         step,
         psnr_clean=psnr(check.pictures[clean], given[clean]),
         psnr_bad=psnr(check.pictures[~clean], given[~clean]),
@@ -147,7 +147,48 @@ def report(vae: AutoencoderKL, check: Pool, folder: Path, step: int) -> None:
             some = chosen[start : start + 12]
             rows += [np.concatenate(list(source[some]), 1) for source in (check.pictures, given)]
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(folder / "vae_check.png")
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(folder / f"{name}.png")
+
+
+def decoder_of(vae: AutoencoderKL) -> torch.nn.ModuleList:
+    """What goes on learning after the latents are fixed."""
+    return torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
+
+
+def train_decoder(
+    pool: Pool, check: Pool, cache: Path, folder: Path, steps: int, rate: float = 8e-4, seed: int = 12
+) -> None:
+    """Go on with the decoder alone, on cached latents: pictures get sharper and the UNets need not know."""
+    vae, latents, perceptual = load(folder), np.load(folder / "latents.npy", mmap_mode="r"), Perceptual(cache)
+    layers = decoder_of(vae).requires_grad_(True)
+    optimizer = torch.optim.AdamW(layers.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    kept, first, log = restore(folder / "decoder.pt"), 0, Log(folder / "decoder.csv")
+    if kept:
+        optimizer.load_state_dict(kept["optimizer"])
+        first = kept["step"]
+    threads, clock = Threads(), Clock()
+    for step in range(first, steps):
+        threads.adapt()
+        rng = np.random.default_rng((seed, step))
+        rows = np.sort(rng.integers(0, len(pool), WHOLES))
+        mean, deviation = (torch.from_numpy(latents[rows, i].astype(np.float32)).to(device()) for i in (0, 1))
+        noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32)).to(device())
+        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 50, 0.7)
+        with autocast():
+            drawn = vae.decode(mean + (deviation + SLACK * float(rng.random())) * noise).sample.float()
+        pictures = as_batch(pool.pictures[rows]).to(device())
+        loss, parts = picture_loss(drawn, pictures)
+        seen = perceptual(drawn, pictures)
+        optimizer.zero_grad()
+        (loss + 0.1 * seen).backward()
+        torch.nn.utils.clip_grad_norm_(layers.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            log.write(step + 1, loss=loss.item(), perceptual=seen.item(), **parts)
+        if clock.due() or step + 1 == steps:
+            state = optimizer.state_dict()
+            save(folder / "decoder.pt", weights=layers.state_dict(), optimizer=state, step=step + 1)
+            report(vae, check, folder, step + 1, "decoder_check")
 
 
 def load(folder: Path) -> AutoencoderKL:
@@ -156,7 +197,7 @@ def load(folder: Path) -> AutoencoderKL:
     vae.load_state_dict(finished(folder / "vae.pt")["weights"])
     better = restore(folder / "decoder.pt")
     if better:
-        torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).load_state_dict(better["weights"])
+        decoder_of(vae).load_state_dict(better["weights"])
     return vae.eval().requires_grad_(False)
 
 
@@ -175,3 +216,17 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, folder: Path) -> float:
     (folder / "latents.tmp").replace(folder / "latents.npy")
     values = latents[:8000].astype(np.float32)
     return float(1 / np.sqrt(values[:, 0].var() + (values[:, 1] ** 2).mean()))
+
+
+@torch.no_grad()
+def soften(vae: AutoencoderKL, folder: Path, size: int) -> None:
+    """Write softened.npy: the first `size` pictures of the pool as the autoencoder gives them back."""
+    latents, pictures, threads = np.load(folder / "latents.npy", mmap_mode="r"), [], Threads()
+    for start in range(0, size, 100):
+        threads.adapt()
+        mean = torch.from_numpy(latents[start : start + 100, 0].astype(np.float32)).to(device())
+        with autocast():
+            drawn = vae.decode(mean).sample
+        drawn = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+        pictures.append(drawn.permute(0, 2, 3, 1).cpu().numpy())
+    np.save(folder / "softened.npy", np.concatenate(pictures))
