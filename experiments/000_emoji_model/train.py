@@ -16,7 +16,7 @@ STAGES = (
     "pool", "text", "vae", "latents", "base", "decoder", "drawn", "first", "second", "refiner", "export",
 )  # fmt: skip
 STEPS = {
-    "text": 700, "vae": 2500, "base": 24_000, "decoder": 1500, "first": 2000, "second": 2500, "refiner": 3000,
+    "text": 700, "vae": 4000, "base": 24_000, "decoder": 1500, "first": 2000, "second": 2500, "refiner": 3000,
 }  # fmt: skip
 SOFTENED, DRAWN = 10_000, 2000
 
