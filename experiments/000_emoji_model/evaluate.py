@@ -318,7 +318,7 @@ def vae_sheet(vae: AutoencoderKL, scenes: Pool, path: Path, before: AutoencoderK
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path, quality=92)
 
 
-def measure(cache: Path, model: Path, judging: Path, out: Path, repeat: int) -> dict[str, Any]:
+def measure(cache: Path, model: Path, judging: Path, out: Path, repeat: int, timed: bool) -> dict[str, Any]:
     """All figures and the sheets; figures.json is written after each part."""
     out.mkdir(parents=True, exist_ok=True)
     judges = {"first": Judge(judging)}
@@ -335,10 +335,12 @@ def measure(cache: Path, model: Path, judging: Path, out: Path, repeat: int) -> 
     prompts, truth = plain_prompts(1)
     pictures = painter.draw(prompts, seed=900)
     named_sheet(pictures, truth, out / "contact_sheet.jpg")
-    note(**autoencoder(painter.base.vae, scenes), **timing(painter, refine=False))
+    note(**autoencoder(painter.base.vae, scenes))
     vae_sheet(painter.base.vae, scenes, out / "vae_sheet.jpg")
-    if painter.refiner is not None:
-        note(**{f"refiner_{k}": v for k, v in timing(painter, refine=True).items()})
+    if timed:
+        note(**timing(painter, refine=False))
+        if painter.refiner is not None:
+            note(**{f"refiner_{k}": v for k, v in timing(painter, refine=True).items()})
     found, plain = drawings(judges, painter, repeat)
     note(**found)
     pairs, two = two_subjects(judges["first"], painter, 96)
@@ -370,8 +372,12 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, default=HARNESS / "metrics" / "emoji")
     parser.add_argument("--out", type=Path, default=HERE, help="figures.json, sheets and (if there) the card")
     parser.add_argument("--repeat", type=int, default=4, help="backdrops per subject")
+    parser.add_argument("--untimed", action="store_true", help="the machine is busy: no seconds per picture")
     arguments = parser.parse_args()
-    figures = measure(arguments.cache, arguments.model, arguments.judges, arguments.out, arguments.repeat)
+    figures = measure(
+        arguments.cache, arguments.model, arguments.judges, arguments.out, arguments.repeat,
+        not arguments.untimed,
+    )  # fmt: skip
     if (arguments.out / "README.md").exists():
         import card
 
