@@ -23,9 +23,12 @@ def autocast() -> torch.autocast:
     return torch.autocast(device().type, dtype=torch.bfloat16)
 
 
-def ramp(step: int, total: int, warm: int, decay: float = 0.3) -> float:
-    """Learning-rate factor: linear warm-up, constant, linear to zero over the last `decay` of the run."""
-    return min((step + 1) / warm, 1.0, (total - step) / max(1.0, decay * total))
+def ramp(step: int, total: int, warm: int, decay: float = 0.3, fresh: int = 0) -> float:
+    """Learning-rate factor: linear warm-up, constant, linear to zero over the last `decay` of the run.
+
+    `fresh` is the step at which the optimizer began without memory.
+    """
+    return min((step - fresh + 1) / warm, 1.0, (total - step) / max(1.0, decay * total))
 
 
 class Threads:
@@ -119,6 +122,20 @@ class Clock:
             return False
         self.last = time.monotonic()
         return True
+
+
+def take_up(kept: dict | None, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Put a checkpoint's weights and memory in place; the step to go on from, and the optimizer's first.
+
+    A checkpoint made from shipped weights has no memory of the optimizer.
+    """
+    if kept is None:
+        return 0, 0
+    learner.load_state_dict(kept["weights"])
+    if kept["optimizer"] is None:
+        return kept["step"], kept["step"]
+    optimizer.load_state_dict(kept["optimizer"])
+    return kept["step"], 0
 
 
 def finished(path: Path) -> dict:

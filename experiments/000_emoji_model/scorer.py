@@ -17,7 +17,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
 from degrade import degrade
 from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -176,11 +176,8 @@ def train(kind: Kind, source: Lessons, folder: Path, steps: int) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(words)
     judge = Judge(kind, len(tokenizer)).to(device())
     optimizer = optimizer_of(judge, kind.rate)
-    kept, first, log = restore(path), 0, Log(folder / f"scorer_{kind.name}.csv")
-    if kept:
-        judge.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first = kept["step"]
+    first, fresh = take_up(restore(path), judge, optimizer)
+    log = Log(folder / f"scorer_{kind.name}.csv")
     threads, clock = Threads(), Clock()
     for step in range(first, steps):
         threads.adapt()
@@ -194,7 +191,7 @@ def train(kind: Kind, source: Lessons, folder: Path, steps: int) -> None:
             other_ids = other_ids[torch.from_numpy(lengths(tokenizer, other_ids) <= SHORT)]
         both, extra = source.pairs(rng, PAIRS)
         for group in optimizer.param_groups:
-            group["lr"] = kind.rate * group["factor"] * ramp(step, steps, 100, 0.6)
+            group["lr"] = kind.rate * group["factor"] * ramp(step, steps, 100, 0.6, fresh)
         with autocast(), sdpa_kernel(SDPBackend.MATH):  # on a CPU the fused one's backward pass is slow
             seen = judge.clip.encode_image(normalised(np.concatenate([pictures, both])))
             texts = encode_short(judge.clip, torch.cat([ids, other_ids])[:, :width].to(device()))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
 from pool import Pool, as_batch
 from subjects import FORBIDDEN
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -145,6 +145,9 @@ def captions_of(
 
 def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e-3, seed: int = 22) -> None:
     """Train both encoders with one image tower; goes on from the checkpoint."""
+    kept = restore(folder / "text.pt")
+    if kept and kept["step"] >= steps:
+        return  # the tower is thrown away with the checkpoint that shipped weights replace
     if not (folder / "tokenizer").exists():
         train_tokenizer(world, pool.captions).save_pretrained(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -156,11 +159,8 @@ def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e
     }).to(device())  # fmt: skip
     parts.scale = nn.Parameter(torch.full((), 2.6, device=device()))
     optimizer = torch.optim.AdamW(parts.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.02)
-    kept, first, log = restore(folder / "text.pt"), 0, Log(folder / "text.csv")
-    if kept:
-        parts.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first = kept["step"]
+    log = Log(folder / "text.csv")
+    first, _ = take_up(kept, parts, optimizer)
     threads, clock = Threads(), Clock()
     for step in range(first, steps):
         threads.adapt()

@@ -4,7 +4,8 @@ python experiments/000_emoji_model/train.py --work DIR              # everything
 python experiments/000_emoji_model/train.py --work DIR --stage vae  # one stage
 
 A stage that is done leaves nothing to do when it is run again, so the first command is also the one that goes
-on. A stage with more steps than before (STEPS) goes on from its last checkpoint.
+on. A stage with more steps than before (STEPS) goes on from its last checkpoint. A new DIR begins with the
+weights in the target folder, if progress.json says that they were exported from here.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def run(stage: str, cache: Path, work: Path, target: Path) -> None:
         case "latents":
             import vae
 
-            if not (work / "scaling.txt").exists():
+            if not (work / "latents.npy").exists():
                 scaling = vae.encode_pool(vae.load(work), scenes, work)
-                (work / "scaling.txt").write_text(str(scaling))
+                if not (work / "scaling.txt").exists():  # shipped weights come with theirs
+                    (work / "scaling.txt").write_text(str(scaling))
         case "base" | "refiner":
             import unet
 
@@ -69,8 +71,10 @@ def run(stage: str, cache: Path, work: Path, target: Path) -> None:
             look.sheet(work, work / "look.png")
         case "export":
             import export
+            import shipped
 
             export.write(World(cache), work, target)
+            shipped.write_progress(work)
 
 
 def main() -> None:
@@ -91,6 +95,10 @@ def main() -> None:
     from world import download
 
     cache = download(arguments.cache or arguments.work / "data")
+    if not (arguments.work / "vae.pt").exists():
+        import shipped
+
+        shipped.begin(arguments.work, arguments.target)
     for stage in arguments.stage or STAGES:
         print(f"stage {stage}", flush=True)
         run(stage, cache, arguments.work, arguments.target)

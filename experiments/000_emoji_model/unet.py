@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Average, Clock, Log, Threads, autocast, device, finished, ramp, restore, save
+from common import Average, Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from pool import Pool
@@ -151,18 +151,16 @@ def train(source: Lessons, folder: Path, steps: int, refiner: bool = False, rate
               for key, part in learner.items()]  # fmt: skip
     average = Average(learner, AVERAGE)
     optimizer = torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    kept, first, log, mean = restore(folder / f"{name}.pt"), 0, Log(folder / f"{name}.csv"), 1.0
+    kept, log, mean = restore(folder / f"{name}.pt"), Log(folder / f"{name}.csv"), 1.0
+    first, fresh = take_up(kept, learner, optimizer)
     if kept:
-        learner.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        average.state, average.updates = kept["average"], kept["step"]
-        first, mean = kept["step"], kept["mean"]
+        average.state, average.updates, mean = kept["average"], kept["step"], kept["mean"]
     threads, clock = Threads(), Clock()
     for step in range(first, steps):
         threads.adapt()
         parts = batch(source, np.random.default_rng((seed, step)), refiner)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"] * ramp(step, steps, 300, 0.3)
+            group["lr"] = rate * group["share"] * ramp(step, steps, 300, 0.3, fresh)
         loss = loss_of(unet, parts, levels)
         optimizer.zero_grad()
         loss.backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
 from diffusers import AutoencoderKL
 from perceptual import Perceptual
 from PIL import Image
@@ -108,17 +108,12 @@ def train(
     torch.manual_seed(seed)
     vae, perceptual = build(), Perceptual(cache)
     optimizer = torch.optim.AdamW(vae.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    kept = restore(folder / "vae.pt")
-    first = 0
-    if kept:
-        vae.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first = kept["step"]
+    first, fresh = take_up(restore(folder / "vae.pt"), vae, optimizer)
     log, threads, clock = Log(folder / "vae.csv"), Threads(), Clock()
     for step in range(first, steps):
         threads.adapt()
         rng = np.random.default_rng((seed, step))
-        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 100, 0.5)
+        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 100, 0.5, fresh)
         loss, parts = loss_of(vae, batch(pool, rng), rng, perceptual)
         optimizer.zero_grad()
         loss.backward()
@@ -162,10 +157,8 @@ def train_decoder(
     vae, latents, perceptual = load(folder), np.load(folder / "latents.npy", mmap_mode="r"), Perceptual(cache)
     layers = decoder_of(vae).requires_grad_(True)
     optimizer = torch.optim.AdamW(layers.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    kept, first, log = restore(folder / "decoder.pt"), 0, Log(folder / "decoder.csv")
-    if kept:
-        optimizer.load_state_dict(kept["optimizer"])
-        first = kept["step"]
+    first, fresh = take_up(restore(folder / "decoder.pt"), layers, optimizer)
+    log = Log(folder / "decoder.csv")
     threads, clock = Threads(), Clock()
     for step in range(first, steps):
         threads.adapt()
@@ -173,7 +166,7 @@ def train_decoder(
         rows = np.sort(rng.integers(0, len(pool), WHOLES))
         mean, deviation = (torch.from_numpy(latents[rows, i].astype(np.float32)).to(device()) for i in (0, 1))
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape), dtype=np.float32)).to(device())
-        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 50, 0.7)
+        optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 50, 0.7, fresh)
         with autocast():
             drawn = vae.decode(mean + (deviation + SLACK * float(rng.random())) * noise).sample.float()
         pictures = as_batch(pool.pictures[rows]).to(device())
