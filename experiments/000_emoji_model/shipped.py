@@ -24,9 +24,7 @@ def write_progress(work: Path) -> None:
     """Note how far each stage's checkpoint is."""
     names = ("text", "vae", "decoder", "base", "refiner", "scorer_first", "scorer_second")
     paths = {name: work / f"{name}.pt" for name in names}
-    steps = {
-        name: torch.load(path, weights_only=True)["step"] for name, path in paths.items() if path.exists()
-    }
+    steps = {name: finished(path)["step"] for name, path in paths.items() if path.exists()}
     PROGRESS.write_text(json.dumps(steps, indent=1) + "\n")
 
 
