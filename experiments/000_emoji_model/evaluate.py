@@ -204,11 +204,8 @@ def judge_damage(judge: Judge, drawn: list[Image.Image], seed: int = 3) -> dict[
 
 def halves(pictures: list[Image.Image]) -> tuple[list[Image.Image], list[Image.Image]]:
     """The left and the right half of each picture, as large as a picture of one subject."""
-    left, right = [], []
-    for picture in pictures:
-        for found, x in ((left, 0), (right, 32)):
-            half = picture.crop((x, 16, x + 32, 48)).resize((64, 64), Image.Resampling.BICUBIC)
-            found.append(half)
+    crops = [[p.crop((x, 16, x + 32, 48)) for p in pictures] for x in (0, 32)]
+    left, right = ([c.resize((64, 64), Image.Resampling.BICUBIC) for c in crop] for crop in crops)
     return left, right
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -47,7 +48,7 @@ class Perceptual(nn.Module):
 
     def __init__(self, cache: Path) -> None:
         super().__init__()
-        self.net = timm.create_model("efficientnet_lite0", pretrained=False)
+        self.net: Any = timm.create_model("efficientnet_lite0", pretrained=False)
         kept = torch.load(download(cache), weights_only=True)
         # the two projects name the same layers differently and list them in the same order
         self.net.load_state_dict(dict(zip(self.net.state_dict(), kept.values(), strict=True)))
