@@ -44,9 +44,9 @@ def signal_levels() -> torch.Tensor:
 
 
 def build(refiner: bool, seed: int) -> UNet2DConditionModel:
-    """9 million parameters for the base, 2 for the refiner; the top level has no attention, as in SDXL."""
+    """9 million parameters for the base, 2.7 for the refiner; the top level has no attention, as in SDXL."""
     torch.manual_seed(seed)
-    widths, context, time_ids = ((48, 96), 128, 5) if refiner else ((64, 128, 160), 224, 6)
+    widths, context, time_ids = ((64, 96), 128, 5) if refiner else ((64, 128, 160), 224, 6)
     deeper = len(widths) - 1
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=widths,
