@@ -333,7 +333,8 @@ def measure(cache: Path, model: Path, judging: Path, out: Path, repeat: int, tim
     pictures = painter.draw(prompts, seed=900)
     named_sheet(pictures, truth, out / "contact_sheet.jpg")
     note(**autoencoder(painter.base.vae, scenes))
-    vae_sheet(painter.base.vae, scenes, out / "vae_sheet.jpg")
+    other = AutoencoderKL.from_pretrained(before).eval() if before else None
+    vae_sheet(painter.base.vae, scenes, out / "vae_sheet.jpg", other)
     if timed:
         note(**timing(painter, refine=False))
         if painter.refiner is not None:
@@ -370,10 +371,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="figures.json, sheets and (if there) the card")
     parser.add_argument("--repeat", type=int, default=4, help="backdrops per subject")
     parser.add_argument("--untimed", action="store_true", help="the machine is busy: no seconds per picture")
+    parser.add_argument("--before", type=Path, help="the folder of another VAE to show on its sheet")
     arguments = parser.parse_args()
     figures = measure(
         arguments.cache, arguments.model, arguments.judges, arguments.out, arguments.repeat,
-        not arguments.untimed,
+        not arguments.untimed, arguments.before,
     )  # fmt: skip
     if (arguments.out / "README.md").exists():
         import card
