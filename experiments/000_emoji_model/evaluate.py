@@ -315,7 +315,9 @@ def vae_sheet(vae: AutoencoderKL, scenes: Pool, path: Path, before: AutoencoderK
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path, quality=92)
 
 
-def measure(cache: Path, model: Path, judging: Path, out: Path, repeat: int, timed: bool) -> dict[str, Any]:
+def measure(
+    cache: Path, model: Path, judging: Path, out: Path, repeat: int, timed: bool, before: Path | None = None
+) -> dict[str, Any]:
     """All figures and the sheets; figures.json is written after each part."""
     out.mkdir(parents=True, exist_ok=True)
     judges = {"first": Judge(judging)}
