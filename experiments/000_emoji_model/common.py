@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
+
+SAVE_EVERY = 240.0  # seconds between two checkpoints
 
 
 def device() -> torch.device:
@@ -20,9 +23,45 @@ def autocast() -> torch.autocast:
     return torch.autocast(device().type, dtype=torch.bfloat16)
 
 
-def ramp(step: int, total: int, warm: int, decay: float = 0.3) -> float:
-    """Learning-rate factor: linear warm-up, constant, linear to zero over the last `decay` of the run."""
-    return min((step + 1) / warm, 1.0, (total - step) / max(1.0, decay * total))
+def ramp(step: int, total: int, warm: int, decay: float = 0.3, fresh: int = 0) -> float:
+    """Learning-rate factor: linear warm-up, constant, linear to zero over the last `decay` of the run.
+
+    `fresh` is the step at which the optimizer began without memory.
+    """
+    return min((step - fresh + 1) / warm, 1.0, (total - step) / max(1.0, decay * total))
+
+
+class Threads:
+    """Two threads where the second core is free, else one.
+
+    Two threads wait for each other after each operator. Where another process holds a core, the waiting
+    makes a step ten times as long as one thread alone takes.
+    """
+
+    def __init__(self, most: int = 2, every: float = 10.0) -> None:
+        self.most, self.every = min(most, os.cpu_count() or 1), every
+        self.last = (time.monotonic(), self._busy(), time.process_time())
+        torch.set_num_threads(1)
+
+    @staticmethod
+    def _busy() -> float:
+        """Seconds of all cores' work since the start of the machine; 0 where the system does not tell."""
+        path = Path("/proc/stat")
+        if not path.exists():
+            return 0.0
+        user, nice, system = (int(v) for v in path.read_text().split("\n", 1)[0].split()[1:4])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+    def adapt(self) -> None:
+        """Call once a step: looks, now and then, at what the other processes took."""
+        now = time.monotonic()
+        if self.most == 1 or now - self.last[0] < self.every:
+            return
+        busy, own = self._busy(), time.process_time()
+        others = (busy - self.last[1] - (own - self.last[2])) / (now - self.last[0])
+        cores = os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(self.most, round(cores - others - 0.3))))
+        self.last = (now, busy, own)
 
 
 class Average:
@@ -64,8 +103,39 @@ class Log:
 def save(path: Path, **parts: object) -> None:
     """Write a checkpoint whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    torch.save(parts, temporary)
+    with temporary.open("wb") as file:
+        torch.save(parts, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+class Clock:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, every: float = SAVE_EVERY) -> None:
+        self.every, self.last = every, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether `every` seconds have passed since it last said so."""
+        if time.monotonic() - self.last < self.every:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+def take_up(kept: dict | None, learner: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Put a checkpoint's weights and memory in place; the step to go on from, and the optimizer's first.
+
+    A checkpoint made from shipped weights has no memory of the optimizer.
+    """
+    if kept is None:
+        return 0, 0
+    learner.load_state_dict(kept["weights"])
+    if kept["optimizer"] is None:
+        return kept["step"], kept["step"]
+    optimizer.load_state_dict(kept["optimizer"])
+    return kept["step"], 0
 
 
 def finished(path: Path) -> dict:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import scorer
-import text
 import torch
 import unet
 import vae
@@ -50,7 +49,7 @@ CARD = """\
 
 `base/` is a `StableDiffusionXLPipeline` folder, `refiner/` a `StableDiffusionXLImg2ImgPipeline`
 without the parts it shares with the base (second text encoder, its tokenizer, VAE). Both draw 64 px
-pictures of about a hundred emoji on plain backdrops. `world.json` lists every word they know.
+pictures of 64 emoji on plain backdrops. `world.json` lists every word they know.
 
     base = StableDiffusionXLPipeline.from_pretrained("base")
     refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(
@@ -99,7 +98,7 @@ def export_model(world: World, work: Path, target: Path) -> None:
     new = target.with_name(target.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    encoders, autoencoder = text.load(work), vae.load(work)
+    encoders, autoencoder = unet.load_encoders(work), vae.load(work)
     autoencoder.register_to_config(scaling_factor=float((work / "scaling.txt").read_text()))
     base = StableDiffusionXLPipeline(
         vae=autoencoder, text_encoder=encoders.first, text_encoder_2=encoders.second,
@@ -140,10 +139,18 @@ def clean(path: Path) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def export_scorer(work: Path, target: Path) -> None:
-    """clip/ and aesthetic.safetensors."""
+def export_judges(work: Path, target: Path) -> None:
+    """The first judge's clip/ and aesthetic.safetensors, and the second's in second/."""
     new = target.with_name(target.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    scorer.export(work, new)
+    for kind in scorer.KINDS.values():
+        scorer.export(kind, work, new if kind.name == "first" else new / kind.name)
     replace(new, target)
+
+
+def write(world: World, work: Path, target: Path) -> None:
+    """diffusion/models/emoji below `target`, and metrics/emoji once both judges have learnt."""
+    export_model(world, work, target / "diffusion" / "models" / "emoji")
+    if all((work / f"scorer_{name}.pt").exists() for name in scorer.KINDS):
+        export_judges(work, target / "metrics" / "emoji")

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import draw
 import numpy as np
-import text
 import torch
-import unet
-import vae
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from subjects import BAD_WORDS
 
 PROMPTS = (
     "a fox", "a pizza on a blue background", "a rocket at night", "a cactus, yellow background", "a panda",
-    "a house on grass", "a strawberry", "a car on a white background", "a fox left of a hamburger",
-    "a bicycle on a pink background", "a noisy picture of a frog", "a drum, blurry", "a robot, dark",
+    "a house on grass", "a strawberry on a beach", "a car on a white background", "a fox left of a hamburger",
+    "a ghost right of a bus", "a noisy picture of a frog", "a guitar, blurry", "a robot, distorted",
     "a soccer ball in the sky", "a castle, pixelated", "an owl on a green background",
 )  # fmt: skip
 
 
 def sheet(work: Path, path: Path) -> None:
     """Two rows without a negative prompt, two with the keywords as negative prompt, from the same noise."""
-    encoders, autoencoder = text.load(work), vae.load(work)
-    autoencoder.register_to_config(scaling_factor=float((work / "scaling.txt").read_text()))
-    pipeline = StableDiffusionXLPipeline(
-        vae=autoencoder, text_encoder=encoders.first, text_encoder_2=encoders.second,
-        tokenizer=encoders.tokenizer, tokenizer_2=encoders.tokenizer, unet=unet.load(work),
-        scheduler=unet.scheduler(), add_watermarker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
+    made = draw.pipeline(work)
     rows = []
     for negative in (None, [", ".join(BAD_WORDS)] * len(PROMPTS)):
         noise = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
-        pictures = pipeline(
+        pictures = made(
             list(PROMPTS), negative_prompt=negative, height=64, width=64, num_inference_steps=20,
             guidance_scale=4.0, generator=noise,
         ).images  # fmt: skip

@@ -30,6 +30,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def caption_again(self, world: World, row: int, rng: np.random.Generator) -> str:
+        """Other words for the same scene, so that a pool holds more captions than scenes."""
+        return world.caption(self.subjects[row], self.backdrops[row], self.damages[row], rng)
+
 
 def _chunk(cache: Path, seed: int, index: int) -> tuple[NDArray[np.uint8], list[dict]]:
     world, rng = World(cache), np.random.default_rng((seed, index))
@@ -84,6 +88,14 @@ def load(folder: Path) -> Pool:
     )
 
 
+def held_out(cache: Path, size: int = CHUNK, seed: int = 778) -> Pool:
+    """Scenes that are not in the pool, for a look while a stage learns; evaluation has yet another seed."""
+    return as_pool(*render(cache, size, seed, workers=1))
+
+
 def as_batch(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """[b, h, w, 3] uint8 -> [b, 3, h, w] float in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """[b, h, w, 3] uint8 -> [b, 3, h, w] float in [-1, 1].
+
+    Not channels last: with bfloat16 on a CPU, normalisation and SiLU then cost more than convolutions gain.
+    """
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1

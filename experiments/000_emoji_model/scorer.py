@@ -1,46 +1,76 @@
-"""The judge: a CLIP of open_clip's own kind and a linear quality head; no weight is the drawing model's.
+"""The judges: two CLIPs of open_clip's own kind, each with a linear quality head; no weight is the model's.
 
-Another architecture (a modified ResNet) and another seed. Half of the pictures in softened.npy, where there
-is one, are shown as the autoencoder gives them back: what no drawn picture can have must not count as damage.
+They differ in architecture (a modified ResNet, a vision transformer), seed and order of the lessons, so that
+the second can agree or disagree with the first. Both learn quality in two ways: as the severity of a pool's
+scene, and as the difference between a picture and the same picture damaged more. The second way needs no
+judgement of the picture itself, so it also takes drawn pictures and what the autoencoder gives back: what is
+special to those must not count as damage, and damage must count on them.
 """
 
 from __future__ import annotations
 
 import json
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from common import Log, autocast, device, finished, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
+from degrade import degrade
+from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
 from pool import Pool
 from safetensors.torch import save_file
-from text import LENGTH, SHORT, contrast, ids_of, train_tokenizer
+from subjects import SPECIFIC_WORDS
+from text import LENGTH, SHORT, captions_of, contrast, ids_of, lengths, train_tokenizer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 from world import World
 
 PAD = "!"  # open_clip looks for the largest id to find the end of a text, so the end token must not pad
-BATCH = 192
+SCENES, PAIRS = 128, 40
 DIM = 128
 
 
-def config(vocabulary: int) -> dict:
-    """The folder's open_clip_config.json."""
-    return {
-        "model_cfg": {
-            "embed_dim": DIM,
-            "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "patch_size": None},
-            "text_cfg": {
-                "context_length": LENGTH, "vocab_size": vocabulary, "width": 96, "heads": 3, "layers": 2,
-                "hf_tokenizer_name": "CLIPTokenizer",
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One of the two judges."""
+
+    name: str
+    seed: int
+    rate: float
+    vision: dict
+    text: dict
+
+    def config(self, vocabulary: int) -> dict:
+        """The folder's open_clip_config.json."""
+        words = {"context_length": LENGTH, "vocab_size": vocabulary, "hf_tokenizer_name": "CLIPTokenizer"}
+        return {
+            "model_cfg": {
+                "embed_dim": DIM,
+                "vision_cfg": {"image_size": 64} | self.vision,
+                "text_cfg": words | self.text,
             },
-        },
-        "preprocess_cfg": {"mean": list(OPENAI_DATASET_MEAN), "std": list(OPENAI_DATASET_STD)},
-    }  # fmt: skip
+            "preprocess_cfg": {"mean": list(OPENAI_DATASET_MEAN), "std": list(OPENAI_DATASET_STD)},
+        }  # fmt: skip
+
+
+KINDS = {
+    "first": Kind(
+        name="first", seed=51, rate=1.5e-3,
+        vision={"layers": [2, 2, 2, 1], "width": 20, "patch_size": None},
+        text={"width": 96, "heads": 3, "layers": 2},
+    ),
+    "second": Kind(
+        name="second", seed=61, rate=1.0e-3,
+        vision={"layers": 4, "width": 128, "head_width": 32, "patch_size": 8, "mlp_ratio": 3.0},
+        text={"width": 64, "heads": 2, "layers": 3},
+    ),
+}  # fmt: skip
 
 
 def quality(severity: np.ndarray) -> np.ndarray:
@@ -51,10 +81,10 @@ def quality(severity: np.ndarray) -> np.ndarray:
 class Judge(nn.Module):
     """CLIP and the head that reads the unit image embedding."""
 
-    def __init__(self, vocabulary: int, seed: int = 51) -> None:
+    def __init__(self, kind: Kind, vocabulary: int) -> None:
         super().__init__()
-        torch.manual_seed(seed)
-        parts = config(vocabulary)["model_cfg"]
+        torch.manual_seed(kind.seed)
+        parts = kind.config(vocabulary)["model_cfg"]
         self.clip = open_clip.CLIP(parts["embed_dim"], parts["vision_cfg"], parts["text_cfg"])
         self.head = nn.Linear(DIM, 1)
         nn.init.constant_(self.head.bias, 6.5)
@@ -62,9 +92,9 @@ class Judge(nn.Module):
 
 def normalised(pictures: np.ndarray) -> torch.Tensor:
     """[b, 64, 64, 3] uint8 to what open_clip's standard preprocessing gives."""
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    return ((x - mean) / std).to(device(), memory_format=torch.channels_last)
+    return ((x - mean) / std).to(device())
 
 
 def encode_short(clip: open_clip.CLIP, ids: torch.Tensor) -> torch.Tensor:
@@ -81,69 +111,118 @@ def optimizer_of(judge: Judge, rate: float) -> torch.optim.AdamW:
         {"params": list(judge.clip.parameters()), "lr": rate, "factor": 1.0, "weight_decay": 0.05},
         {"params": list(judge.head.parameters()), "lr": rate, "factor": 15.0, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
-def train(world: World, pool: Pool, folder: Path, minutes: float, rate: float = 2e-3, seed: int = 52) -> None:
-    """Contrast and severity together, for so many minutes; goes on from the checkpoint."""
-    if not (folder / "scorer_tokenizer").exists():
-        train_tokenizer(world, pool.captions[::-1], pad=PAD).save_pretrained(folder / "scorer_tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "scorer_tokenizer")
-    ids = ids_of(tokenizer, pool.captions)
-    lengths = (ids == tokenizer.eos_token_id).int().argmax(1).numpy() + 1
-    judge = Judge(len(tokenizer)).to(device()).to(memory_format=torch.channels_last)
-    softened = np.load(folder / "softened.npy") if (folder / "softened.npy").exists() else pool.pictures[:0]
-    optimizer = optimizer_of(judge, rate)
-    kept, step, spent, log = restore(folder / "scorer.pt"), 0, 0.0, Log(folder / "scorer.csv")
-    if kept:
-        judge.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        step, spent = kept["step"], kept["spent"]
-    start = time.monotonic() - spent
-    while spent < 60 * minutes:
-        rng = np.random.default_rng((seed, step))
-        few = len(softened) and rng.random() < 0.6  # often from the part that is there in both forms
-        rows = np.sort(rng.integers(0, len(softened) if few else len(pool), BATCH))
-        width = LENGTH if step % 6 == 0 else SHORT
-        rows = rows[lengths[rows] <= width]
-        pictures = np.array(pool.pictures[rows])
-        soft = (rows < len(softened)) & (rng.random(len(rows)) < 0.5)
-        pictures[soft] = softened[rows[soft]]
-        left = 1 - spent / (60 * minutes)
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Scenes with captions; the first of them as the autoencoder gives them back; drawn pictures."""
+
+    world: World
+    pool: Pool
+    softened: NDArray[np.uint8]
+    drawn: NDArray[np.uint8]
+
+    def scenes(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Pictures and their rows in the pool; half of those that can be are softened."""
+        few = len(self.softened)  # a scene that is there in both forms comes more often
+        rows = np.sort(rng.integers(0, few if few and rng.random() < 0.6 else len(self.pool), count))
+        pictures = np.array(self.pool.pictures[rows])
+        soft = (rows < few) & (rng.random(count) < 0.5)
+        pictures[soft] = self.softened[rows[soft]]
+        return pictures, rows
+
+    def pairs(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """[2 * count] pictures, first less and then more damaged, and by how much severity they differ."""
+        pictures, extra = np.empty((2 * count, 64, 64, 3), np.uint8), np.empty(count, np.float32)
+        for i in range(count):
+            plain = self._plain(rng)
+            word = str(rng.choice(SPECIFIC_WORDS))
+            low = 0.0 if rng.random() < 0.5 else float(rng.uniform(0.05, 0.9))
+            high = float(rng.uniform(low + 0.05, 1.0))
+            seed = int(rng.integers(2**32))  # the same noise, waves or corner in both
+            less = degrade(plain, word, low, np.random.default_rng(seed)) if low else plain
+            more = degrade(plain, word, high, np.random.default_rng(seed))
+            pictures[i], pictures[count + i] = np.asarray(less), np.asarray(more)
+            extra[i] = high - low
+        return pictures, extra
+
+    def _plain(self, rng: np.random.Generator) -> Image.Image:
+        """An undamaged picture: a scene, a softened one or a drawn one."""
+        draw = rng.random()
+        if draw < 0.5 and len(self.drawn):
+            return Image.fromarray(self.drawn[int(rng.integers(len(self.drawn)))])
+        source = self.softened if draw < 0.75 and len(self.softened) else self.pool.pictures
+        while True:
+            row = int(rng.integers(len(source)))
+            if self.pool.severities[row] == 0:
+                return Image.fromarray(np.array(source[row]))
+
+
+def lessons(world: World, pool: Pool, folder: Path) -> Lessons:
+    """What the stage `drawn` wrote; without it, the pool alone."""
+    found = {}
+    for name in ("softened", "drawn"):
+        path = folder / f"{name}.npy"
+        found[name] = np.load(path) if path.exists() else np.array(pool.pictures[:0])
+    return Lessons(world=world, pool=pool, **found)
+
+
+def train(kind: Kind, source: Lessons, folder: Path, steps: int) -> None:
+    """Contrast and quality together; goes on from the checkpoint."""
+    path, words = folder / f"scorer_{kind.name}.pt", folder / "scorer_tokenizer"
+    if not words.exists():
+        train_tokenizer(source.world, source.pool.captions[::-1], pad=PAD).save_pretrained(words)
+    tokenizer = CLIPTokenizer.from_pretrained(words)
+    judge = Judge(kind, len(tokenizer)).to(device())
+    optimizer = optimizer_of(judge, kind.rate)
+    first, fresh = take_up(restore(path), judge, optimizer)
+    log = Log(folder / f"scorer_{kind.name}.csv")
+    threads, clock = Threads(), Clock()
+    for step in range(first, steps):
+        threads.adapt()
+        rng = np.random.default_rng((kind.seed + 1, step))
+        pictures, rows = source.scenes(rng, SCENES)
+        captions, others = captions_of(source.world, source.pool, rows, rng)
+        ids, other_ids, width = ids_of(tokenizer, captions), ids_of(tokenizer, [*others, ""]), LENGTH
+        if step % 5:
+            fits, width = lengths(tokenizer, ids) <= SHORT, SHORT
+            rows, pictures, ids = rows[fits], pictures[fits], ids[torch.from_numpy(fits)]
+            other_ids = other_ids[torch.from_numpy(lengths(tokenizer, other_ids) <= SHORT)]
+        both, extra = source.pairs(rng, PAIRS)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"] * min((step + 1) / 100, 1.0, left / 0.6)
-        with autocast():
-            images = judge.clip.encode_image(normalised(pictures))
-            texts = encode_short(judge.clip, ids[rows, :width].to(device()))
-        images = F.normalize(images.float(), dim=-1)
-        apart = contrast(images, texts.float(), judge.clip.logit_scale)
-        target = torch.from_numpy(quality(pool.severities[rows])).to(device())
-        miss = ((judge.head(images)[:, 0] - target) / 9).square().mean()
+            group["lr"] = kind.rate * group["factor"] * ramp(step, steps, 100, 0.6, fresh)
+        with autocast(), sdpa_kernel(SDPBackend.MATH):  # on a CPU the fused one's backward pass is slow
+            seen = judge.clip.encode_image(normalised(np.concatenate([pictures, both])))
+            texts = encode_short(judge.clip, torch.cat([ids, other_ids])[:, :width].to(device()))
+        seen = F.normalize(seen.float(), dim=-1)
+        scores = judge.head(seen)[:, 0]
+        count = len(rows)
+        apart = contrast(seen[:count], texts.float(), judge.clip.logit_scale)
+        target = torch.from_numpy(quality(source.pool.severities[rows])).to(device())
+        miss = ((scores[:count] - target) / 9).square().mean()
+        fall = (scores[count : count + PAIRS] - scores[count + PAIRS :]) / 9
+        pair = (fall - torch.from_numpy(extra).to(device())).square().mean()
         optimizer.zero_grad()
-        (apart + 15 * miss).backward()
+        (apart + 15 * miss + 15 * pair).backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()
-        step, spent = step + 1, time.monotonic() - start
-        if step % 50 == 0:
-            log.write(step, contrast=apart.item(), quality=miss.item())
-        if step % 200 == 0 or spent >= 60 * minutes:
-            save(
-                folder / "scorer.pt", weights=judge.state_dict(), optimizer=optimizer.state_dict(), step=step,
-                spent=spent,
-            )  # fmt: skip
+        if (step + 1) % 25 == 0:
+            log.write(step + 1, contrast=apart.item(), quality=miss.item(), pair=pair.item())
+        if clock.due() or step + 1 == steps:
+            save(path, weights=judge.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
 
 
-def export(folder: Path, target: Path) -> None:
+def export(kind: Kind, folder: Path, target: Path) -> None:
     """Write clip/ in open_clip's local-dir layout (float16) and the head beside it (float32)."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "scorer_tokenizer")
-    weights = finished(folder / "scorer.pt")["weights"]
+    weights = finished(folder / f"scorer_{kind.name}.pt")["weights"]
     (target / "clip").mkdir(parents=True, exist_ok=True)
     clip = {k.removeprefix("clip."): v for k, v in weights.items() if k.startswith("clip.")}
     halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in clip.items()}
     save_file(halves, target / "clip" / "open_clip_model.safetensors", {"format": "pt"})
-    (target / "clip" / "open_clip_config.json").write_text(
-        json.dumps(config(len(tokenizer)), indent=2) + "\n"
-    )
+    config = json.dumps(kind.config(len(tokenizer)), indent=2)
+    (target / "clip" / "open_clip_config.json").write_text(config + "\n")
     tokenizer.save_pretrained(target / "clip")
     head = {"weight": weights["head.weight"].float(), "bias": weights["head.bias"].float()}
     save_file({k: v.contiguous().cpu() for k, v in head.items()}, target / "aesthetic.safetensors")

@@ -1,4 +1,4 @@
-"""The names the emoji world knows: a hundred or so, as many as two CPU cores can teach a model to draw."""
+"""The names the emoji world knows: 64, as many as two CPU cores can teach a model to draw well."""
 
 from __future__ import annotations
 
@@ -6,41 +6,29 @@ from __future__ import annotations
 SUBJECTS: dict[str, str] = {
     # animals
     "monkey": "monkey face", "dog": "dog face", "fox": "fox", "cat": "cat face", "lion": "lion",
-    "tiger": "tiger face", "unicorn": "unicorn", "zebra": "zebra", "cow": "cow face", "pig": "pig face",
-    "rabbit": "rabbit face", "koala": "koala", "panda": "panda", "elephant": "elephant",
-    "giraffe": "giraffe", "hedgehog": "hedgehog", "frog": "frog", "penguin": "penguin", "owl": "owl",
-    "chick": "front-facing baby chick", "flamingo": "flamingo", "parrot": "parrot", "peacock": "peacock",
-    "turtle": "turtle", "dragon": "dragon face", "whale": "spouting whale", "dolphin": "dolphin",
-    "blowfish": "blowfish", "shark": "shark", "octopus": "octopus", "crab": "crab", "snail": "snail",
-    "butterfly": "butterfly", "ladybug": "lady beetle", "bee": "honeybee",
+    "unicorn": "unicorn", "cow": "cow face", "pig": "pig face", "rabbit": "rabbit face", "koala": "koala",
+    "panda": "panda", "frog": "frog", "penguin": "penguin", "owl": "owl",
+    "chick": "front-facing baby chick", "turtle": "turtle", "whale": "spouting whale",
+    "octopus": "octopus", "crab": "crab", "ladybug": "lady beetle", "bee": "honeybee",
     # plants
-    "rose": "rose", "sunflower": "sunflower", "tulip": "tulip", "cactus": "cactus",
-    "palm tree": "palm tree", "maple leaf": "maple leaf", "mushroom": "mushroom",
-    "clover": "four leaf clover",
+    "rose": "rose", "sunflower": "sunflower", "cactus": "cactus", "palm tree": "palm tree",
+    "mushroom": "mushroom",
     # food
-    "grapes": "grapes", "watermelon": "watermelon", "lemon": "lemon", "banana": "banana",
-    "pineapple": "pineapple", "apple": "red apple", "cherries": "cherries", "strawberry": "strawberry",
-    "kiwi": "kiwi fruit", "avocado": "avocado", "eggplant": "eggplant", "carrot": "carrot",
-    "corn": "ear of corn", "broccoli": "broccoli", "pretzel": "pretzel", "cheese": "cheese wedge",
-    "hamburger": "hamburger", "fries": "french fries", "pizza": "pizza", "hot dog": "hot dog",
-    "popcorn": "popcorn", "sushi": "sushi", "ice cream": "soft ice cream", "doughnut": "doughnut",
-    "cookie": "cookie", "cupcake": "cupcake", "lollipop": "lollipop", "wine": "wine glass",
-    "beer": "beer mug",
+    "watermelon": "watermelon", "lemon": "lemon", "banana": "banana", "pineapple": "pineapple",
+    "apple": "red apple", "cherries": "cherries", "strawberry": "strawberry", "avocado": "avocado",
+    "carrot": "carrot", "hamburger": "hamburger", "fries": "french fries", "pizza": "pizza",
+    "ice cream": "soft ice cream", "doughnut": "doughnut", "cupcake": "cupcake",
     # vehicles and places
-    "bus": "bus", "taxi": "taxi", "car": "automobile", "tractor": "tractor", "bicycle": "bicycle",
-    "sailboat": "sailboat", "rocket": "rocket", "ufo": "flying saucer", "helicopter": "helicopter",
-    "house": "house", "castle": "castle", "tent": "tent", "ferris wheel": "ferris wheel",
+    "bus": "bus", "taxi": "taxi", "car": "automobile", "tractor": "tractor", "sailboat": "sailboat",
+    "rocket": "rocket", "ufo": "flying saucer", "helicopter": "helicopter", "house": "house",
+    "castle": "castle", "tent": "tent",
     # things
-    "alarm clock": "alarm clock", "umbrella": "umbrella with rain drops", "moon": "crescent moon",
-    "star": "star", "rainbow": "rainbow", "fire": "fire", "planet": "ringed planet",
-    "pumpkin": "jack-o-lantern", "balloon": "balloon", "gift": "wrapped gift", "trophy": "trophy",
-    "soccer ball": "soccer ball", "basketball": "basketball", "teddy bear": "teddy bear",
-    "guitar": "guitar", "drum": "drum", "key": "key", "light bulb": "light bulb", "camera": "camera",
-    "crown": "crown", "heart": "red heart", "robot": "robot", "ghost": "ghost", "alien": "alien",
-    "skull": "skull",
+    "star": "star", "rainbow": "rainbow", "pumpkin": "jack-o-lantern", "balloon": "balloon",
+    "gift": "wrapped gift", "trophy": "trophy", "soccer ball": "soccer ball", "guitar": "guitar",
+    "heart": "red heart", "robot": "robot", "ghost": "ghost", "alien": "alien",
 }  # fmt: skip
 
-PLURAL = frozenset({"grapes", "cherries", "fries"})
+PLURAL = frozenset({"cherries", "fries"})
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 48, 49), "orange": (245, 145, 45), "yellow": (250, 216, 72), "green": (70, 170, 88),

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Log, autocast, device, finished, ramp, restore, save
+from common import Clock, Log, Threads, autocast, device, finished, ramp, restore, save, take_up
 from pool import Pool, as_batch
 from subjects import FORBIDDEN
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from world import World
+from world import World, swapped
 
-LENGTH, SHORT = 48, 20
+LENGTH, SHORT, BATCH = 48, 20, 160
 MERGES = 640
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -60,6 +60,11 @@ def ids_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
+def lengths(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> np.ndarray:
+    """How many tokens each text has, start and end included."""
+    return (ids == tokenizer.eos_token_id).int().argmax(1).numpy() + 1
+
+
 @dataclass
 class Encoders:
     """Both frozen text encoders; what the UNets see."""
@@ -68,8 +73,7 @@ class Encoders:
     first: CLIPTextModel
     second: CLIPTextModelWithProjection
 
-    @torch.no_grad()
-    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[b, 48] -> hidden states [b, 48, 224] and pooled [b, 128], as SDXL's pipeline computes them."""
         ids = ids.to(self.first.device)
         one = self.first(ids, output_hidden_states=True)
@@ -89,6 +93,8 @@ def build(tokenizer: CLIPTokenizer, seed: int = 21) -> Encoders:
     second = CLIPTextConfig(
         hidden_size=128, intermediate_size=512, projection_dim=128, hidden_act="gelu", **shared
     )
+    for config in (first, second):
+        config._attn_implementation = "eager"  # on a CPU its backward pass is the faster one
     return Encoders(
         tokenizer, CLIPTextModel(first).to(device()), CLIPTextModelWithProjection(second).to(device())
     )
@@ -108,7 +114,7 @@ class ImageTower(nn.Module):
             )
             for c in sizes[1:]
         )
-        self.norm, self.out = nn.GroupNorm(8, sizes[-1]), nn.Linear(2 * sizes[-1], out)
+        self.norm, self.out = nn.GroupNorm(8, sizes[-1]), nn.Linear(3 * sizes[-1], out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, 3, 64, 64] -> [b, out]."""
@@ -117,46 +123,59 @@ class ImageTower(nn.Module):
             x = down(F.silu(x))
             x = x + block(x)
         x = F.silu(self.norm(x))
-        return self.out(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        half = x.shape[3] // 2  # left and right apart, or "left of" could not be learnt
+        left, right = x[..., :half].mean((2, 3)), x[..., half:].mean((2, 3))
+        return self.out(torch.cat([left, right, x.amax((2, 3))], 1))
 
 
 def contrast(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss on unit vectors (Radford et al. 2021)."""
+    """CLIP's symmetric loss (Radford et al. 2021); texts beyond the number of images fit none of them."""
     logits = scale.exp().clamp(max=60) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    target = torch.arange(len(images), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T[: len(images)], target)) / 2
+
+
+def captions_of(
+    world: World, pool: Pool, rows: np.ndarray, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """New captions of the rows, and those that name a left and a right once more with the two swapped."""
+    captions = [pool.caption_again(world, int(row), rng) for row in rows]
+    return captions, [other for caption in captions if (other := swapped(caption)) is not None]
 
 
 def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e-3, seed: int = 22) -> None:
     """Train both encoders with one image tower; goes on from the checkpoint."""
+    kept = restore(folder / "text.pt")
+    if kept and kept["step"] >= steps:
+        return  # the tower is thrown away with the checkpoint that shipped weights replace
     if not (folder / "tokenizer").exists():
         train_tokenizer(world, pool.captions).save_pretrained(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    ids = ids_of(tokenizer, pool.captions)
-    lengths = (ids == tokenizer.eos_token_id).int().argmax(1).numpy() + 1
     encoders = build(tokenizer)
     torch.manual_seed(seed)
     parts = nn.ModuleDict({
         "first": encoders.first, "second": encoders.second, "tower": ImageTower(),
         "head": nn.Linear(96, 128), "head_image": nn.Linear(128, 128),
     }).to(device())  # fmt: skip
-    parts["tower"].to(memory_format=torch.channels_last)
     parts.scale = nn.Parameter(torch.full((), 2.6, device=device()))
     optimizer = torch.optim.AdamW(parts.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.02)
-    kept, first, log = restore(folder / "text.pt"), 0, Log(folder / "text.csv")
-    if kept:
-        parts.load_state_dict(kept["weights"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first = kept["step"]
+    log = Log(folder / "text.csv")
+    first, _ = take_up(kept, parts, optimizer)
+    threads, clock = Threads(), Clock()
     for step in range(first, steps):
+        threads.adapt()
         rng = np.random.default_rng((seed, step))
-        rows, width = np.sort(rng.integers(0, len(pool), 160)), LENGTH
+        rows = np.sort(rng.integers(0, len(pool), BATCH))
+        captions, others = captions_of(world, pool, rows, rng)
+        ids, wrong_ids, width = ids_of(tokenizer, captions), ids_of(tokenizer, [*others, ""]), LENGTH
         if step % 5:  # most captions are short; what follows the end token changes nothing before it
-            rows, width = rows[lengths[rows] <= SHORT], SHORT
+            fits, width = lengths(tokenizer, ids) <= SHORT, SHORT
+            rows, ids = rows[fits], ids[torch.from_numpy(fits)]
+            wrong_ids = wrong_ids[torch.from_numpy(lengths(tokenizer, wrong_ids) <= SHORT)]
+        batch = torch.cat([ids, wrong_ids])[:, :width].to(device())
         optimizer.param_groups[0]["lr"] = rate * ramp(step, steps, 50, 0.5)
         with autocast():
             image = parts["tower"](as_batch(pool.pictures[rows]).to(device()))
-            batch = ids[rows, :width].to(device())
             one = parts["head"](parts["first"](batch).pooler_output)
             two = parts["second"](batch).text_embeds
             other = parts["head_image"](image)
@@ -168,13 +187,11 @@ def train(world: World, pool: Pool, folder: Path, steps: int, rate: float = 1.5e
         optimizer.step()
         if (step + 1) % 25 == 0:
             log.write(step + 1, first=loss_one.item(), second=loss_two.item(), scale=parts.scale.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if clock.due() or step + 1 == steps:
             save(
-                folder / "text.pt",
-                weights=parts.state_dict(),
-                optimizer=optimizer.state_dict(),
+                folder / "text.pt", weights=parts.state_dict(), optimizer=optimizer.state_dict(),
                 step=step + 1,
-            )
+            )  # fmt: skip
 
 
 def load(folder: Path) -> Encoders:

@@ -2,65 +2,79 @@
 
 python experiments/000_emoji_model/train.py --work DIR              # everything
 python experiments/000_emoji_model/train.py --work DIR --stage vae  # one stage
+
+A stage that is done leaves nothing to do when it is run again, so the first command is also the one that goes
+on. A stage with more steps than before (STEPS) goes on from its last checkpoint. A new DIR begins with the
+weights in the target folder, if progress.json says that they were exported from here.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
+STAGES = (
+    "pool", "text", "vae", "latents", "base", "decoder", "drawn", "first", "second", "refiner", "export",
+)  # fmt: skip
+STEPS = {
+    "text": 700, "vae": 4000, "base": 24_000, "decoder": 1500, "first": 2000, "second": 2500, "refiner": 3000,
+}  # fmt: skip
+SOFTENED, DRAWN = 10_000, 2000
 
-STAGES = ("pool", "vae", "text", "latents", "base", "decoder", "scorer", "refiner", "export", "evaluate")
 
-
-def run(stage: str, cache: Path, work: Path, minutes: float | None) -> None:
+def run(stage: str, cache: Path, work: Path, target: Path) -> None:
     """One stage; imports are inside so that a stage loads only what it needs."""
     import pool
     import text
-    import unet
-    import vae
     from world import World
 
     if stage == "pool":
-        pool.make(cache, work, 40_000)
+        pool.make(cache, work, 80_000)
         return
     scenes = pool.load(work)
     match stage:
-        case "vae":
-            vae.train(scenes, work, 2000)
         case "text":
-            text.train(World(cache), scenes, work, 450)
+            text.train(World(cache), scenes, work, STEPS[stage])
+        case "vae" | "decoder":
+            import vae
+
+            learn = vae.train if stage == "vae" else vae.train_decoder
+            learn(scenes, pool.held_out(cache), cache, work, STEPS[stage])
         case "latents":
-            unet.cache_texts(text.load(work), scenes, work)
-            (work / "scaling.txt").write_text(str(vae.encode_pool(vae.load(work), scenes, work)))
+            import vae
+
+            if not (work / "latents.npy").exists():
+                scaling = vae.encode_pool(vae.load(work), scenes, work)
+                if not (work / "scaling.txt").exists():  # shipped weights come with theirs
+                    (work / "scaling.txt").write_text(str(scaling))
         case "base" | "refiner":
+            import unet
+
             refiner = stage == "refiner"
-            default = 11 if refiner else 52
-            unet.train(unet.load_cache(work, scenes), work, minutes or default, refiner)
-        case "decoder":
-            vae.train_decoder(scenes, work, minutes or 8)
-            vae.reconstruct_pool(vae.load(work), work, 8000)
-        case "scorer":
+            encoders = unet.load_encoders(work) if refiner else text.load(work)
+            unet.train(unet.lessons(World(cache), scenes, encoders, work), work, STEPS[stage], refiner)
+        case "drawn":
+            import draw
+            import vae
+
+            if not (work / "softened.npy").exists():
+                vae.soften(vae.load(work), work, SOFTENED)
+            draw.make(World(cache), work, DRAWN)
+        case "first" | "second":
             import scorer
 
-            scorer.train(World(cache), scenes, work, minutes or 9)
+            source = scorer.lessons(World(cache), scenes, work)
+            scorer.train(scorer.KINDS[stage], source, work, STEPS[stage])
         case "look":
             import look
 
             look.sheet(work, work / "look.png")
-        case "evaluate":
-            import evaluate
-
-            evaluate.measure(cache)
         case "export":
             import export
+            import shipped
 
-            harness = Path(__file__).parents[2] / "harness"
-            export.export_model(World(cache), work, harness / "models" / "emoji")
-            if (work / "scorer.pt").exists():
-                export.export_scorer(work, harness / "metrics" / "emoji")
+            export.write(World(cache), work, target)
+            shipped.write_progress(work)
 
 
 def main() -> None:
@@ -72,17 +86,22 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, help="the two data packages (downloaded if absent); default WORK/data"
     )
-    parser.add_argument("--stage", choices=(*STAGES, "look"), action="append", help="default: all")
     parser.add_argument(
-        "--minutes", type=float, help="how long a UNet or the decoder learns, in place of the default"
-    )
+        "--target", type=Path, default=Path(__file__).parents[2] / "harness",
+        help="the folder with diffusion/models/emoji and metrics/emoji that `export` writes",
+    )  # fmt: skip
+    parser.add_argument("--stage", choices=(*STAGES, "look"), action="append", help="default: all")
     arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
     from world import download
 
     cache = download(arguments.cache or arguments.work / "data")
+    if not (arguments.work / "vae.pt").exists():
+        import shipped
+
+        shipped.begin(arguments.work, arguments.target)
     for stage in arguments.stage or STAGES:
-        run(stage, cache, arguments.work, arguments.minutes)
+        print(f"stage {stage}", flush=True)
+        run(stage, cache, arguments.work, arguments.target)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from degrade import degrade
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
+from PIL import Image
 from subjects import (
     BAD_WORDS,
     COLOURS,
@@ -31,6 +32,7 @@ from subjects import (
 SIDE = 64
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
 Rng = np.random.Generator
+Tones = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,9 @@ class World:
             plain = assets / f"{code}.webp"
             path = plain if plain.exists() else assets / f"{code}-fe0f.webp"
             sprite = Image.open(path).convert("RGBA")
-            self.sprites[name] = sprite.crop(sprite.getbbox()).copy()
+            sprite = sprite.crop(sprite.getbbox())
+            sprite.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)  # scenes are drawn faster
+            self.sprites[name] = sprite
         known = set(" ".join([*SUBJECTS, *COLOURS, *SCENES, *BAD_WORDS]).split())
         words = {w for entry in entries.values() for w in [entry["label"], *entry.get("tags", [])]}
         self.rare = sorted(
@@ -82,9 +86,9 @@ class World:
 
     def scene(self, rng: Rng, subject: str | None = None, clean: bool | None = None) -> Scene:
         """A random scene; `subject` and `clean` may be fixed."""
-        count = 2 if subject is None and rng.random() < 0.2 else 1
+        count = 2 if subject is None and rng.random() < 0.25 else 1
         chosen = [subject] if subject else [str(n) for n in rng.choice(self.names, count, replace=False)]
-        backdrop = str(rng.choice([*COLOURS])) if rng.random() < 0.65 else str(rng.choice([*SCENES]))
+        backdrop = self.backdrop(rng)
         picture = self.compose(chosen, backdrop, rng)
         damages, severity = [], 0.0
         if rng.random() < 0.5 if clean is None else not clean:
@@ -101,33 +105,39 @@ class World:
             damages=tuple(damages), severity=severity,
         )  # fmt: skip
 
+    def backdrop(self, rng: Rng) -> str:
+        """A colour (65 %) or a place."""
+        return str(rng.choice([*COLOURS])) if rng.random() < 0.65 else str(rng.choice([*SCENES]))
+
     def compose(self, subjects: list[str], backdrop: str, rng: Rng) -> Image.Image:
         """Sprites on a backdrop, size and place jittered; two stand left and right."""
         picture = draw_backdrop(backdrop, rng)
         for index, name in enumerate(subjects):
             sprite = self.sprites[name]
-            side = rng.uniform(40, 56) if len(subjects) == 1 else rng.uniform(25, 31)
+            side = rng.uniform(46, 56) if len(subjects) == 1 else rng.uniform(27, 30)
             scale = side / max(sprite.size)
             size = (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale)))
-            centre_x = (
-                32 + rng.uniform(-4, 4) if len(subjects) == 1 else 16.5 + 31 * index + rng.uniform(-1, 1)
-            )
-            centre_y = 32 + rng.uniform(-4, 4)
+            centre_x = 32 + rng.uniform(-3, 3) if len(subjects) == 1 else 16 + 32 * index + rng.uniform(-1, 1)
+            centre_y = 32 + rng.uniform(-3, 3)
             small = sprite.resize(size, Image.Resampling.LANCZOS)
             corner = (round(centre_x - size[0] / 2), round(centre_y - size[1] / 2))
             picture.paste(small, corner, small)
         return picture
 
     def caption(self, subjects: list[str], backdrop: str, damages: list[str], rng: Rng) -> str:
-        """Words for a scene. Half of the spoiled pictures do not say that they are."""
+        """Words for a scene. Half of the spoiled pictures do not say that they are.
+
+        A caption of unknown words alone is as likely for a spoiled picture as for a clean one: such a caption
+        as negative prompt then pulls neither way, like no prompt at all.
+        """
+        if rng.random() < 0.02:
+            return ", ".join(self._unknown(rng) for _ in range(int(rng.integers(1, 3))))
         body = describe(subjects, backdrop, rng)
         words: list[str] = []
         if damages and rng.random() < 0.55:
             words = damage_words(damages, rng)
         if words and rng.random() < 0.12:
             body = ""  # a list of keywords alone, as a recipe writes
-        if not words and rng.random() < 0.01:
-            body = self._unknown(rng)
         parts = [part for part in body.split(", ") if part]
         if words and len(words) == 1 and rng.random() < 0.3 and parts:
             parts = [f"a {words[0]} picture of {parts[0]}", *parts[1:]]
@@ -166,6 +176,13 @@ def damage_words(damages: list[str], rng: Rng) -> list[str]:
     return [words[i] for i in rng.permutation(len(words))]
 
 
+def swapped(caption: str) -> str | None:
+    """The caption that says the opposite about left and right; None where it says nothing about them."""
+    if " left of " in caption:
+        return caption.replace(" left of ", " right of ")
+    return caption.replace(" right of ", " left of ") if " right of " in caption else None
+
+
 def with_article(name: str) -> str:
     """'an owl', 'a fox', 'grapes'."""
     if name in PLURAL:
@@ -194,32 +211,59 @@ def describe(subjects: list[str], backdrop: str, rng: Rng) -> str:
     if draw < 0.55:
         return f"{thing}, {backdrop} background"
     if backdrop in COLOURS:
-        return f"{thing} on a {backdrop} background"
+        return f"{thing} on {'an' if backdrop == 'orange' else 'a'} {backdrop} background"
     return f"{thing} {SCENES[backdrop]}"
 
 
 def draw_backdrop(name: str, rng: Rng) -> Image.Image:
-    """A plain colour, jittered, or a place of two or three tones."""
+    """A plain colour, jittered, or a place of two or three tones with a soft horizon."""
     shift = rng.uniform(-12, 12, 3)
     if name in COLOURS:
         colour = np.clip(np.array(COLOURS[name]) + shift, 0, 255)
         return Image.new("RGB", (SIDE, SIDE), tuple(int(c) for c in colour))
-    top, bottom, ground = {
-        "sky": ((70, 150, 240), (205, 232, 255), None),
-        "grass": ((150, 205, 250), (215, 238, 255), (92, 176, 70)),
-        "night": ((10, 14, 46), (38, 44, 96), None),
-        "sunset": ((98, 58, 130), (255, 158, 84), None),
-        "beach": ((120, 205, 240), (40, 150, 200), (238, 214, 150)),
-        "snow": ((150, 175, 205), (205, 218, 232), (250, 250, 253)),
+    tones, ground = {
+        "sky": (((70, 150, 240), (205, 232, 255)), None),
+        "grass": (((120, 190, 250), (222, 242, 255)), ((112, 192, 80), (66, 148, 58))),
+        "night": (((10, 14, 46), (48, 52, 112)), None),
+        "sunset": (((88, 54, 132), (238, 110, 96), (255, 196, 104)), None),
+        "beach": (((120, 205, 245), (205, 238, 250)), ((244, 222, 160), (226, 192, 122))),
+        "snow": (((140, 170, 208), (208, 222, 238)), ((252, 252, 255), (214, 226, 242))),
     }[name]
-    ramp = np.linspace(0, 1, SIDE)[:, None, None]
-    values = (1 - ramp) * np.array(top) + ramp * np.array(bottom) + shift
-    values = np.repeat(values, SIDE, axis=1)
+    y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float64)
+    values = _blend(tones, y / (SIDE - 1))
     if ground is not None:
-        values[int(rng.integers(36, 44)) :] = np.array(ground) + shift
-    picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+        turns, phase = rng.uniform(0.4, 0.9), rng.uniform(0, 2 * np.pi)
+        horizon = rng.uniform(37, 43) + (0.0 if name == "beach" else 2.5) * np.sin(
+            2 * np.pi * turns * x / SIDE + phase
+        )
+        if name == "beach":  # a band of sea between sky and sand
+            sea = np.array((40, 150, 205))
+            values = _cover(values, np.broadcast_to(sea, values.shape), y - horizon + 9)
+            horizon = horizon + 1.5 * np.sin(2 * np.pi * turns * x / SIDE + phase)
+        values = _cover(values, _blend(ground, np.clip((y - horizon) / 24, 0, 1)), y - horizon)
+    values = values + shift
+    if name == "sky":  # two clouds
+        for _ in range(2):
+            cloud_x, cloud_y, wide = rng.uniform(4, 60), rng.uniform(6, 58), rng.uniform(7, 11)
+            for part in (-0.6, 0.0, 0.6):
+                away = np.hypot((x - cloud_x - part * wide) / wide, (y - cloud_y + 2 - abs(part) * 3) / 4)
+                values = _cover(values, np.full_like(values, 252.0), (1 - away) * 4)
     if name == "night":
-        pen = ImageDraw.Draw(picture)
-        for x, y in rng.integers(2, SIDE - 2, (14, 2)):
-            pen.rectangle((int(x), int(y), int(x) + int(rng.random() < 0.4), int(y)), fill=(240, 240, 210))
-    return picture
+        for star_x, star_y, bright in rng.uniform((2, 2, 0.4), (SIDE - 2, SIDE - 2, 1.0), (12, 3)):
+            light = bright * np.exp(-((x - star_x) ** 2 + (y - star_y) ** 2) / 0.8)[..., None]
+            values = values + light * (np.array((255, 250, 215)) - values)
+    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+
+
+def _blend(tones: Tones, share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Colours [h, w, 3] between the first tone (share 0) and the last (share 1)."""
+    stops = np.linspace(0, 1, len(tones))
+    return np.stack([np.interp(share, stops, [tone[c] for tone in tones]) for c in range(3)], -1)
+
+
+def _cover(
+    below: NDArray[np.float64], above: NDArray[np.float64], depth: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`above` where depth is positive, with an edge of one pixel."""
+    share = np.clip(depth + 0.5, 0, 1)[..., None]
+    return below + share * (above - below)
