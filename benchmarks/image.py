@@ -63,7 +63,7 @@ def plain_round(pipelines: Pipelines, drawn: list[Row], settings: SamplerSetting
 
 
 def harness_round(model: Sdxl, drawn: list[Row], settings: SamplerSettings) -> Spent:
-    """What an image takes, as many at once as the model says."""
+    """Seconds per image, in batches of the model's own size."""
     at_once = model.images_per_batch(settings)
     start = now(model.device)
     for first in range(0, len(drawn), at_once):

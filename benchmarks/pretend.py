@@ -59,7 +59,7 @@ def _generate(rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedI
 
 
 def _flat(row: Row) -> Image.Image:
-    """Two colours that hang on the row, so that no two images have the same scores."""
+    """Two colours that depend on the row, so that no two images have the same scores."""
     digest = hashlib.sha256(repr(row).encode()).digest()
     pixels_223 = np.frombuffer(digest[:12], dtype=np.uint8).reshape(2, 2, 3)
     return Image.fromarray(pixels_223).resize((SIDE, SIDE), Image.Resampling.NEAREST)

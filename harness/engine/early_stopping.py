@@ -103,7 +103,7 @@ def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()
 
 
 def _rules(sweep: SweepConfig) -> str:
-    """The fingerprint of what the values that are looked at, and the answers to them, hang on."""
+    """The fingerprint of everything that the intermediate values and the decisions depend on."""
     scheduler = sweep.scheduler
     parts: dict[str, Any] = {"scheduler": scheduler}
     if not isinstance(scheduler, FifoScheduler) and isinstance(scheduler.objective, ProbeObjective):

@@ -82,7 +82,7 @@ class Driver:
         return again()
 
     def workers(self, ctx: Context) -> int:
-        """For how many training runs are packed; nobody is asked where it decides nothing."""
+        """The number of workers that packs are planned for; 1 if it decides nothing."""
         runs = ctx.plan.runs.values()
         if ctx.plan.sweep.compute.pack != "auto":
             return 1
@@ -116,7 +116,7 @@ class Driver:
         return self.decided(failed=[run_id for run_id in failed if run_id in plan.runs])
 
     def decided(self, failed: Sequence[str] = ()) -> Context:
-        """The bench with what is left of the plan, so that nobody trains on what was stopped."""
+        """The context with what is left of the plan, so that stopped runs are not trained on."""
         plan = self.ctx.plan
         left = as_decided(plan, Decisions(plan.sweep, self.ctx.workspace), failed=failed)
         return replace(self.ctx, plan=left)
@@ -164,7 +164,7 @@ def _noting(ctx: Context, events: Events) -> Context:
 
 
 def write_plan(plan: Plan, workspace: Workspace) -> None:
-    """Say what the sweep needs before any work, so that nobody removes it as superfluous meanwhile."""
+    """Say what the sweep needs before any work, so that `store gc` keeps it meanwhile."""
     with workspace.claim_plans():
         folder = workspace.sweep(plan.sweep.name)
         folder.mkdir(parents=True, exist_ok=True)

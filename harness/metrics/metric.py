@@ -40,7 +40,7 @@ def measurement(value: float, *, prompt_truncated: bool | None = None) -> Measur
 
 @dataclass(frozen=True)
 class Batch:
-    """Readable RGB images with their plain prompts. Embeds them once per encoder, whoever asks."""
+    """Readable RGB images with their plain prompts. Embeds them once per encoder."""
 
     images: Sequence["Image"]
     prompts: Sequence[str]

@@ -103,7 +103,7 @@ class RemoteArtifact(Artifact):
                 file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
+        """Remove the artifact, its manifest first: a kill in between leaves a partial one."""
         self.storage.take_away(self.name)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -175,7 +175,7 @@ class RemoteArtifact(Artifact):
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """A file of this machine that is whole or not there, whoever else writes it."""
+    """Write a local file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -429,7 +429,7 @@ class RemoteStorage:
         return self._leases.held(lock)
 
     def clear_locks(self, folder: str) -> None:
-        """Remove the leases that were let go of."""
+        """Remove the released leases."""
         self._leases.clear(folder)
 
 

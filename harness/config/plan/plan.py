@@ -154,7 +154,7 @@ class Plan:
     def arms_of_run(self, run_id: str) -> tuple[ResolvedArm, ...]:
         """Draws that are made once this run is trained, in order of steps.
 
-        A draw with adapters of several runs belongs to the last of them, so that nobody waits for it twice.
+        A draw with adapters of several runs belongs to the last of them, so that it is generated once.
         """
         found = [self.arms[arm_id] for arm_id in self._arms_by_run.get(run_id, ())]
         return tuple(sorted(found, key=lambda arm: max(adapter.steps or 0 for adapter in arm.adapters)))

@@ -26,7 +26,7 @@ SIDE_MULTIPLE = 8  # the VAE's factor
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training image and how it came to be. Null where it does not apply (a folder's images)."""
+    """One training image and how it was made. None if it does not apply (a folder's images)."""
 
     image: Image.Image
     caption: str | None = None

@@ -224,7 +224,7 @@ def estimated(ctx: Context, counts: Mapping[str, Count]) -> Estimate:
 
 
 def all_asked_for(sweep: SweepConfig) -> bool:
-    """False where a search will ask for trials that nobody knows yet."""
+    """False if a search will propose trials that are not known yet."""
     return not isinstance(sweep.search, OptunaSearch) or len(sweep.search.points) == sweep.search.trials
 
 

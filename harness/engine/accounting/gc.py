@@ -183,7 +183,7 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
         if not files:
             unreadable[name] = f"{where} does not say what its sweep needs: it has no {PLAN}"
         try:
-            sweeps: list[SweepConfig] = []  # one, where the sweep is finished and nobody has begun another
+            sweeps: list[SweepConfig] = []  # one, if the sweep is finished and no other has begun
             for file in files:
                 sweeps += [sweep for sweep in [_sweep(file)] if sweep not in sweeps]
             named = _named(folder)

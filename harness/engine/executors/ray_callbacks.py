@@ -94,7 +94,7 @@ def _is_up(sign: str) -> bool:
 
 
 class _Sign:
-    """An actor that does nothing; that it is there says it. Its name is known to all nodes at once."""
+    """An actor without methods: its existence is the signal, and its name is visible on all nodes."""
 
 
 class Stopping(tune.Callback, tune.Stopper):

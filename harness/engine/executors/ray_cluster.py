@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 120.0  # a node's first worker takes its time to start
 def check_all_nodes_see(workspace: Workspace) -> None:
     """Raise HarnessError where a node cannot read what the driver writes there, with the node and the reason.
 
-    It would train into a folder of its own, and nobody would find what it made.
+    It would train into a folder that no other node reads.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]

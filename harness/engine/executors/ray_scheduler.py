@@ -127,7 +127,7 @@ class Answers:
         ray.kill(self._board)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its scheduler, which nobody opens again."""
+        """Empty: Tune pickles its scheduler, but the pickle is never read."""
         return {}
 
     def __call__(self, answers: Mapping[At, bool]) -> None:

@@ -21,14 +21,14 @@ Stop = Callable[[], bool]  # true once all are to stop
 
 
 def never() -> bool:
-    """The `Stop` of whoever nobody interrupts."""
+    """A `Stop` that is never requested."""
     return False
 
 
 Kind = Literal["dataset_images", "training_steps", "images", "trials"]
 Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
 Step = Callable[[str], None]  # what is done from here on, for a person
-Report = Callable[[Kind | Event, int], None]  # what was made, or befell those who make it, and how many
+Report = Callable[[Kind | Event, int], None]  # what was made, or which incident, and how many
 
 IMAGES_PER_BATCH = 8  # where nothing is known of the model, as when work is divided
 
@@ -50,7 +50,7 @@ class Trainer(Protocol):
     """Trains segments and leaves their checkpoints in the store: in this process, or in several at once."""
 
     def __call__(self, ctx: "Context", segments: Sequence[Segment]) -> dict[str, HarnessError]:
-        """Train; the datasets are there, and nobody else trains these runs. Gives what failed, by run."""
+        """Train; the datasets exist, and these runs are locked. Returns the errors by run."""
         ...
 
 

@@ -70,7 +70,7 @@ def _ensure_part(ctx: Context, dataset: Dataset, first: int, *, wait: bool) -> N
 
 
 def _build(ctx: Context, dataset: Dataset) -> None:
-    """The whole: somebody's own images at once, drawn ones of their parts."""
+    """The whole dataset: a folder's images in one go, generated ones from their shards."""
     if isinstance(dataset.recipe, GeneratedRecipe):
         _assemble(ctx, dataset)
         return

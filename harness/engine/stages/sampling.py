@@ -121,7 +121,7 @@ def _alike(
 
 @dataclass(frozen=True)
 class _Held:
-    """Cells of a share that this worker holds; let go of once they are drawn."""
+    """Cells of a shard that this worker has locked; released once they are generated."""
 
     claim: ExitStack
     arm: ResolvedArm

@@ -42,7 +42,7 @@ def ensure_checkpoints(ctx: Context, run_ids: Sequence[str]) -> dict[str, Harnes
 
 
 def _train_claimed(ctx: Context, pack: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
-    """Those that nobody else trains, together; then the others, each once it is free."""
+    """Train the unlocked runs together, then each of the others once its lock is free."""
     workspace = ctx.workspace
     free: list[TrainingRun] = []
     elsewhere: list[TrainingRun] = []

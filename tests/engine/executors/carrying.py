@@ -41,7 +41,7 @@ TOLERANCE = 0.1  # of scores: batches and packs of other sizes round otherwise, 
 def assert_same(these: Results, those: Results) -> None:
     """The same dev images from the same latents, and the same scores up to rounding.
 
-    Which trial's test images there are may hang on the last digit of a random base's scores.
+    Which trial is confirmed may depend on the last digit of a random base's scores.
     """
     keys = ["image_id", "latent_hash"]
     dev = [
