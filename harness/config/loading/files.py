@@ -124,7 +124,7 @@ def with_split(prompt: Any) -> Any:
 
 
 def split_of(text: str) -> str:
-    """Either dev or test, by an even chance that depends on the text alone: adding a prompt moves no other."""
+    """Either dev or test, by an even chance that depends on the text alone: another prompt moves none."""
     return ("dev", "test")[hashlib.sha256(f"split {text}".encode()).digest()[0] % 2]
 
 
