@@ -205,6 +205,7 @@ def print_verdict(results: "Results", folder: str) -> None:
     from harness.reporting.report.format import events
     from harness.reporting.report.study import Study
     from harness.reporting.report.verdict import verdict
+    from harness.store.workspace import REPORT
 
     found = verdict(Study(results))
     colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
@@ -213,7 +214,7 @@ def print_verdict(results: "Results", folder: str) -> None:
         out.print(f"  {escape(line)}", highlight=False)
     for line in events(results.sweep.get("events", [])):
         out.print(f"  {line}", highlight=False)
-    out.print(f"report  {folder}/report.html", highlight=False)
+    out.print(f"report  {folder}/{REPORT}", highlight=False)
     out.print(f"tables  harness.results.load({folder!r})", highlight=False)
 
 

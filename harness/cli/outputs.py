@@ -7,8 +7,6 @@ import typer
 
 from harness.cli.console import out, trial_number
 
-REPORT = "report.html"
-
 app = typer.Typer()
 
 SweepFolder = Annotated[
@@ -24,7 +22,7 @@ def report(
     """Write the report of a finished sweep."""
     from harness.reporting.report import write_report
     from harness.results import load
-    from harness.store.workspace import Workspace
+    from harness.store.workspace import REPORT, Workspace
 
     workspace, here = Workspace.of_sweep(folder)
     write_report(load(here), workspace, output or here / REPORT)

@@ -23,7 +23,7 @@ from harness.errors import HarnessError, Interrupted
 from harness.reporting.report import write_report
 from harness.reporting.wandb_tracker import make_tracker
 from harness.results import Results
-from harness.store.workspace import Workspace
+from harness.store.workspace import REPORT, Workspace
 
 
 @contextmanager
@@ -50,7 +50,6 @@ def stop_at_ctrl_c(told: Callable[[], None]) -> Iterator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
-REPORT = "report.html"
 STOPPING = (
     "\nStopping. Waiting for what is under way: training saves a checkpoint at its next step; a dataset, a "
     "batch of images, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."

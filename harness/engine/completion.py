@@ -21,10 +21,10 @@ from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
 from harness.store.artifact import Artifact, sha256, versions, write_json
-from harness.store.workspace import Workspace
+from harness.store.workspace import REPORT, Workspace
 
 MARK = "finished.json"
-SHOWN = (*FILES, "report.html", DECISIONS)
+SHOWN = (*FILES, REPORT, DECISIONS)
 
 
 def mark(plan: Plan, workspace: Workspace) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from harness.metrics.metric import Batch, Measurement, Metric
-from harness.results.tables import SCORES, typed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGES_PER_BATCH = 32  # open in memory: 100 MB at 1024 px
 
@@ -23,7 +24,7 @@ class Scorer:
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.metrics = tuple(metrics)
 
-    def score(self, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    def score(self, images: "pd.DataFrame", folder: Path) -> list[dict[str, Any]]:
         """The scores table's rows for every (image, metric), in the order of `images`, then of the metrics.
 
         `images` has columns image_id, prompt and path (relative to `folder`). An image that cannot be read
@@ -32,9 +33,9 @@ class Scorer:
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), IMAGES_PER_BATCH):
             rows.extend(self._rows(images.iloc[start : start + IMAGES_PER_BATCH], folder))
-        return typed(pd.DataFrame(rows, columns=SCORES.names), SCORES)
+        return rows
 
-    def _rows(self, images: pd.DataFrame, folder: Path) -> Iterator[dict[str, Any]]:
+    def _rows(self, images: "pd.DataFrame", folder: Path) -> Iterator[dict[str, Any]]:
         opened = [read_image(folder / path) for path in images["path"]]
         readable = [
             (image, prompt)

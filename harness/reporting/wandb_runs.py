@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from harness.diffusion.training.record import RECORD, TrainingRecord
+from harness.store.workspace import REPORT
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -96,7 +97,7 @@ def sweep_run(results: "Results", workspace: "Workspace") -> Run:
     sweep = results.sweep
     status = results.trials["status"].value_counts()
     selected = results.trials.loc[results.trials["selected"].fillna(False).astype(bool), "trial_id"]
-    report = workspace.sweep(sweep["name"]) / "report.html"
+    report = workspace.sweep(sweep["name"]) / REPORT
     counts = {f"trials/{name}": int(status[name]) for name in status.index}
     best = (
         {"selected_trial": selected.iloc[0]}

@@ -30,7 +30,7 @@ class Results:
         """What `tables.write` wrote."""
         sweep = tables.read_sweep(folder)
         frames = {
-            name: tables.read_table(folder / f"{name}.parquet", schema)
+            name: tables.read_table(folder / tables.table_file(name), schema)
             for name, schema in tables.SCHEMAS.items()
         }
         return cls(sweep=sweep, **frames)

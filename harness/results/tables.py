@@ -162,9 +162,14 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     return _to_pandas(table, schema)
 
 
+def table_file(name: str) -> str:
+    """The file of one of the tables in a sweep's folder."""
+    return f"{name}.parquet"
+
+
 FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")  # in sweep.json beside the sweep
 SWEEP = "sweep.json"
-FILES = (*(f"{name}.parquet" for name in SCHEMAS), SWEEP)  # in the order in which they are written
+FILES = (*map(table_file, SCHEMAS), SWEEP)  # in the order in which they are written
 
 
 def typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -198,7 +203,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SWEEP).unlink(missing_ok=True)
     for name, table in tables.items():
-        _replace(folder / f"{name}.parquet", partial(pq.write_table, table))
+        _replace(folder / table_file(name), partial(pq.write_table, table))
     _replace(folder / SWEEP, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -217,11 +222,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ArtifactError(
-            f"{folder / 'sweep.json'} is damaged; run `harness run` again to write it anew"
+            f"{folder / SWEEP} is damaged; run `harness run` again to write it anew"
         ) from error
     if absent := [fact for fact in FACTS if fact not in sweep]:
         raise ArtifactError(
-            f"{folder / 'sweep.json'} lacks {', '.join(absent)}, so another version of the harness wrote it; "
+            f"{folder / SWEEP} lacks {', '.join(absent)}, so another version of the harness wrote it; "
             "run `harness run` again to write it anew (nothing is trained or drawn twice)"
         )
     return sweep

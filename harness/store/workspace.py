@@ -92,6 +92,7 @@ def share_lock(arm_id: str, share: int) -> str:
 
 
 PLAN = "plan.json"
+REPORT = "report.html"  # of a sweep, the page that people open
 
 
 class Workspace:

@@ -17,7 +17,7 @@ from harness.metrics.encoder import Encoder
 from harness.metrics.image_stats import Guard
 from harness.metrics.metric import Metric
 from harness.metrics.score import IMAGES_PER_BATCH, Scorer
-from harness.results.tables import SCORES
+from harness.results.tables import SCORES, typed
 from tests.metrics.tiny import WIDTH
 
 KINDS = ("clip_score", "aesthetic", "saturation", "clipped_pixels", "contrast", "sharpness")
@@ -30,6 +30,11 @@ def test_every_kind_is_under_contract() -> None:
         kind for config in get_args(union) for kind in get_args(config.model_fields["kind"].annotation)
     }
     assert declared == set(KINDS)
+
+
+def scores_table(scorer: Scorer, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows as the engine writes them."""
+    return typed(pd.DataFrame(scorer.score(images, folder), columns=SCORES.names), SCORES)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]
 
 def test_rows_are_the_scores_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
-    scores = Scorer(metrics).score(images, folder)
+    scores = scores_table(Scorer(metrics), images, folder)
     assert list(scores.columns) == SCORES.names
     assert scores["image_id"].tolist() == [image for image in images["image_id"] for _ in KINDS]
     assert scores["metric"].tolist() == list(KINDS) * len(images)
@@ -75,7 +80,7 @@ def test_an_unreadable_image_is_null_with_a_reason_and_harms_no_other(
     metrics: list[Metric], drawn: tuple[pd.DataFrame, Path], kind: str
 ) -> None:
     images, folder = drawn
-    scores = Scorer(metrics).score(images, folder)
+    scores = scores_table(Scorer(metrics), images, folder)
     scores = scores[scores["metric"] == kind].set_index("image_id")
     bad = scores[scores["value"].isna()]
     assert list(bad.index) == ["i3", "i5", "i7"]
@@ -93,9 +98,9 @@ def test_order_and_size_of_the_batch_do_not_matter(
 ) -> None:
     images, folder = drawn
     scorer = Scorer(metrics)
-    together = scorer.score(images, folder)
-    backwards = scorer.score(images.iloc[::-1], folder)
-    alone = pd.concat([scorer.score(images.iloc[[row]], folder) for row in range(len(images))])
+    together = scores_table(scorer, images, folder)
+    backwards = scores_table(scorer, images.iloc[::-1], folder)
+    alone = pd.concat([scores_table(scorer, images.iloc[[row]], folder) for row in range(len(images))])
     by = ["image_id", "metric"]
     expected = together.sort_values(by, ignore_index=True)
     for other in (backwards, alone):  # to the last bit on a CPU
@@ -113,16 +118,14 @@ def test_one_pass_feeds_all_metrics_of_an_encoder(
     assert sum(seen) == 3
 
 
-def test_no_images_give_an_empty_table(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
+def test_no_images_give_no_rows(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
-    scores = Scorer(metrics).score(images.head(0), folder)
-    assert len(scores) == 0
-    assert list(scores.columns) == SCORES.names
+    assert Scorer(metrics).score(images.head(0), folder) == []
 
 
 def test_only_unreadable_images(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
-    assert Scorer(metrics).score(images.iloc[[5, 7]], folder)["reason"].notna().all()
+    assert all(row["reason"] for row in Scorer(metrics).score(images.iloc[[5, 7]], folder))
 
 
 def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple[pd.DataFrame, Path]) -> None:
@@ -134,10 +137,10 @@ def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple
     assert isinstance(second, ClipScore)
     assert first.encoder is second.encoder
     assert guard.kind == "contrast"
-    scores = build_metrics([clip, ImageStatsMetric(kind="contrast")], device="cpu").score(
+    rows = build_metrics([clip, ImageStatsMetric(kind="contrast")], device="cpu").score(
         images.head(2), folder
     )
-    assert scores["value"].notna().all()
+    assert all(row["value"] is not None for row in rows)
 
 
 def test_a_grey_or_transparent_image_is_read_as_rgb(metrics: list[Metric], tmp_path: Path) -> None:
@@ -146,5 +149,6 @@ def test_a_grey_or_transparent_image_is_read_as_rgb(metrics: list[Metric], tmp_p
     images = pd.DataFrame(
         {"image_id": ["a", "b"], "prompt": ["red", "red"], "path": ["grey.png", "clear.png"]}
     )
-    scores = Scorer(metrics).score(images, tmp_path).pivot(index="image_id", columns="metric", values="value")
+    scores = scores_table(Scorer(metrics), images, tmp_path)
+    scores = scores.pivot(index="image_id", columns="metric", values="value")
     assert np.array_equal(scores.loc["a"], scores.loc["b"])

@@ -66,7 +66,7 @@ def digest_of(path: Path, files: Sequence[Path], captions: Mapping[Path, str | N
     digest = hashlib.sha256()
     for file in files:
         content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(json.dumps([_name(path, file), content, captions[file]]).encode())
+        digest.update(json.dumps([name_of(path, file), content, captions[file]]).encode())
     return digest.hexdigest()
 
 
@@ -107,7 +107,7 @@ def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
         text = file.with_suffix(".txt")
         try:
             caption = (
-                text.read_text(encoding="utf-8") if text.is_file() else listed.get(_name(path, file), "")
+                text.read_text(encoding="utf-8") if text.is_file() else listed.get(name_of(path, file), "")
             )
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe.path: the caption {text} cannot be read: {error}") from error
@@ -135,5 +135,6 @@ def _listed_captions(path: Path) -> dict[str, str]:
     return found
 
 
-def _name(path: Path, file: Path) -> str:
+def name_of(path: Path, file: Path) -> str:
+    """A file as a folder's metadata names it: relative to the folder, with forward slashes."""
     return file.relative_to(path).as_posix()

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from PIL import Image, ImageOps
 
-from harness.config.loading.image_folder import _name, digest_of, find_images, read_captions, read_image
+from harness.config.loading.image_folder import digest_of, find_images, name_of, read_captions, read_image
 from harness.config.schema.recipe import FolderRecipe
 from harness.diffusion.datasets.dataset import SIDE_MULTIPLE, Sample
 from harness.errors import ConfigError
@@ -19,7 +19,7 @@ def repeats_of(name: str, patterns: Mapping[str, int]) -> int:
 def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
     """The whole images, resized so that the shorter side is the model's resolution; see `fitted`."""
     files = find_images(recipe.path)
-    captions, names = read_captions(recipe.path, files), [_name(recipe.path, file) for file in files]
+    captions, names = read_captions(recipe.path, files), [name_of(recipe.path, file) for file in files]
     if recipe.digest is not None and digest_of(recipe.path, files, captions) != recipe.digest:
         raise ConfigError(f"recipe.path: the images in {recipe.path} have changed since the sweep was read")
     for pattern in recipe.repeats:

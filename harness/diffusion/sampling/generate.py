@@ -1,4 +1,4 @@
-"""From the cells of a plan to image files with metadata, batch by batch, and a table of their rows."""
+"""From the cells of a plan to image files with metadata, batch by batch, and the rows of their table."""
 
 import hashlib
 import time
@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import pandas as pd
 
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.base import fingerprint
 from harness.diffusion.models.model import GeneratedImage, Row, RowAdapter, SamplerSettings
 from harness.diffusion.sampling import png
-from harness.results import tables
 
 if TYPE_CHECKING:
     from harness.diffusion.models.model import Model
@@ -41,13 +39,21 @@ class Made(TypedDict):
     generation_seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class GeneratedPart:
+    """What describes a part's images: a row of the images table for each, in order, and facts of them all."""
+
+    rows: list[dict[str, Any]]
+    made: Made
+
+
 def generate_cells(
     parts: Sequence[Part], model: "Model", adapter_path: Callable[[ResolvedAdapter], Path]
-) -> list[Made]:
+) -> list[GeneratedPart]:
     """Draw the cells of all parts in one batch, each row with its own adapters, on one base.
 
-    Into each part's folder go `<image_id>.png` and `images.parquet`, in order. `adapter_path` gives an
-    adapter's file, or the folder it was saved in. In the table `path` is the bare file name, `sha256` that of
+    Into each part's folder go `<image_id>.png`. `adapter_path` gives an
+    adapter's file, or the folder it was saved in. In the rows `path` is the bare file name, `sha256` that of
     the file, `generation_seconds` an image's share of the batch, and `trial_id` null: which trials an image
     belongs to is the plan's to say. Nothing in an image's file depends on the time, so the same parts give
     the same bytes; among other parts an image is the same up to rounding. The parts' draws have the same
@@ -72,7 +78,7 @@ def generate_cells(
 
 def _write(
     part: Part, images: Sequence[GeneratedImage], paths: Sequence[Path], model: "Model", *, seconds: float
-) -> Made:
+) -> GeneratedPart:
     """The files of one part. `seconds` are those of one image."""
     arm, cells = part.arm, part.cells
     adapters = [png.about_adapter(a, path) for a, path in zip(arm.adapters, paths, strict=True)]
@@ -89,11 +95,11 @@ def _write(
         file = part.folder / f"{cell.image_id}.png"
         png.save(image.image, file, chunks)
         rows.append(_image_row(arm, cell, image, file=file, seconds=seconds))
-    tables.write_table(part.folder / "images.parquet", pd.DataFrame(rows), tables.IMAGES)
-    return Made(
+    made = Made(
         one_colour=[c.image_id for c, p in zip(cells, images, strict=True) if _is_of_one_colour(p)],
         generation_seconds=seconds * len(cells),
     )
+    return GeneratedPart(rows=rows, made=made)
 
 
 def _is_of_one_colour(image: GeneratedImage) -> bool:

@@ -20,7 +20,7 @@ from harness.config.schema.sweep import SweepConfig
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
 from harness.engine.stages.scoring import metric_name
 from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
-from harness.results.tables import FACTS, SWEEP
+from harness.results.tables import FACTS, SWEEP, table_file
 from harness.store.artifact import Artifact, is_manifest
 from harness.store.workspace import PLAN, Place, Workspace
 
@@ -207,8 +207,8 @@ def _named(folder: Path) -> frozenset[str]:
     """
     if not (folder / SWEEP).is_file():
         return frozenset()
-    trials = pd.read_parquet(folder / "trials.parquet", columns=["dataset_id", "adapter_path"])
-    images = pd.read_parquet(folder / "images.parquet", columns=["path"])
+    trials = pd.read_parquet(folder / table_file("trials"), columns=["dataset_id", "adapter_path"])
+    images = pd.read_parquet(folder / table_file("images"), columns=["path"])
     return frozenset(
         [f"datasets/{name}" for name in trials["dataset_id"].unique()]
         + trials["adapter_path"].dropna().tolist()

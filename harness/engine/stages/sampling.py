@@ -20,6 +20,7 @@ from harness.engine.stages.context import Context
 from harness.engine.stages.encodings import ensure_texts
 from harness.engine.stages.training import adapter_path, ensure_whole_adapter
 from harness.errors import ArtifactError
+from harness.results import tables
 from harness.store.artifact import Artifact
 from harness.store.workspace import SHARES
 
@@ -178,6 +179,7 @@ def _generate_batch(ctx: Context, model: "Model", batch: Sequence[tuple[Resolved
             folder = artifacts.enter_context(artifact.build(**about, made=made))
             parts.append(Part(arm=arms[0], cells=chunk.cells, folder=folder))
         drawn = generate_cells(parts, model, lambda adapter: adapter_path(ctx.workspace, adapter))
-        for made, of_part in zip(facts, drawn, strict=True):
-            made.update(of_part)
+        for part, made, generated in zip(parts, facts, drawn, strict=True):
+            tables.write_table(part.folder / IMAGES, pd.DataFrame(generated.rows), tables.IMAGES)
+            made.update(generated.made)
     ctx.report("images", len(batch))

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import pandas as pd
+
 from harness.config.plan.plan import Plan, ResolvedArm
 from harness.config.schema.metric import MetricConfig
 from harness.diffusion.training.record import RECORD
 from harness.engine.stages.context import Context, resident_scorer
 from harness.engine.stages.sampling import IMAGES, read_parquet
 from harness.metrics import metric_fingerprint
+from harness.results import tables
 from harness.store.artifact import Artifact
 from harness.store.workspace import Workspace
 
@@ -96,7 +99,8 @@ def metric_name(metric: MetricConfig) -> str:
 
 def _score(ctx: Context, chunk: Artifact, metrics: tuple[MetricConfig, ...]) -> None:
     images = read_parquet(chunk, IMAGES)
-    table = resident_scorer(metrics).score(images, chunk.fetch())
+    rows = resident_scorer(metrics).score(images, chunk.fetch())
     for metric in metrics:
         with ctx.workspace.scores(metric_name(metric), chunk).build() as folder:
-            table[table["metric"] == metric.kind].to_parquet(folder / SCORES, index=False)
+            of_metric = [row for row in rows if row["metric"] == metric.kind]
+            tables.write_table(folder / SCORES, pd.DataFrame(of_metric), tables.SCORES)

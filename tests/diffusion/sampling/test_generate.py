@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -67,8 +68,8 @@ def no_folder(adapter: ResolvedAdapter) -> Path:
 
 def test_writes_the_models_images_and_a_row_for_each(tiny_model: Model, arm: ResolvedArm, tmp_path: Path):
     wanted = dev_cells(arm)
-    generate_cells([Part(arm=arm, cells=wanted, folder=tmp_path)], tiny_model, no_folder)
-    table = tables.read_table(tmp_path / "images.parquet", tables.IMAGES)
+    [part] = generate_cells([Part(arm=arm, cells=wanted, folder=tmp_path)], tiny_model, no_folder)
+    table = tables.typed(pd.DataFrame(part.rows), tables.IMAGES)
     assert sorted(file.name for file in tmp_path.glob("*.png")) == sorted(table["path"])
     assert list(table["image_id"]) == [cell.image_id for cell in wanted]
     assert list(table["path"]) == [f"{cell.image_id}.png" for cell in wanted]
@@ -103,12 +104,12 @@ def test_arms_share_their_starting_latents(
     found = []
     for one in (arm, own):
         (tmp_path / one.arm).mkdir()
-        generate_cells(
+        [part] = generate_cells(
             [Part(arm=one, cells=dev_cells(one), folder=tmp_path / one.arm)],
             tiny_model,
             lambda _: adapter_folder,
         )
-        found.append(tables.read_table(tmp_path / one.arm / "images.parquet", tables.IMAGES))
+        found.append(pd.DataFrame(part.rows))
     assert list(found[0]["latent_hash"]) == list(found[1]["latent_hash"])
     assert not set(found[0]["image_id"]) & set(found[1]["image_id"])
     row = Row(
@@ -160,13 +161,12 @@ def test_a_control_says_that_no_adapter_and_no_refiner_acted(
 ):
     arm = replace(arm, negative="", refiner_start=None)
     [fox, *_] = dev_cells(arm)
-    generate_cells([Part(arm=arm, cells=[fox], folder=tmp_path)], tiny_model, no_folder)
+    [part] = generate_cells([Part(arm=arm, cells=[fox], folder=tmp_path)], tiny_model, no_folder)
     with Image.open(tmp_path / f"{fox.image_id}.png") as image:
         parameters = image.info["parameters"]
     assert parameters.startswith("a red fox\nNegative prompt: \nSteps: 6, ")  # ComfyUI needs the empty line
     assert "Lora" not in parameters and "Refiner" not in parameters
-    table = tables.read_table(tmp_path / "images.parquet", tables.IMAGES)
-    assert table["refiner_start"].isna().all()
+    assert [row["refiner_start"] for row in part.rows] == [None]
 
 
 def test_every_setting_of_a_draw_reaches_the_image_and_its_text(
