@@ -28,27 +28,73 @@ INNER = {  # layers of the sub-rooms; "" is the files of the room itself
     "diffusion": ({"adapters"}, {"models"}, {"datasets", "training", "sampling"}),
     "engine": ({"stages"}, {""}, {"accounting", "executors"}),
 }
-DOORS = {
-    "accelerate": {"diffusion"},
-    "compel": {"diffusion"},
-    "diffusers": {"diffusion"},
-    "fsspec": {"store"},
-    "jinja2": {"reporting"},
-    "matplotlib": {"reporting"},
-    "open_clip": {"metrics"},
-    "optuna": {"engine"},
-    "peft": {"diffusion"},
+DOORS = {  # library: the rooms or modules that import it, annotations and function-level imports included
+    "accelerate": {"diffusion.training"},
+    "bitsandbytes": {"diffusion.training.optimizer"},
+    "compel": {"diffusion.models.text_encoding"},
+    "diffusers": {"diffusion.models"},
+    "fsspec": {"store.objects"},
+    "huggingface_hub": {"config.loading.tokens", "reporting.export.export"},
+    "jinja2": {"reporting.report.page"},
+    "matplotlib": {"reporting.report"},
+    "open_clip": {"metrics.encoder"},
+    "optuna": {"engine.search"},
+    "peft": {"diffusion.adapters"},
+    "prodigyopt": {"diffusion.training.optimizer"},
     "pydantic": {"config"},
-    "ray": {"engine"},
+    "pydantic_core": {"config.loading.messages"},
+    "ray": {"engine.executors"},
     "rich": {"cli"},
     "scipy": {"results"},
-    "tokenizers": {"config"},
-    "torch": {"diffusion", "engine", "metrics"},
-    "torchmetrics": {"metrics"},
-    "transformers": {"diffusion"},
+    "tokenizers": {"config.loading.tokens"},
+    "torch": {"diffusion", "engine.executors", "metrics"},  # executors: threads per worker
+    "torchmetrics": {"metrics.clip_score"},
+    "transformers": {"diffusion.models"},
     "typer": {"cli"},
-    "wandb": {"reporting"},
-    "yaml": {"config"},
+    "wandb": {"reporting.wandb_tracker"},
+    "yaml": {"config.loading.files"},
+}
+BROAD_EXCEPTS = {  # function: why no narrower class will do
+    "config.loading.tokens._tokenizer": "tokenizers raises bare Exception for whatever it cannot read",
+    "engine.executors.local.LocalExecutor.run": "a trial that fails is a row with its reason",
+    "reporting.wandb_tracker.WandbTracker.publish": "wandb's exceptions have no common base",
+    "store.artifact.explaining_lack_of_room": "safetensors reports a full disk as an error of its own class",
+    "store.objects.Bucket._call": "each file system of fsspec has errors of its own",
+}
+PRIVATE_APIS = {  # module and name: why there is no public way
+    "diffusion.training.distributed._shared_state": "global, and two runs must not share it",
+    "diffusion.training.optimizer._foreach_mul_": "one kernel for all gradients",
+    "diffusion.training.run_state._foreach_add_": "one kernel for all weights of an average",
+    "diffusion.training.run_state._foreach_copy_": "as above",
+    "diffusion.training.run_state._foreach_mul_": "as above",
+    "diffusion.training.run_state._foreach_sub": "as above",
+    "engine.executors.ray_tune.run_metadata": "its running means keep 20 KiB a trial in the driver",
+}
+PRIVATE_WITHOUT_UNDERSCORE = {"run_metadata"}  # of Tune's Trial: not documented
+
+# Budgets: signs to think at. What exceeds one is listed with its reason, and the lists only get shorter.
+MOST_MODULES = 10  # in a room, its __init__ aside
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
+MOST_POSITIONAL_PARAMETERS = 5  # a keyword-only parameter is named where it is given
+FEWEST_LINES = 60  # of a module that a single other imports
+MANY_MODULES = {"results": "the statistics of the second edition stand beside those that they replace"}
+LONG_MODULES = {"store.remote": "claims and leases are part of it, which go"}
+LONG_FUNCTIONS = {
+    "diffusion.training.batches.plan_steps": "checks, then builds five objects, their arguments written out"
+}
+MANY_PARAMETERS = {
+    "cli.outputs.export": "typer makes an option of each",
+    "diffusion.adapters.grouped._added": "the tensors of one sum, none of which belong together elsewhere",
+    "diffusion.adapters.packed._place": "called in one place, by a loop over all that it is given",
+    "engine.collect._trial_row": "called in one place",
+    "engine.collect._trials": "called in one place",
+    "reporting.report.figures._heat_cell": "called in one place",
+    "results.summary._no_pairs": "called in one place",
+}
+SMALL_MODULES = {
+    "diffusion.models.vae": "encode and decode, a face of its own that the design names",
+    "results.likeness": "of the statistics that nothing calls yet",
 }
 MOST_AT_THE_ROOT = 10
 
@@ -59,6 +105,8 @@ def module_of(path: Path) -> str:
 
 
 MODULES = {module_of(path): path for path in sorted(HOUSE.rglob("*.py"))}
+
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -139,12 +187,17 @@ def test_no_circle_between_files() -> None:
         raise AssertionError(f"imports go in a circle: {error.args[1]}") from None
 
 
+def inside(name: str, places: set[str]) -> set[str]:
+    """The places, rooms or modules without `harness.`, that a module is in."""
+    return {place for place in places if f"{name}.".startswith(f"harness.{place}.")}
+
+
 @pytest.mark.parametrize("library", DOORS)
 def test_a_library_has_its_doors(library: str) -> None:
-    users = {
-        room_of(name) for name, others in IMPORTS.items() if library in {o.split(".")[0] for o in others}
-    }
-    assert users == DOORS[library]
+    users = [name for name, others in IMPORTS.items() if library in {o.split(".")[0] for o in others}]
+    assert not [name for name in users if not inside(name, DOORS[library])]
+    used = {door for name in users for door in inside(name, DOORS[library])}
+    assert used == DOORS[library], "a door that is not used"
 
 
 def test_the_root_has_few_entries() -> None:
@@ -152,24 +205,145 @@ def test_the_root_has_few_entries() -> None:
     assert len(entries) <= MOST_AT_THE_ROOT, sorted(entries)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["manifest.json", "plan.json", "sweep.json", "training_state.json", "scores.parquet", "finished.json"],
-)
-def test_a_name_on_disk_is_a_literal_of_one_module(name: str) -> None:
-    users = [
-        module
-        for module, path in MODULES.items()
-        if any(
-            isinstance(node, ast.Constant) and node.value == name
-            for node in ast.walk(ast.parse(path.read_text()))
-        )
-    ]
-    assert len(users) == 1, users
+def test_a_name_on_disk_is_a_literal_of_one_module() -> None:
+    """A reader and a writer that each spell a name can differ, and a test of either sees nothing."""
+    file_name = re.compile(r"(?:.*/)?([\w-]+\.(?:jsonl?|parquet|html|safetensors))")
+    users: dict[str, set[str]] = defaultdict(set)
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and (found := file_name.fullmatch(text)):
+                users[found[1]].add(module)
+    known = {"manifest.json", "plan.json", "sweep.json", "training_state.json", "images.parquet"}
+    known |= {"scores.parquet", "report.html", "events.json", "finished.json"}
+    assert known <= users.keys()
+    assert not {name: modules for name, modules in users.items() if len(modules) > 1}
+
+
+def functions(
+    tree: ast.AST, prefix: str = ""
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function with its dotted name inside the module, methods and inner functions included."""
+    for node in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}.{node.name}" if prefix else node.name
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, node
+        yield from functions(node, name)
+
+
+FUNCTIONS = [
+    (f"{module.removeprefix('harness.')}.{name}", node)
+    for module, tree in TREES.items()
+    for name, node in functions(tree)
+]
+
+
+def is_broad(node: ast.AST) -> bool:
+    """`except:`, `except Exception`, `except (..., BaseException)` or `suppress(Exception)`."""
+    if isinstance(node, ast.ExceptHandler):
+        kinds: list[ast.expr] = [node.type] if node.type else []
+        if not kinds:
+            return True
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "suppress":
+        kinds = list(node.args)
+    else:
+        return False
+    names = {part.id for kind in kinds for part in ast.walk(kind) if isinstance(part, ast.Name)}
+    return bool(names & {"Exception", "BaseException"})
+
+
+def test_broad_excepts_are_a_named_list() -> None:
+    total = sum(is_broad(node) for tree in TREES.values() for node in ast.walk(tree))
+    found = [name for name, function in FUNCTIONS for node in ast.walk(function) if is_broad(node)]
+    assert set(found) == BROAD_EXCEPTS.keys()
+    assert total == len(found) == len(BROAD_EXCEPTS), "one to an entry, none outside a function"
+
+
+def own_names() -> set[str]:
+    """What the house itself defines: functions, classes, variables and attributes of its objects."""
+    names = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names |= {node.attr} if ast.unparse(node.value) in {"self", "cls"} else set()
+    return names
+
+
+def is_private(name: str) -> bool:
+    return (name.startswith("_") and not name.startswith("__")) or name in PRIVATE_WITHOUT_UNDERSCORE
+
+
+def test_private_apis_are_a_named_list() -> None:
+    own, found = own_names(), set()
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.Attribute) and node.attr not in own:
+                names = [node.attr]
+            elif isinstance(node, ast.Import):
+                names = [part for alias in node.names for part in alias.name.split(".")]
+            elif isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found |= {f"{module.removeprefix('harness.')}.{name}" for name in names if is_private(name)}
+    assert found == PRIVATE_APIS.keys()
+
+
+def test_a_room_has_about_ten_modules() -> None:
+    rooms: dict[str, int] = defaultdict(int)
+    for path in MODULES.values():
+        if path.name != "__init__.py":
+            rooms[".".join(path.parent.relative_to(HOUSE).parts)] += 1
+    assert {room for room, count in rooms.items() if count > MOST_MODULES} == MANY_MODULES.keys()
+
+
+def test_a_module_is_not_too_long() -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    long = {name.removeprefix("harness.") for name, count in lines.items() if count > MOST_LINES}
+    assert long == LONG_MODULES.keys()
+
+
+def test_a_function_is_not_too_long() -> None:
+    long = {
+        name
+        for name, node in FUNCTIONS
+        if (node.end_lineno or 0) - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+    }
+    assert long == LONG_FUNCTIONS.keys()
+
+
+def test_a_function_has_few_positional_parameters() -> None:
+    many = set()
+    for name, node in FUNCTIONS:
+        given = {arg.arg for arg in (*node.args.posonlyargs, *node.args.args)} - {"self", "cls"}
+        if len(given) > MOST_POSITIONAL_PARAMETERS:
+            many.add(name)
+    assert many == MANY_PARAMETERS.keys()
+
+
+def test_a_small_module_has_more_than_one_importer() -> None:
+    """Else it belongs into its importer. A room's `__init__` is its door, which must stay light to import."""
+    importers: dict[str, set[str]] = defaultdict(set)
+    for name, other in OWN:
+        importers[other].add(name)
+    small = {
+        name.removeprefix("harness.")
+        for name, path in MODULES.items()
+        if path.name != "__init__.py"
+        and len(path.read_text().splitlines()) < FEWEST_LINES
+        and len(importers[name]) <= 1
+        and not any(MODULES[importer].name == "__init__.py" for importer in importers[name])
+    }
+    assert small == SMALL_MODULES.keys()
 
 
 def test_every_file_has_a_docstring() -> None:
-    assert not [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not [name for name in MODULES if not ast.get_docstring(TREES[name])]
 
 
 def modules_after(code: str) -> set[str]:

@@ -22,6 +22,7 @@ def image_count(recipe: RecipeConfig) -> int:
     return scan(recipe.path).images
 
 
+METADATA = "metadata.jsonl"  # beside images, a row for each: a user's folder and a dataset alike
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # What Pillow's decoders raise on a damaged file; UnidentifiedImageError is an OSError.
 UNREADABLE = (
@@ -117,7 +118,7 @@ def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
 
 def _listed_captions(path: Path) -> dict[str, str]:
     """The captions in the folder's `metadata.jsonl`, by the images' names; some may have none."""
-    file, found = path / "metadata.jsonl", {}
+    file, found = path / METADATA, {}
     if not file.is_file():
         return {}
     try:

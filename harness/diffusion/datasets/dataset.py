@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from harness.config.loading.image_folder import METADATA
 from harness.config.schema.recipe import GeneratedRecipe
 from harness.diffusion.models.model import Row, SamplerSettings
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from harness.diffusion.models.model import Model
 
 
-METADATA = "metadata.jsonl"  # of a dataset: a row for each image
 SIDE_MULTIPLE = 8  # the VAE's factor
 
 

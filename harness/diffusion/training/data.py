@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.config.loading.image_folder import METADATA
 from harness.config.schema.training import CAPTION
 from harness.diffusion.training.noise import Part, Stream, counter_generator, uniform
 from harness.errors import ArtifactError, TrainingError
@@ -53,10 +54,10 @@ class TrainingImage:
 def read_images(dataset: Path, *, resolution: int) -> list[TrainingImage]:
     """The dataset's images in order. Raises ArtifactError where one does not match `metadata.jsonl`."""
     try:
-        lines = (dataset / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (dataset / METADATA).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         if not rows:
-            raise ValueError("metadata.jsonl is empty")
+            raise ValueError(f"{METADATA} is empty")
         return [_image(dataset, row, resolution) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
