@@ -47,7 +47,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         ClipScoreMetric(encoder="emoji"),
         AestheticMetric(encoder="emoji", head="emoji"),
     ]
-    found = build_metrics(configs, device="cpu").score(pd.DataFrame(opened), folder)
+    found = pd.DataFrame(build_metrics(configs, device="cpu").score(pd.DataFrame(opened), folder))
     assert found["reason"].isna().all()
     return found.assign(case=found["image_id"].str.partition("-")[0])
 
@@ -63,4 +63,4 @@ def test_a_sharp_image_rates_higher_than_the_same_one_blurred(scores: pd.DataFra
 
 def test_the_own_prompt_scores_higher_than_another(scores: pd.DataFrame) -> None:
     assert mean(scores, "drawn", "clip_score") > mean(scores, "other", "clip_score") + 1
-    assert not scores["prompt_truncated"].fillna(False).any()
+    assert not scores["prompt_truncated"].eq(True).any()
