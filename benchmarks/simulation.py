@@ -206,7 +206,7 @@ class Simulation:
 
 
 def lower_bound(artifacts: Sequence[Sequence[Job]], gpus: int) -> float:
-    """No schedule is shorter: all work over all GPUs, or the longest chain that nobody can share."""
+    """No schedule is shorter: all work over all GPUs, or the longest chain that cannot be split."""
     made: dict[str, float] = {}
     chain = 0.0
     for jobs in artifacts:

@@ -64,7 +64,7 @@ def harness_round(
 
 
 def ignore(_step: int, _loss: float) -> None:
-    """Nobody listens."""
+    """Progress is not shown."""
 
 
 def plain_round(pipelines: Pipelines, model: Sdxl, *, steps: int, batch_size: int) -> Spent:

@@ -48,11 +48,11 @@ def ls(
         artifacts = [_described(entry) for entry in entries]
         _print_json({"stages": artifacts, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
         return
-    nobody = "not known" if found.unreadable else "no sweep"
+    unused = "not known" if found.unreadable else "no sweep"
     if kind is None:
-        _print_sums(entries, nobody)
+        _print_sums(entries, unused)
     else:
-        _print_entries(entries, nobody)
+        _print_entries(entries, unused)
     for reason in found.unreadable.values():
         err.print(f"[yellow]note:[/] {escape(reason)}; what it needs is not known", highlight=False)
 
@@ -73,7 +73,7 @@ def show(
         return
     out.print(f"[bold]{entry.name}[/]  {entry.kind}, needed by {_sweeps(entry, 'no sweep')}", highlight=False)
     if manifest is None:
-        out.print("no manifest: nobody's result; the next run, or gc, takes it away")
+        out.print("no manifest: a partial artifact; the next run, or gc, removes it")
         return
     table = Table("file", "size", "sha256", box=None, pad_edge=False)
     for name, facts in manifest["files"].items():
@@ -131,11 +131,11 @@ def gc(
         out.print(f"{busy} of them are being worked on right now, and stay", highlight=False)
 
 
-def _print_sums(entries: Sequence[Entry], nobody: str) -> None:
-    """One row per kind and set of sweeps. `nobody` stands where no sweep is known to need a stage."""
+def _print_sums(entries: Sequence[Entry], unused: str) -> None:
+    """One row per kind and set of sweeps. `unused` is shown if no sweep is known to need an artifact."""
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.kind, _sweeps(entry, nobody)].append(entry)
+        groups[entry.kind, _sweeps(entry, unused)].append(entry)
     table = _table("kind", "stages", "size", "age", "needed by")
     for (kind, sweeps), members in groups.items():
         ages = sorted(_age(entry) for entry in members)
@@ -145,10 +145,10 @@ def _print_sums(entries: Sequence[Entry], nobody: str) -> None:
     out.print(table)
 
 
-def _print_entries(entries: Sequence[Entry], nobody: str) -> None:
+def _print_entries(entries: Sequence[Entry], unused: str) -> None:
     table = _table("stage", "size", "age", "needed by")
     for entry in entries:
-        table.add_row(escape(entry.name), decimal(entry.size), duration(_age(entry)), _sweeps(entry, nobody))
+        table.add_row(escape(entry.name), decimal(entry.size), duration(_age(entry)), _sweeps(entry, unused))
     out.print(table)
 
 
@@ -160,8 +160,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _sweeps(entry: Entry, nobody: str) -> str:
-    return ", ".join(entry.needed_by) or nobody
+def _sweeps(entry: Entry, unused: str) -> str:
+    return ", ".join(entry.needed_by) or unused
 
 
 def _age(entry: Entry) -> float:

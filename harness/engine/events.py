@@ -28,7 +28,7 @@ class Events:
 
     @contextmanager
     def driving(self) -> Iterator[None]:
-        """The time of one call. An earlier one that came to no end of any kind lost its driver."""
+        """The time of one call. An earlier one without an end lost its driver."""
         self._read()
         if self._driven:
             self.add("driver lost", 1)

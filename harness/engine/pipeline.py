@@ -136,7 +136,7 @@ class Driver:
         """Keep them; of packs that failed as a whole, the runs, each to be carried out once more alone.
 
         So a run that takes its worker with it is a failed row, and its neighbours are not. Raises Interrupted
-        where the outcomes came to be because all is to stop.
+        if the outcomes are due to a requested stop.
         """
         self.outcomes += [outcome for outcome in outcomes if not outcome.blames_nobody]
         self.ctx.workspace.look_again()

@@ -8,7 +8,7 @@ __all__ = ["Storage", "open_storage"]
 
 
 def open_storage(address: Path | str) -> Storage:
-    """The storage at an address: a folder, or a URL. Nothing is made, nobody asked, before it is used."""
+    """The storage at an address: a folder, or a URL. Opening it reads and writes nothing."""
     protocol, found, rest = str(address).partition("://")
     if found and protocol != "file":
         from harness.store.remote import RemoteStorage

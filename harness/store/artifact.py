@@ -85,7 +85,7 @@ class Artifact:
     def contents(self) -> dict[str, int]:
         """Files of a folder, finished or not, by name, and their bytes; none where there is no folder.
 
-        Those that vanish meanwhile, because somebody is at work, are left out.
+        Those that vanish meanwhile, because another process removes them, are left out.
         """
         found = {}
         for where, _, names in os.walk(self.path):
@@ -159,7 +159,7 @@ class Artifact:
         return self.faults()
 
     def remove(self) -> None:
-        """Take the stage away; a kill in between leaves no manifest, so nobody's result."""
+        """Remove the artifact, its manifest first: a kill in between leaves a partial one."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -184,7 +184,7 @@ class Artifact:
     def _become(self, finished: Path) -> None:
         """Be what lies in this folder, its manifest included, unless another was as fast."""
         if not self.done:
-            shutil.rmtree(self.path, ignore_errors=True)  # without manifest it is nobody's result
+            shutil.rmtree(self.path, ignore_errors=True)  # without a manifest it is partial
             finished.rename(self.path)
 
 

@@ -33,7 +33,7 @@ class Storage(Protocol):
         ...
 
     def mark(self) -> AbstractContextManager[str]:
-        """While the block runs, whoever looks into the same place `sees` this mark.
+        """While the block runs, other processes of the same storage `see` this marker.
 
         Raises WorkspaceError where nothing can be written.
         """
@@ -54,7 +54,7 @@ class Storage(Protocol):
     def survey(self) -> AbstractContextManager[None]:
         """While the block runs, what is finished may be answered from one look at all there is.
 
-        The look is taken now, or serves again where it is fresh and nobody said `look_again`.
+        The look is taken now, or serves again where it is fresh and not invalidated by `look_again`.
         """
         ...
 
@@ -90,9 +90,9 @@ class Storage(Protocol):
         ...
 
     def held(self, lock: str) -> bool:
-        """True while somebody holds it. Makes nothing."""
+        """True while it is locked. Creates nothing."""
         ...
 
     def clear_locks(self, folder: str) -> None:
-        """Remove what locks below a folder have left behind that nobody holds, where that is safe."""
+        """Remove released lock files below a folder, if that is safe."""
         ...

@@ -87,14 +87,14 @@ class LocalStorage:
             yield True
 
     def held(self, lock: str) -> bool:
-        """True while somebody holds it. Makes nothing."""
+        """True while it is locked. Creates nothing."""
         if not (self.root / lock).exists():
             return False
         with self.hold_if_free(lock) as free:
             return not free
 
     def clear_locks(self, folder: str) -> None:
-        """Nothing: a lock's file that is removed while somebody waits for it would be two locks."""
+        """Nothing: removing a lock file while a process waits for it would make two locks."""
 
     def _lock(self, lock: str) -> FileLock:
         path = self.root / lock

@@ -52,7 +52,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """False where there is none, or it was let go of."""
+        """False if there is none, or it was released."""
         return self.content is not None and not self.says.get("free", False)
 
 
@@ -86,11 +86,11 @@ class Leases:
             yield True
 
     def held(self, lock: str) -> bool:
-        """True while somebody holds it, or died holding it not long ago."""
+        """True while it is held, or its holder died a short time ago."""
         return any(lease.held for lease in self._all(lock))
 
     def clear(self, folder: str) -> None:
-        """Remove the leases below a folder that were let go of."""
+        """Remove the released leases below a folder."""
         found = self.bucket.read(list(self.bucket.find(folder)))
         self.bucket.remove([name for name, content in found.items() if not Lease(folder, 0, content).held])
 
@@ -101,7 +101,7 @@ class Leases:
         return [Lease(lock, int(name.rpartition("/")[2]), content) for name, content in contents]
 
     def _take(self, lock: str, watch: "_Watch") -> "_Held | None":
-        """The next generation, if all that are there are free or dead, and nobody else was as fast."""
+        """The next generation, if all that are there are free or dead, and no other process was as fast."""
         seen = self._all(lock)
         alive = [lease for lease in seen if lease.held and not watch.dead(lease)]
         if alive:
@@ -112,7 +112,7 @@ class Leases:
         if not self.bucket.create(mine.name, mine.content):
             return None
         others = set(self.bucket.find(lock)) - {mine.name}
-        if others - {lease.name for lease in seen}:  # taken, and let go of, since we looked; or just now
+        if others - {lease.name for lease in seen}:  # taken and released since the listing; or just now
             self.bucket.remove([mine.name])
             return None
         self.bucket.remove(sorted(others))

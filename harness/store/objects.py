@@ -53,7 +53,7 @@ class Bucket:
     """
 
     def __init__(self, url: str) -> None:
-        """Nobody is asked before the first call."""
+        """No request before the first call."""
         self.url = url
         self._answered = False
 

@@ -250,7 +250,7 @@ class RemoteStorage:
     """The truth lies in the bucket. What is on this machine was made or fetched here, and can be deleted."""
 
     def __init__(self, url: str) -> None:
-        """Nobody is asked, and nothing made."""
+        """Makes no request and creates nothing."""
         self.address = url.rstrip("/")
         self.root = _cache(self.address)
         self.bucket = Bucket(self.address)
@@ -425,7 +425,7 @@ class RemoteStorage:
         return self._leases.hold_if_free(lock, at_once=at_once)
 
     def held(self, lock: str) -> bool:
-        """True while somebody holds it. Makes nothing."""
+        """True while it is locked. Creates nothing."""
         return self._leases.held(lock)
 
     def clear_locks(self, folder: str) -> None:

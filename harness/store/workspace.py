@@ -96,7 +96,7 @@ REPORT = "report.html"  # of a sweep, the page that people open
 
 
 class Workspace:
-    """All paths of a workspace; nobody else joins them.
+    """All paths of a workspace, joined here alone.
 
     `address` is what its user calls it. `root` is a folder on this machine: the workspace itself, or where
     files of one that lies elsewhere are while they are worked with.
@@ -144,7 +144,7 @@ class Workspace:
     def survey(self) -> AbstractContextManager[None]:
         """While the block runs, what is finished may be answered from one look at all there is.
 
-        For whoever asks of thousands of stages: where the store lies elsewhere, each look takes its time.
+        For questions about thousands of artifacts: in a bucket each listing takes its time.
         """
         return self._storage.survey()
 
@@ -247,7 +247,7 @@ class Workspace:
         return [name for name in self._storage.folders("sweeps") if not name.startswith(".")]
 
     def places(self) -> Iterator[Place]:
-        """Every folder of the store, left-overs of killed builders among them, in a stable order."""
+        """Every folder of the store, partial ones included, in a stable order."""
         for kind, (top, depth) in FOLDERS.items():
             parents = [top] if depth == 1 else [f"{top}/{name}" for name in self._storage.folders(top)]
             for parent in parents:
@@ -269,7 +269,7 @@ class Workspace:
             pass
 
     def mark(self) -> AbstractContextManager[str]:
-        """While the block runs, whoever looks into this workspace, not into one like it, `sees` this."""
+        """A temporary marker, so that other nodes can check that they `see` the same storage."""
         return self._storage.mark()
 
     def sees(self, mark: str) -> bool:
@@ -278,9 +278,9 @@ class Workspace:
 
     @contextmanager
     def claim(self, kind: str, identity: str) -> Iterator[None]:
-        """Hold what is being made, so that nobody makes it twice; wait while another process does.
+        """Lock what is being made, so that it is made once; wait while another process holds the lock.
 
-        A dead process's claim is let go of. Left-overs of a killed builder are removed.
+        A dead process's lock is released. Partial artifacts are removed.
         """
         with ExitStack() as claims:
             for lock in locks_of(kind, identity):
@@ -294,7 +294,7 @@ class Workspace:
             shutil.rmtree(partial_folder, ignore_errors=True)
 
     def clear_partial_if_free(self, kind: str, identity: str) -> None:
-        """The same for whoever does not hold the claim; somebody at work is left in peace."""
+        """Like `clear_partial`, but skips artifacts that are locked."""
         if self._left_overs(kind, identity):
             with self.claim_if_free(kind, identity, at_once=True) as free:
                 if free:
@@ -319,7 +319,7 @@ class Workspace:
     def claim_if_free(self, kind: str, identity: str, *, at_once: bool = False) -> Iterator[bool]:
         """Hold it, and say so; or say False while another process does.
 
-        `at_once`: also where that one may be dead, for whoever will `claim` it later, which finds out.
+        `at_once`: also if that process may be dead; a later `claim` finds out.
         """
         with ExitStack() as claims:
             locks = locks_of(kind, identity)
@@ -336,16 +336,16 @@ class Workspace:
 
     @contextmanager
     def claim_plans(self) -> Iterator[None]:
-        """Let no sweep begin, and nobody remove what sweeps do not need, while the block runs."""
+        """While the block runs, no sweep begins and no garbage is collected."""
         with self.claim("plans", "all"):
             yield
 
     def clear_claims(self) -> None:
-        """Remove what claims that were let go of have left behind, where that is safe."""
+        """Remove released lock files, if that is safe."""
         self._storage.clear_locks(LOCKS)
 
     def claimed(self, kind: str, identity: str) -> bool:
-        """True while somebody holds it. Makes nothing."""
+        """True while it is locked. Creates nothing."""
         return any(self._storage.held(lock) for lock in locks_of(kind, identity))
 
     @contextmanager

@@ -154,7 +154,7 @@ def test_left_overs_are_nobodys_result(workspace: Workspace, plan: Plan) -> None
     run = own_run(plan)
     (workspace.checkpoint(run.run_id, 2).path).mkdir(parents=True)  # its removal was killed
     entries = holdings(workspace).entries
-    assert [(entry.kind, entry.needed_by) for entry in entries] == [("left-over", ())]
+    assert [(entry.kind, entry.needed_by) for entry in entries] == [("partial", ())]
     collect_garbage(workspace, delete=True)
     assert holdings(workspace).entries == ()
 

@@ -85,7 +85,7 @@ class DegradeRecipe(GeneratedRecipe):
 
 
 class FolderRecipe(Frozen):
-    """Images somebody has: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
+    """Images of your own: every .png, .jpg, .jpeg and .webp below a folder, in order of their names.
 
     An image's caption is the text file of its name beside it (`fox.png`, `fox.txt`), or its `text` in the
     folder's `metadata.jsonl`.

@@ -123,7 +123,7 @@ class SweepConfig(Frozen):
         return objective.model_copy(update=given)
 
     def with_meant_objectives(self) -> "SweepConfig":
-        """The sweep with its search's objectives as they are meant, for whoever reads its tables."""
+        """The sweep with its search's objectives as they are meant, for readers of its tables."""
         if not isinstance(self.search, OptunaSearch):
             return self
         meant = tuple(map(self.meant, self.search.objectives))

@@ -26,7 +26,7 @@ def make_samples(
     """The recipe's images with these numbers, of `image_count` in all; `dataset.py` writes them.
 
     `batch_size` is how many are drawn at once. The same recipe and model give the same captions and the same
-    images, whichever are made together. Somebody's own images are always all made.
+    images, whatever the batch. A folder's images are always read in full.
 
     Raises:
         ConfigError: a folder recipe's images are missing, broken, or not those the sweep was read with.

@@ -86,7 +86,7 @@ class Sdxl:
         return [images[place] for place in range(len(rows))]
 
     def images_per_batch(self, settings: SamplerSettings) -> int:
-        """A power of two, so that it does not hang on a little more or less of free memory; measured once."""
+        """A power of two, so that a little more or less of free memory changes nothing; measured once."""
         if self.device.type != "cuda":
             width, height = settings.size or (self.resolution, self.resolution)
             return max(1, min(IMAGES_PER_BATCH, PIXELS_AT_ONCE // (width * height)))

@@ -15,7 +15,7 @@ TENSORS = "training_state.safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A training run after `step` optimizer steps. All tensors on the CPU, shared with nobody."""
+    """A training run after `step` optimizer steps. All tensors are copies on the CPU."""
 
     run_id: str
     step: int

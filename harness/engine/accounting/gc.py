@@ -24,8 +24,8 @@ from harness.results.tables import FACTS, SWEEP, table_file
 from harness.store.artifact import Artifact, is_manifest
 from harness.store.workspace import PLAN, Place, Workspace
 
-# A left-over is a folder without a manifest: of a killed builder, or half removed.
-Kind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores", "left-over"]
+# A partial artifact is a folder without a manifest: its builder was killed, or it is half removed.
+Kind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores", "partial"]
 OF_ONE_CLAIM = ("latents", "texts", "checkpoint", "images")  # with all beside them
 State = Literal["kept", "removed", "in use"]
 
@@ -103,7 +103,7 @@ def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> l
 
 
 def collect_garbage(workspace: Workspace, *, delete: bool) -> list[Finding]:
-    """What no sweep of the workspace needs; with `delete` it is removed, unless somebody is at work on it.
+    """What no sweep of the workspace needs; with `delete` it is removed, unless it is locked.
 
     A sweep that begins meanwhile waits until this is over, and makes again what it needs and is gone.
     Raises WorkspaceError where a sweep's needs cannot be read: then nothing is removed.
@@ -135,7 +135,7 @@ def _remove(workspace: Workspace, entry: Entry) -> State:
             artifact.remove()
             folder = artifact.path.parent
             if entry.kind in OF_ONE_CLAIM and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # the claim is of this folder, so nobody is about to use it
+                folder.rmdir()  # the lock is of this folder, so it is not in use
         except OSError as error:
             raise WorkspaceError(f"{artifact.place} cannot be removed: {error.strerror}") from None
     return "removed"
@@ -153,7 +153,7 @@ def _faults(artifact: Artifact) -> list[str]:
 def _entry(workspace: Workspace, place: Place, needs: Sequence["_Needs"]) -> Entry:
     artifact = place.artifact
     whole = artifact.done and not artifact.path.name.startswith(".")
-    kind: Kind = place.kind if whole else "left-over"
+    kind: Kind = place.kind if whole else "partial"
     return Entry(
         kind=kind,
         name=workspace.relative(artifact.path),
@@ -299,5 +299,5 @@ def _metric_folder(metric: MetricConfig) -> str:
 
 
 def manifest_of(entry: Entry) -> dict[str, Any] | None:
-    """A stage's manifest; null for a left-over. Raises ArtifactError where it cannot be read."""
+    """An artifact's manifest, None if it is partial. Raises ArtifactError if it cannot be read."""
     return entry.place.artifact.manifest() if entry.place.artifact.done else None

@@ -102,7 +102,7 @@ class Stopping(tune.Callback, tune.Stopper):
 
     def __init__(self, stop: Stop, sign: str) -> None:
         self._stop, self._sign = stop, sign
-        self._up: Any = None  # the actor lives as long as somebody holds it
+        self._up: Any = None  # the actor lives as long as a handle is held
         self._at_work: list[Trial] = []
         self._over = False
 

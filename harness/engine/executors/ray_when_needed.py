@@ -14,7 +14,7 @@ class RayWhenNeeded:
     """As `RayTuneExecutor`, for the time of a block."""
 
     def __init__(self, address: str | None) -> None:
-        """Nothing is imported, and nobody is asked."""
+        """Imports nothing and connects to nothing."""
         self.address = address
         self._block = ExitStack()
         self._executor: Executor | None = None

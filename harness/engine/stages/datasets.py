@@ -15,7 +15,7 @@ PART = 8  # training images that one worker draws while others draw the next
 
 
 def ensure_dataset(ctx: Context, dataset_id: str) -> Path:
-    """The folder of a recipe's images. Whoever needs it while it is drawn helps, part by part."""
+    """The folder of a recipe's images. Workers that need it while it is generated help, part by part."""
     artifact = ctx.workspace.dataset(dataset_id)
     dataset = ctx.plan.datasets[dataset_id]
     recipe = dataset.recipe
@@ -94,7 +94,7 @@ def _assemble(ctx: Context, dataset: Dataset) -> None:
         join_datasets([part.fetch() for part in parts], folder)
     for part in parts:
         part.remove()
-    with suppress(OSError):  # where somebody is about to find that he came too late
+    with suppress(OSError):  # another worker may still be in it
         parts[0].path.parent.rmdir()
 
 
@@ -104,7 +104,7 @@ def _write(ctx: Context, dataset: Dataset, folder: Path, indices: range) -> None
     from harness.diffusion.datasets.dataset import write_dataset
 
     model, recipe = ctx.model(dataset.model), dataset.recipe
-    at_once = 1  # somebody's own images are not drawn
+    at_once = 1  # a folder's images are not generated
     if isinstance(recipe, GeneratedRecipe):
         settings = SamplerSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
         at_once = ctx.images_per_batch(model, settings)

@@ -48,7 +48,7 @@ def ensure_all_images(ctx: Context, wanted: Sequence[Wanted]) -> None:
     while wanted:
         for model, settings, together in _alike(ctx, wanted):
             _draw_what_is_free(ctx, model, settings, together)
-        if wanted := _still_missing(ctx, wanted):  # then somebody else is at it, or was
+        if wanted := _still_missing(ctx, wanted):  # then another worker has them, or had
             arm, cells = wanted[0]
             with ctx.workspace.claim_share(arm.arm_id, share_of(cells[0])):
                 pass

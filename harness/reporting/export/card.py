@@ -355,7 +355,7 @@ def _licence(subject: Subject) -> str:
     return (
         f"An adapter is a derivative of its base: the licence of {subject.base_text}{terms} applies to "
         "its use. "
-        "Whoever publishes it also answers for the rights in the training images, where they were not "
+        "Its publisher also answers for the rights in the training images, where they were not "
         "drawn by "
         "the base itself."
     )

@@ -108,7 +108,7 @@ EVENTS = {
 
 
 def events(rows: list[dict[str, Any]]) -> list[str]:
-    """What befell a sweep (`events` of `sweep.json`), a line for each kind, with the driver's clock."""
+    """The incidents of a sweep (`events` of `sweep.json`): a line per kind, by the driver's clock."""
     return [
         f"{EVENTS[row['what']]}: {count(row['count'], 'time')}, "
         f"last at {row['last'][:16].replace('T', ' ')} UTC"
