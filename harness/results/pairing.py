@@ -97,7 +97,7 @@ class Grid:
         where = self.cells.iloc[cells_C[cell]]
         arm, control = (self.arms[rows[contrast]] for rows in (arm_K, control_K))
         raise ArtifactError(
-            f"prompt {where['prompt']!r}, seed {where['seed']}: draws {arm} and {control} did not start from "
+            f"prompt {where['prompt']!r}, seed {where['seed']}: arms {arm} and {control} did not start from "
             f"the same latents, so their images are no pair; delete images/{arm} and images/{control} in "
             "the workspace and run `harness run` again"
         )

@@ -33,7 +33,7 @@ PARTIAL: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed build
     "latents": ("latents/{}/.tmp-*",),
     "texts": ("texts/{}/.tmp-*",),
     "run": ("adapters/{}/.tmp-*",),
-    "draw": ("images/{}/.tmp-*",),
+    "arm": ("images/{}/.tmp-*",),
     "scores": ("scores/*/.tmp-{}-*",),
     "plans": (),
 }
@@ -76,12 +76,12 @@ def claim_of(kind: PlaceKind, path: Path) -> tuple[str, str]:
         case "checkpoint":
             return "run", path.parent.name
         case "images":
-            return "draw", path.parent.name
+            return "arm", path.parent.name
 
 
 def locks_of(kind: str, identity: str) -> list[str]:
     """What is locked to hold all of it. A draw is held share by share."""
-    if kind == "draw":
+    if kind == "arm":
         return [share_lock(identity, share) for share in range(SHARES)]
     return [f"{LOCKS}/{kind}-{identity}"]
 

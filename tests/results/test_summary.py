@@ -185,7 +185,7 @@ def test_a_pair_from_different_latents_is_an_error() -> None:
     tables = make_tables(noise(0), trials=1, prompts={"dev": 6})
     tables["images"].loc[tables["images"]["arm_id"] == "d-t0", "latent_hash"] = "other"
     with pytest.raises(
-        ArtifactError, match=r"prompt 'dev prompt 0', seed 0: draws d-t0 and d-baseline did not start"
+        ArtifactError, match=r"prompt 'dev prompt 0', seed 0: arms d-t0 and d-baseline did not start"
     ):
         summary_of(tables)
 

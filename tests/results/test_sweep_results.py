@@ -59,7 +59,7 @@ def test_an_arm_may_be_any_arm(results: Results) -> None:
 
 
 def test_a_control_with_a_draw_per_trial_is_paired_with_its_own_trial(results: Results) -> None:
-    """A sham is trained with each trial's settings: only the draws table knows which images are whose."""
+    """A sham is trained with each trial's settings: only the arms table knows which images are whose."""
     of_t1 = (results.arms["trial_id"] == "t1") & (results.arms["arm"] == "placebo")
     results.arms.loc[of_t1, "arm_id"] = "d-baseline"
     pairs = results.pairs(control="placebo", split="dev")
@@ -88,7 +88,7 @@ def test_pairs_start_from_the_same_latents(results: Results) -> None:
     results.images.loc[results.images["image_id"] == "d-t1-test001-0", "latent_hash"] = "other"
     assert len(results.pairs(control="placebo", split="dev"))
     with pytest.raises(
-        ArtifactError, match=r"'test prompt 1', seed 0: draws d-t1 and d-placebo did not start"
+        ArtifactError, match=r"'test prompt 1', seed 0: arms d-t1 and d-placebo did not start"
     ):
         results.pairs(control="placebo")
 

@@ -129,13 +129,13 @@ def test_checkpoints_stay_while_they_are_of_use(
     assert steps_left(workspace, own_run(plan)) == left
 
 
-@pytest.mark.parametrize("kind", ["dataset", "run", "draw"])
+@pytest.mark.parametrize("kind", ["dataset", "run", "arm"])
 def test_what_somebody_is_at_work_on_stays(kind: str, workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
     artifacts = {
         "dataset": workspace.dataset("x1"),
         "run": workspace.checkpoint("x1", 5),
-        "draw": workspace.images("x1", "c1"),
+        "arm": workspace.images("x1", "c1"),
     }
     make(artifacts[kind])
     with Workspace(workspace.root).claim(kind, "x1"):  # as another process would

@@ -184,7 +184,7 @@ def _identified(arm: ResolvedArm) -> ResolvedArm:
     """The draw with the id of what decides its images."""
     parts = {f.name: getattr(arm, f.name) for f in fields(arm) if f.name not in ("arm_id", "arm")}
     adapters = [adapter.identity for adapter in arm.adapters]
-    return replace(arm, arm_id=fingerprint("draw", **{**parts, "adapters": adapters}))
+    return replace(arm, arm_id=fingerprint("arm", **{**parts, "adapters": adapters}))
 
 
 def cells(

@@ -59,7 +59,7 @@ def described(
             "seed": cell.seed,
             "noise_seed": cell.noise_seed,
         },
-        "draw": {
+        "arm": {
             "arm_id": arm.arm_id,
             "model": arm.model.model_dump(mode="json"),
             "negative": arm.negative,

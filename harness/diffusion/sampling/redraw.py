@@ -60,7 +60,7 @@ def redraw(image: Path, *, workspace: Path | str | None, output: Path) -> Redraw
         _find(adapter, sha256=sha256, image=image, workspace=workspace)
         for adapter, sha256 in zip(about.arm.adapters, about.hashes, strict=True)
     ]
-    drawn = _arm(about, paths)
+    drawn = _generate(about, paths)
     pixels_sha256 = png.pixels_hash(drawn)
     now = png.versions()
     text = png.as_json({**about.raw, "pixels_sha256": pixels_sha256, "versions": now})
@@ -105,9 +105,9 @@ def _about(image: Path, chunks: dict[str, str]) -> _About:
         raw = json.loads(chunks[png.HARNESS])
         return _About(
             raw=raw,
-            arm=_draw_of(raw["draw"]),
-            cell=Cell(**raw["cell"], arm_id=raw["draw"]["arm_id"], tags=(), split="test"),
-            hashes=tuple(adapter["sha256"] for adapter in raw["draw"]["adapters"]),
+            arm=_arm_of(raw["arm"]),
+            cell=Cell(**raw["cell"], arm_id=raw["arm"]["arm_id"], tags=(), split="test"),
+            hashes=tuple(adapter["sha256"] for adapter in raw["arm"]["adapters"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -116,7 +116,7 @@ def _about(image: Path, chunks: dict[str, str]) -> _About:
         ) from error
 
 
-def _draw_of(raw: dict[str, Any]) -> ResolvedArm:
+def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
     model: type[EmojiModel] | type[SdxlModel] = EmojiModel if raw["model"]["kind"] == "emoji" else SdxlModel
     return ResolvedArm(
         arm_id=raw["arm_id"],
@@ -190,7 +190,7 @@ def _places(adapter: ResolvedAdapter, image: Path, workspace: Path | str | None)
     return [*inside, beside / f"{name}.safetensors", beside / name]
 
 
-def _arm(about: _About, paths: Sequence[Path]) -> Image.Image:
+def _generate(about: _About, paths: Sequence[Path]) -> Image.Image:
     model = load_model(about.arm.model)
     (image,) = model.generate([generate_row(about.arm, about.cell, paths)], sampler_settings(about.arm))
     return image.image

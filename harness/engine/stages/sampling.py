@@ -97,7 +97,7 @@ def _still_missing(ctx: Context, wanted: Sequence[Wanted]) -> list[Wanted]:
 
 def _tidy_up(ctx: Context, arm: ResolvedArm) -> None:
     """Away with images of which the table is damaged, and with what a killed builder left."""
-    claim = ("draw", arm.arm_id)
+    claim = ("arm", arm.arm_id)
     for artifact in ctx.workspace.image_chunks(arm.arm_id):
         if ctx.workspace.discard_corrupt(artifact, claim, lambda name: name == IMAGES):
             ctx.report("made again", 1)

@@ -32,7 +32,7 @@ def ensure_scores(ctx: Context, arm: ResolvedArm) -> bool:
     for chunk in ctx.workspace.image_chunks(arm.arm_id):
         if not missing_metrics(ctx, chunk):
             continue
-        if ctx.workspace.discard_corrupt(chunk, ("draw", arm.arm_id)):
+        if ctx.workspace.discard_corrupt(chunk, ("arm", arm.arm_id)):
             ctx.report("made again", 1)
             return False
         with ctx.workspace.claim("scores", f"{arm.arm_id}-{chunk.path.name}"):
@@ -82,7 +82,7 @@ def discard_corrupt_tables(ctx: Context) -> int:
                 scores = workspace.scores(metric_name(metric), chunk)
                 if scores.done:
                     damaged += workspace.discard_corrupt(scores, ("scores", scores.path.name), is_table)
-            damaged += workspace.discard_corrupt(chunk, ("draw", arm_id), is_table)
+            damaged += workspace.discard_corrupt(chunk, ("arm", arm_id), is_table)
     return damaged
 
 

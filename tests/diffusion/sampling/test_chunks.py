@@ -6,7 +6,7 @@ def cells(count: int) -> list[Cell]:
     return [
         Cell(
             image_id=f"image{n}",
-            arm_id="draw",
+            arm_id="arm",
             prompt_id="prompt",
             prompt="a fox",
             tags=(),

@@ -138,7 +138,7 @@ def test_the_image_says_how_it_was_made(
         parameters, about = image.info["parameters"], json.loads(image.info["harness"])
     prompt, negative, settings = parameters.split("\n")
     assert (prompt, negative) == ("a red fox", "Negative prompt: wrong")
-    digest = about["draw"]["adapters"][0]["sha256"]
+    digest = about["arm"]["adapters"][0]["sha256"]
     model = tiny_model.config
     assert isinstance(model, SdxlModel)
     assert settings == (
@@ -149,8 +149,8 @@ def test_the_image_says_how_it_was_made(
     )
     data = (adapter_folder / "pytorch_lora_weights.safetensors").read_bytes()
     assert digest == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-    assert about["cell"]["image_id"] == fox.image_id and about["draw"]["arm_id"] == arm.arm_id
-    assert about["draw"]["adapters"][0]["branch"] == "negative" and about["versions"]["torch"]
+    assert about["cell"]["image_id"] == fox.image_id and about["arm"]["arm_id"] == arm.arm_id
+    assert about["arm"]["adapters"][0]["branch"] == "negative" and about["versions"]["torch"]
     with Image.open(tmp_path / f"{cup.image_id}.png") as image:
         assert image.info["parameters"].startswith("a cup: café\n")
         assert json.loads(image.info["harness"])["cell"]["prompt"] == "a cup: café"

@@ -148,10 +148,10 @@ def test_what_cannot_be_drawn_again_says_why(arm: ResolvedArm, emoji: Model, tmp
     Image.open(image).save(tmp_path / "bare.png")
     with pytest.raises(ConfigError, match="does not say how it was made"):
         redraw(tmp_path / "bare.png", workspace=None, output=again)
-    damaged = changed(image, tmp_path / "damaged.png", "draw.model", {"kind": "emoji", "size": 3})
+    damaged = changed(image, tmp_path / "damaged.png", "arm.model", {"kind": "emoji", "size": 3})
     with pytest.raises(ConfigError, match="damaged, or of another version"):
         redraw(damaged, workspace=None, output=again)
-    others = changed(image, tmp_path / "others.png", "draw.model.digest", "0" * 64)
+    others = changed(image, tmp_path / "others.png", "arm.model.digest", "0" * 64)
     with pytest.raises(ModelError, match="not those the image was drawn with"):
         redraw(others, workspace=None, output=again)
     assert not again.exists()

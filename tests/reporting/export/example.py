@@ -143,7 +143,7 @@ def _images(
         selected = trial is trials[-1]
         tested = plan.cells(arm, "test") if trial is None or selected else ()
         for place, cell in enumerate([*plan.cells(arm, "dev"), *tested]):
-            path = _arm(workspace, arm.arm, cell)
+            path = _generate(workspace, arm.arm, cell)
             owned_by = None if trial is None else trial.trial_id
             images.append(_image(workspace, arm.arm, owned_by, cell, path, steps=arm.steps))
             bonus = (gain if cell.split == "test" else 1 if selected else 0.5) * (1 + 0.3 * (place % 3))
@@ -155,7 +155,7 @@ def _images(
     )
 
 
-def _arm(workspace: Workspace, arm: str, cell: Cell) -> Path:
+def _generate(workspace: Workspace, arm: str, cell: Cell) -> Path:
     path = workspace.images(cell.arm_id, "a").path / f"{cell.image_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     told = PngImagePlugin.PngInfo()
