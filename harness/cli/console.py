@@ -1,6 +1,5 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
 from harness.errors import ConfigError
+from harness.results.format import duration
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -202,9 +202,9 @@ def trial_number(text: str) -> int | Literal["best"]:
 
 def print_verdict(results: "Results", folder: str) -> None:
     """The answer, as the report has it, and where everything is."""
-    from harness.reporting.report.format import events
-    from harness.reporting.report.study import Study
-    from harness.reporting.report.verdict import verdict
+    from harness.results.format import events
+    from harness.results.headline import verdict
+    from harness.results.study import Study
     from harness.store.workspace import REPORT
 
     found = verdict(Study(results))
@@ -220,35 +220,19 @@ def print_verdict(results: "Results", folder: str) -> None:
 
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
     """One trial against each control on each metric."""
+    from harness.results.format import interval, p_text, percent, signed
+    from harness.results.study import Study
+
+    study = Study(results)
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
         table.add_column(heading, no_wrap=True)
-    rows = results.summary
-    chosen = rows[(rows["trial_id"] == trial_id) & (rows["split"] == split)]
-    for row in chosen.to_dict("records"):
-        table.add_row(
-            str(row["metric"]),
-            str(row["arm"]),
-            str(row["control"]),
-            _number(row["mean_difference"], "+.3f"),
-            escape(f"[{_number(row['ci_low'], '+.3f')}, {_number(row['ci_high'], '+.3f')}]"),
-            _number(row["p_value"], ".4f"),
-            _number(row["win_rate"], ".0%"),
-            str(row["n_pairs"]),
-        )
+    chosen = [c for c in study.contrasts.values() if (c.trial_id, c.split) == (trial_id, split)]
+    for c in chosen:
+        decimals = study.decimals[c.metric]
+        limits, wins = escape(interval(c.low, c.high, decimals)), percent(c.win_rate)
+        numbers = [signed(c.difference, decimals), limits, p_text(c.p_raw), wins, str(c.n_pairs)]
+        table.add_row(c.metric, c.arm, c.control, *numbers)
     out.print(table)
-    for reason in chosen["reason"].dropna().unique():
+    for reason in dict.fromkeys(c.reason for c in chosen if c.reason):
         out.print(f"– {escape(reason)}", highlight=False)
-
-
-def duration(seconds: float) -> str:
-    """A time span in its largest unit, as people say it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _number(value: float, form: str) -> str:
-    """A number in a table; a missing one is a dash, never a zero."""
-    return format(value, form) if math.isfinite(value) else "–"

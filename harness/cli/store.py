@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.console import duration, err, out
+from harness.cli.console import err, out
 from harness.engine.accounting.gc import (
     Entry,
     Finding,
@@ -22,6 +22,7 @@ from harness.engine.accounting.gc import (
     manifest_of,
     verify,
 )
+from harness.results.format import duration
 from harness.store.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and delete the artifacts of a workspace.")

@@ -8,7 +8,7 @@ import pytest
 
 from harness.engine import events as events_module
 from harness.engine.events import EVENTS, Events
-from harness.reporting.report.format import events as said
+from harness.results.format import events as said
 from harness.store.workspace import Workspace
 
 

@@ -9,8 +9,10 @@ from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.model import EmojiModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE
-from harness.reporting.export.evidence import Contrast, Evidence, is_own
+from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
+from harness.results.contrast import Contrast, is_own
+from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
@@ -108,7 +110,6 @@ def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative:
 
 SHEET, PICTURES = "contact_sheet.png", "images"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-MISSING = "—"
 RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is for measuring alone."
 
 
@@ -190,10 +191,10 @@ def _summary(subject: Subject) -> str:
     else:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
     trained_on = config.recipe.count - config.training.holdout if config.recipe.count else None
-    count = _count(trained_on, "image") if trained_on else "images"
+    images = count(trained_on, "image") if trained_on else "images"
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
-        f"{what} for {subject.base_text}, trained for {_count(config.training.steps, 'step')} on {count} of "
+        f"{what} for {subject.base_text}, trained for {count(config.training.steps, 'step')} on {images} of "
         f"the recipe `{subject.recipe_text}` under the prompt `{config.training.prompt}`.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
         f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
@@ -207,7 +208,7 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
         reason = "it was not compared" if headline is None else headline.reason
         verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
     else:
-        verdict = _verdict(headline, prompt)
+        verdict = _verdict(headline, prompt, evidence.decimals[headline.metric])
     caution = (
         ""
         if evidence.split == "test"
@@ -222,17 +223,15 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
     )
 
 
-def _verdict(headline: Contrast, prompt: str) -> str:
-    assert headline.difference is not None
-    interval = "no interval" if headline.low is None else _interval(headline)
+def _verdict(headline: Contrast, prompt: str, decimals: int) -> str:
+    limits = "no interval" if headline.low is None else interval(headline.low, headline.high, decimals)
     numbers = (
-        f"{headline.metric} differs by {_signed(headline.difference)} "
-        f"({interval}, p {_p(headline, equals='= ')}) on {_count(headline.n_prompts, prompt)}"
+        f"{headline.metric} differs by {signed(headline.difference, decimals)} "
+        f"({limits}, {p_clause(headline.p)}) on {count(headline.n_prompts, prompt)}"
     )
-    if not headline.decided:
+    if headline.finding == "none":
         return f"**No difference is shown** against `{headline.control}`: {numbers}."
-    better = (headline.difference > 0) == (headline.higher_is_better is not False)
-    return f"**{'Better' if better else 'Worse'}** than `{headline.control}`: {numbers}."
+    return f"**{headline.finding.capitalize()}** than `{headline.control}`: {numbers}."
 
 
 def _arm_text(subject: Subject, evidence: Evidence) -> str:
@@ -246,7 +245,7 @@ def _arm_text(subject: Subject, evidence: Evidence) -> str:
 
 
 def _sampled(sampler: Mapping[str, Any]) -> Iterator[str]:
-    yield _count(sampler["steps"], "step")
+    yield count(sampler["steps"], "step")
     if sampler["scheduler"] is not None:
         yield f"`{sampler['scheduler']}`"
     if sampler["guidance_rescale"]:
@@ -273,7 +272,7 @@ def _table(evidence: Evidence) -> str:
     lines = [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
-        *(_row(contrast) for contrast in evidence.contrasts),
+        *(_row(contrast, evidence.decimals[contrast.metric]) for contrast in evidence.contrasts),
     ]
     return "\n".join(lines) + (
         "\n\nDifference: arm − control. ↑ higher is better, ↓ lower is better; without an arrow the "
@@ -282,10 +281,11 @@ def _table(evidence: Evidence) -> str:
     )
 
 
-def _row(c: Contrast) -> str:
+def _row(c: Contrast, decimals: int) -> str:
     arrow = {True: " ↑", False: " ↓", None: ""}[c.higher_is_better]
-    cells = [f"{c.metric}{arrow}", f"`{c.control}`", _plain(c.mean_arm), _plain(c.mean_control)]
-    cells += [_signed(c.difference), _interval(c), _p(c), str(c.n_prompts), str(c.n_pairs)]
+    means = [plain(c.mean_arm, decimals), plain(c.mean_control, decimals)]
+    cells = [f"{c.metric}{arrow}", f"`{c.control}`", *means, signed(c.difference, decimals)]
+    cells += [interval(c.low, c.high, decimals), p_text(c.p), str(c.n_prompts), str(c.n_pairs)]
     if c.difference is None and c.reason:
         cells[4] = f"{MISSING} ({c.reason})"
     return f"| {' | '.join(cells)} |"
@@ -359,25 +359,3 @@ def _licence(subject: Subject) -> str:
         "drawn by "
         "the base itself."
     )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _plain(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}".replace("-", "−")
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def _interval(c: Contrast) -> str:
-    return MISSING if c.low is None or c.high is None else f"[{_signed(c.low)}, {_signed(c.high)}]"
-
-
-def _p(c: Contrast, *, equals: str = "") -> str:
-    if c.p is None:
-        return MISSING
-    return "< 0.001" if c.p < 0.001 else f"{equals}{c.p:.3f}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.reporting.export.evidence import Evidence, Pair, Shot
+from harness.reporting.export.evidence import Evidence, Pair, Tile
 from harness.store.workspace import Workspace
 
 TILE = 256  # pixels of an image's longer side
@@ -41,7 +41,7 @@ def _left(column: int) -> int:
     return GAP + column * (TILE + GAP)
 
 
-def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, shot: Shot | None) -> None:
+def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, shot: Tile | None) -> None:
     left, top = corner
     image = None if shot is None else read_image(workspace.file(shot.path))
     if image is None:

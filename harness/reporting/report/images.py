@@ -10,7 +10,8 @@ import pandas as pd
 from PIL import Image
 
 from harness.reporting.report.layout import MOST_SHOWN, Family, Layout, shown_arms
-from harness.reporting.report.study import Study, number, text
+from harness.results.contrast import number, text
+from harness.results.study import Study
 from harness.store.workspace import Workspace
 
 SHOWN = 3  # rows in each of best, median and worst

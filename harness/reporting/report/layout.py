@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting.report.format import MISSING, axis_name, axis_value
-from harness.reporting.report.study import Study, known
+from harness.results.contrast import known
+from harness.results.format import MISSING, axis_name, axis_value
+from harness.results.study import Study
 
 MOST_SHOWN = 8  # arms side by side; more would be too small to look at
 

@@ -14,7 +14,10 @@ from markupsafe import Markup
 from harness.errors import WorkspaceError
 from harness.reporting.report.curves import family_curves, loss_curves
 from harness.reporting.report.figures import dose_response, forest, forest_hidden, heatmap
-from harness.reporting.report.format import (
+from harness.reporting.report.images import Thumbnails, family_row, image_grid, image_rows
+from harness.reporting.report.layout import layout, param_name, shown_arms
+from harness.results.contrast import is_own, number, text
+from harness.results.format import (
     count,
     duration,
     events,
@@ -26,10 +29,8 @@ from harness.reporting.report.format import (
     plain,
     signed,
 )
-from harness.reporting.report.images import Thumbnails, family_row, image_grid, image_rows
-from harness.reporting.report.layout import layout, param_name, shown_arms
-from harness.reporting.report.study import Study, is_own, number, text
-from harness.reporting.report.verdict import verdict
+from harness.results.headline import verdict
+from harness.results.study import Study
 from harness.results.tables import FACTS
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.reporting.report.study import Study
 from harness.results import Results
+from harness.results.study import Study
 from tests.reporting.report import example
 
 

@@ -10,9 +10,9 @@ from harness.reporting.report.figures import MOST_ROWS, forest, forest_hidden
 from harness.reporting.report.images import Thumbnails, family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
 from harness.reporting.report.page import arm_rows, other_adapters, render
-from harness.reporting.report.study import Study
-from harness.reporting.report.verdict import verdict
 from harness.results import Results
+from harness.results.headline import verdict
+from harness.results.study import Study
 from harness.store.workspace import Workspace
 from tests.reporting.report import example
 from tests.reporting.report.test_figures import words

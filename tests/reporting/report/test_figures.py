@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from harness.reporting.report.figures import dose_response, forest, heatmap
-from harness.reporting.report.study import Study
+from harness.results.study import Study
 from tests.reporting.report import example
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness.reporting.report.images import LONGEST, Thumbnails, image_grid, image_rows
 from harness.reporting.report.layout import layout
-from harness.reporting.report.study import Study
+from harness.results.study import Study
 from harness.store.workspace import Workspace
 from tests.reporting.report import example
 

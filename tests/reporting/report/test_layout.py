@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from harness.reporting.report.layout import Layout, layout
-from harness.reporting.report.study import Study
+from harness.results.study import Study
 from tests.reporting.report import example
 
 KEYWORDS = {"kind": "keywords", "keywords": ["blurry", "noisy"]}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness.reporting.report.study import Contrast, Finding, Study
-from harness.reporting.report.verdict import HELD_OUT, Verdict, verdict
+from harness.results.contrast import Contrast, Finding
+from harness.results.headline import HELD_OUT, Verdict, verdict
+from harness.results.study import Study
 from tests.reporting.report import example
 
 ONE_TRIAL: dict[str, Any] = {"axes": {}}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.reporting.report.format import (
+from harness.results.contrast import Contrast
+from harness.results.format import (
     count,
     interval,
     listed,
@@ -13,7 +14,7 @@ from harness.reporting.report.format import (
     plain,
     signed,
 )
-from harness.reporting.report.study import Contrast, Study
+from harness.results.study import Study
 
 Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen

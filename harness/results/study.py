@@ -7,69 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from harness.config.schema.search import OptunaSearch
-from harness.reporting.report.format import axis_value, decimals_for
+from harness.results.contrast import Contrast, is_own, known
+from harness.results.format import axis_value, decimals_for
 from harness.results.objectives import front, gains
 
 if TYPE_CHECKING:
     from harness.results import Results
 
 
-Finding = Literal["better", "worse", "higher", "lower", "none", "missing"]
 ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """One row of the summary: arm − control on a metric. Numbers are null together, with a reason."""
-
-    trial_id: str
-    arm: str
-    control: str
-    metric: str
-    split: str
-    n_prompts: int
-    n_pairs: int
-    n_missing: int
-    difference: float | None
-    low: float | None
-    high: float | None
-    confidence: float
-    p: float | None  # adjusted over trials × arms (max-T); None where there is none
-    p_raw: float | None
-    win_rate: float | None
-    mean_arm: float | None
-    mean_control: float | None
-    higher_is_better: bool | None
-    reason: str | None
-
-    @property
-    def finding(self) -> Finding:
-        """What the numbers show. Interval and test must agree; else no difference is shown."""
-        if self.difference is None:
-            return "missing"
-        if not self.decided:
-            return "none"
-        up = self.difference > 0
-        if self.higher_is_better is None:
-            return "higher" if up else "lower"
-        return "better" if up == self.higher_is_better else "worse"
-
-    @property
-    def decided(self) -> bool:
-        """True where the interval excludes zero and p is below 1 − confidence."""
-        if self.low is None or self.high is None or self.p is None:
-            return False
-        return (self.low > 0 or self.high < 0) and self.p < 1 - self.confidence
-
-    @property
-    def gain(self) -> float | None:
-        """The difference, signed so that more is better; as it is where a metric has no direction."""
-        if self.difference is None:
-            return None
-        return -self.difference if self.higher_is_better is False else self.difference
 
 
 @dataclass(frozen=True)
@@ -190,7 +137,7 @@ class Study:
     @cached_property
     def contrasts(self) -> dict[tuple[str, str, str, str, str], Contrast]:
         """Every contrast by (trial, arm, control, metric, split)."""
-        found = (_contrast(row) for row in self.results.summary.to_dict("records"))
+        found = (Contrast.of(row) for row in self.results.summary.to_dict("records"))
         return {(c.trial_id, c.arm, c.control, c.metric, c.split): c for c in found}
 
     def contrast(
@@ -214,20 +161,31 @@ class Study:
 
     @cached_property
     def arm(self) -> str:
-        """The adapter arm of the headline: of several, the selected trial's best on dev prompts."""
+        """The adapter arm of the headline: the selected trial's best."""
+        return self.best_arm(self.selected)
+
+    def best_arm(self, trial_id: str | None) -> str:
+        """Of the arms with a trial's adapter, the best on dev prompts; the first where none has numbers."""
         gains = {
             arm: c.gain
             for arm in self.adapter_arms
-            if (c := self.contrasts.get((self.selected or "", arm, self.control, self.primary, "dev")))
+            if (c := self.contrasts.get((trial_id or "", arm, self.control, self.primary, "dev")))
             and c.gain is not None
         }
         return max(gains, key=lambda arm: gains[arm]) if gains else self.adapter_arms[0]
 
     @cached_property
     def split(self) -> Literal["dev", "test"]:
-        """The split the verdict rests on: test where the selected trial has numbers there, else dev."""
-        measured = (c for c in self.against(split="test") if c.difference is not None)
-        return "test" if any(measured) else "dev"
+        """The split the verdict rests on."""
+        return self.split_of(self.selected)
+
+    def split_of(self, trial_id: str | None) -> Literal["dev", "test"]:
+        """Test where a trial's best arm has numbers there on the primary metric, else dev."""
+        arm = self.best_arm(trial_id)
+        tested = (
+            self.contrast(trial_id, arm=arm, control=control, split="test") for control in self.controls
+        )
+        return "test" if any(c is not None and c.difference is not None for c in tested) else "dev"
 
     @property
     def has_test_prompts(self) -> bool:
@@ -247,53 +205,6 @@ class Study:
         return len(trials) if status is None else int((trials["status"] == status).sum())
 
 
-def is_own(adapter: dict[str, Any]) -> bool:
-    """True for the trial's own among an arm's adapters."""
-    return adapter["recipe"] is None and adapter["file"] is None
-
-
 def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
     """What an arm's adapter was made from, whatever its scale and branch."""
     return adapter["recipe"], adapter["adapter"], adapter["training"], adapter["digest"]
-
-
-def known(value: Any) -> Any:
-    """The value, or null for anything missing, as an axis that is not applied."""
-    return None if value is None or pd.isna(value) else value
-
-
-def number(value: Any) -> float | None:
-    """A float, or null for anything missing."""
-    return None if known(value) is None else float(value)
-
-
-def text(value: Any) -> str | None:
-    """A string, or null for anything missing."""
-    return None if known(value) is None else str(value)
-
-
-def _contrast(row: dict[Any, Any]) -> Contrast:
-    p_raw = number(row["p_value"])
-    adjusted = number(row["p_adjusted"])
-    direction = row["higher_is_better"]
-    return Contrast(
-        trial_id=row["trial_id"],
-        arm=row["arm"],
-        control=row["control"],
-        metric=row["metric"],
-        split=row["split"],
-        n_prompts=int(number(row["n_prompts"]) or 0),
-        n_pairs=int(number(row["n_pairs"]) or 0),
-        n_missing=int(number(row["n_missing"]) or 0),
-        difference=number(row["mean_difference"]),
-        low=number(row["ci_low"]),
-        high=number(row["ci_high"]),
-        confidence=float(row["confidence"]),
-        p=p_raw if adjusted is None else adjusted,
-        p_raw=p_raw,
-        win_rate=number(row["win_rate"]),
-        mean_arm=number(row["mean_arm"]),
-        mean_control=number(row["mean_control"]),
-        higher_is_better=None if direction is None or pd.isna(direction) else bool(direction),
-        reason=text(row["reason"]),
-    )

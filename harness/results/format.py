@@ -87,11 +87,14 @@ def axis_value(axis: str, value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """3 h 12 min, 4 min 14 s, 12 s."""
+    """2 d 3 h, 3 h 12 min, 4 min 14 s, 12 s: the two largest units."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
