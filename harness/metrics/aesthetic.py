@@ -1,9 +1,7 @@
 """How good does the image look? A linear head on the unit image embedding, b + w·ê."""
 
 import hashlib
-import pickle
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -15,10 +13,9 @@ from harness.metrics.encoder import Encoder, hash_tensors
 from harness.metrics.metric import Batch, Measurement, measurement
 from harness.metrics.weights import head_file
 
-# The LAION v2 head folded in float64, as computed from the published file.
+# Of LAION's head as published, multiplied out in float64 (laion/PROVENANCE.md).
 LAION_WEIGHT_NORM = 17.995624776
-LAION_BIAS = 5.23664585
-_LAION_LAYERS = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+LAION_BIAS = 5.236645846
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +35,9 @@ class LinearHead:
 class Aesthetic:
     """Predicted rating, about 1 to 10; higher is better.
 
-    With the LAION v2 head (Schuhmann et al. 2022, arXiv 2210.08402) on `ViT-L-14-quickgelu/openai` this is
-    the usual "aesthetic score"; with `emoji` on `emoji` it is the embedded stand-in, trained on known damage.
+    With the head `laion` (version 2; Schuhmann et al. 2022, arXiv 2210.08402) on `ViT-L-14-quickgelu/openai`
+    this is the usual "aesthetic score"; with `emoji` on `emoji` it is the
+    embedded stand-in, trained on known damage.
     Raises ModelError where the head is not for this encoder.
     """
 
@@ -50,7 +48,7 @@ class Aesthetic:
         if encoder.width != len(head.weight_D):
             raise ModelError(
                 f"aesthetic head {head.source} wants embeddings of width {len(head.weight_D)}, but "
-                f"encoder {encoder.name!r} gives {encoder.width}; the LAION head belongs to "
+                f"encoder {encoder.name!r} gives {encoder.width}; the head `laion` belongs to "
                 "ViT-L-14-quickgelu/openai, the head `emoji` to the encoder `emoji`"
             )
         self.encoder, self.head = encoder, head
@@ -65,45 +63,19 @@ class Aesthetic:
 
 
 def load_head(head: str) -> LinearHead:
-    """The head of a spec: `emoji`, or the path of the LAION v2 `.pth`. Raises ModelError for another file."""
+    """A head that ships in the package. Raises ModelError where its file is damaged."""
     path = head_file(head)
-    return _embedded_head(path) if head == "emoji" else laion_head(path)
-
-
-def laion_head(path: Path) -> LinearHead:
-    """The LAION v2 predictor as the linear function it is.
-
-    Its five layers have no activation between them (and dropout is off when scoring), so they fold into one
-    dot product, which is exact, fast and names the direction that is measured.
-    """
-    wrong = f"aesthetic head {path} is not the LAION v2 head (sac+logos+ava1-l14-linearMSE.pth): "
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(wrong + "it holds something else than tensors, or is damaged") from error
-    shapes: dict[str, tuple[int, ...]] = {
-        f"layers.{layer}.weight": shape for layer, shape in _LAION_LAYERS.items()
-    }
-    shapes |= {f"layers.{layer}.bias": shape[:1] for layer, shape in _LAION_LAYERS.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()} if isinstance(state, dict) else {}
-    if found != shapes:
-        raise ModelError(wrong + "its layers have other names or shapes")
-    weight = torch.eye(768, dtype=torch.float64)
-    bias = torch.zeros(768, dtype=torch.float64)
-    for layer in _LAION_LAYERS:
-        matrix = state[f"layers.{layer}.weight"].double()
-        weight, bias = matrix @ weight, matrix @ bias + state[f"layers.{layer}.bias"].double()
-    norm, offset = weight.norm().item(), bias.item()
-    if abs(norm - LAION_WEIGHT_NORM) > 1e-3 or abs(offset - LAION_BIAS) > 1e-4:
-        raise ModelError(wrong + f"it folds to ‖w‖ = {norm:.4f}, b = {offset:.4f}, not 17.9956 and 5.2366")
-    return LinearHead(weight_D=weight[0], bias=offset, source=str(path))
-
-
-def _embedded_head(path: Path) -> LinearHead:
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"aesthetic head {path} is damaged: {error}") from error
     assert state.keys() == {"weight", "bias"} and state["weight"].shape[0] == 1, f"{path}: {sorted(state)}"
-    weight_1D, bias_1 = state["weight"].double(), state["bias"].double()
-    return LinearHead(weight_D=weight_1D[0], bias=bias_1.item(), source="`emoji`")
+    weight_D, bias = state["weight"][0].double(), state["bias"].double().item()
+    if head == "laion":
+        norm = weight_D.norm().item()
+        if abs(norm - LAION_WEIGHT_NORM) > 1e-6 or abs(bias - LAION_BIAS) > 1e-6:
+            raise ModelError(
+                f"aesthetic head {path} is not LAION's: ‖w‖ = {norm:.6f} and b = {bias:.6f}, not "
+                f"{LAION_WEIGHT_NORM:.6f} and {LAION_BIAS:.6f}; install the package again"
+            )
+    return LinearHead(weight_D=weight_D, bias=bias, source=f"`{head}`")

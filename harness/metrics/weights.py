@@ -1,6 +1,7 @@
 """Where a scorer's weights are on this machine, and their hash. `harness check` uses it: no torch."""
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from harness.config.schema.base import fingerprint
 from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.errors import ModelError
 
-EMBEDDED = Path(__file__).parent / "emoji"
+SHIPPED = Path(__file__).parent  # weights in this package
 LOCAL_DIR = "local-dir:"
 
 
@@ -18,7 +19,7 @@ def encoder_folder(encoder: str) -> Path | None:
     Raises ModelError for a folder that does not exist or is not open_clip's.
     """
     if encoder == "emoji":
-        folder = EMBEDDED / "clip"
+        folder = SHIPPED / "emoji" / "clip"
     elif encoder.startswith(LOCAL_DIR):
         folder = Path(encoder.removeprefix(LOCAL_DIR)).expanduser()
     else:
@@ -28,18 +29,46 @@ def encoder_folder(encoder: str) -> Path | None:
             f"encoder {encoder!r}: {folder} is not an open_clip folder (open_clip_config.json and "
             "open_clip_model.safetensors); allowed: `emoji`, `architecture/pretrained`, `local-dir:PATH`"
         )
+    _refuse_code(encoder, folder)
     return folder
 
 
+# What open_clip's own configurations pass to a tokenizer; others reach transformers, which may load code.
+_TOKENIZER_SETTINGS = {"clean", "language", "reduction_mask", "strip_sep_token"}
+
+
+def _refuse_code(encoder: str, folder: Path) -> None:
+    """Raise ModelError where a folder's settings name code, or weights and files outside the folder."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            named = sorted(_names_of_code(json.loads(file.read_bytes())))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"encoder {encoder!r}: {file.name} is not JSON") from error
+        if named:
+            raise ModelError(
+                f"encoder {encoder!r}: {file.name} sets {named[0]}, which would run or fetch more than "
+                "weights; remove it, or convert the model to a plain open_clip folder"
+            )
+
+
+def _names_of_code(content: object) -> set[str]:
+    """Settings in JSON, at any depth, that make open_clip, timm or transformers load code or fetch files."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    found = set[str]().union(*(_names_of_code(part) for part in inner if isinstance(part, dict | list)))
+    if not isinstance(content, dict):
+        return found
+    # A vocabulary may have such a word: its values are numbers.
+    found |= {key for key in ("auto_map", "trust_remote_code") if type(content.get(key, 0)) is not int}
+    found |= {key for key in ("hf_model_name", "timm_model_pretrained") if content.get(key)}
+    found |= {key for key in ("timm_model_name",) if ":" in str(content.get(key, ""))}
+    settings = content.get("tokenizer_kwargs")
+    unknown = settings.keys() - _TOKENIZER_SETTINGS if isinstance(settings, dict) else ()
+    return found | {f"tokenizer_kwargs.{key}" for key in unknown}
+
+
 def head_file(head: str) -> Path:
-    """The file an aesthetic head is loaded from. Raises ModelError where there is none."""
-    path = EMBEDDED / "aesthetic.safetensors" if head == "emoji" else Path(head).expanduser()
-    if not path.is_file():
-        raise ModelError(
-            f"aesthetic head {head!r}: no file {path}; give `emoji` or the path of "
-            "sac+logos+ava1-l14-linearMSE.pth (github.com/christophschuhmann/improved-aesthetic-predictor)"
-        )
-    return path
+    """The file of an aesthetic head that ships in the package."""
+    return SHIPPED / head / "aesthetic.safetensors"
 
 
 def metric_fingerprint(config: MetricConfig) -> str:

@@ -25,7 +25,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     from harness.config.schema.model import EmojiModel
     from harness.diffusion.models.model import Row, SamplerSettings
 
-    if not (weights.EMBEDDED / "clip").is_dir() or not MODEL.is_dir():
+    if not (weights.SHIPPED / "emoji" / "clip").is_dir() or not MODEL.is_dir():
         pytest.skip("the embedded weights are not in this checkout (experiments/000_emoji_model makes them)")
     rows = [Row(prompt=prompt, negative="", seed=seed, guidance=5.0) for seed, prompt in enumerate(PROMPTS)]
     model = models.load_model(EmojiModel(), device="cpu")

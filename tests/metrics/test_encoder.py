@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -94,4 +95,63 @@ def test_a_damaged_folder_never_gives_random_weights(clip_folder: Path, tmp_path
             (folder / "tokenizer.json").unlink()
             (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ModelError, match=f"encoder 'local-dir:{folder}' cannot be loaded"):
+        Encoder(f"local-dir:{folder}", device="cpu")
+
+
+def with_code(folder: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that is code in the folder; to load it writes the marker."""
+    config = folder / "open_clip_config.json"
+    content = json.loads(config.read_text())
+    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    config.write_text(json.dumps(content))
+    settings = folder / "tokenizer_config.json"
+    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "auto_map": auto_map}))
+    (folder / "evil.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from transformers import CLIPTokenizer\nclass Evil(CLIPTokenizer): pass\n"
+    )
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(marker.parent / "modules"))
+
+
+def test_code_in_a_folder_is_never_run(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, marker = tmp_path / "clip", tmp_path / "ran"
+    shutil.copytree(clip_folder, folder)
+    with_code(folder, marker, monkeypatch)
+    open_clip.get_tokenizer(f"local-dir:{folder}")  # what open_clip does with such a folder
+    assert marker.is_file()
+    marker.unlink()
+    with pytest.raises(ModelError, match=r"open_clip_config\.json sets tokenizer_kwargs\.trust_remote_code"):
+        Encoder(f"local-dir:{folder}", device="cpu")
+    shutil.copy(clip_folder / "open_clip_config.json", folder)
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json sets auto_map, which would run"):
+        Encoder(f"local-dir:{folder}", device="cpu")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "named"),
+    [
+        ("text_cfg", {"hf_model_name": "org/model"}, "hf_model_name"),
+        ("text_cfg", {"tokenizer_kwargs": {"gguf_file": "/etc/x"}}, "tokenizer_kwargs.gguf_file"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:org/model"}, "timm_model_name"),
+        (
+            "vision_cfg",
+            {"timm_model_name": "resnet18", "timm_model_pretrained": True},
+            "timm_model_pretrained",
+        ),
+    ],
+)
+def test_a_folder_that_names_what_is_outside_is_refused(
+    clip_folder: Path, tmp_path: Path, part: str, settings: dict[str, object], named: str
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    config = folder / "open_clip_config.json"
+    content = json.loads(config.read_text())
+    content["model_cfg"][part].update(settings)
+    config.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"open_clip_config.json sets {named}, which would run or fetch"):
         Encoder(f"local-dir:{folder}", device="cpu")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
-from harness.config.schema.metric import MetricConfig
+from harness.config.schema.metric import ImageStatsMetric, MetricConfig
 from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import Axis, values_of, with_values
@@ -111,12 +111,10 @@ class LocalFiles:
         return adapter.model_copy(update=found)
 
     def _metric(self, place: int, metric: MetricConfig) -> MetricConfig:
-        found = {
-            name: _at(f"metrics[{place}].{name}", fill, getattr(metric, name))
-            for name, fill in {"encoder": self._encoder, "head": self._head}.items()
-            if name in type(metric).model_fields
-        }
-        return metric.model_copy(update=found)
+        if isinstance(metric, ImageStatsMetric):
+            return metric
+        found = _at(f"metrics[{place}].encoder", self._encoder, metric.encoder)
+        return metric.model_copy(update={"encoder": found})
 
     def _model(self, model: ModelConfig) -> ModelConfig:
         if isinstance(model, SdxlModel):
@@ -153,14 +151,6 @@ class LocalFiles:
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder")
         return f"{_LOCAL_DIR}{path}"
-
-    def _head(self, head: str) -> str:
-        if head == "emoji":
-            return head
-        path = self._absolute(head)
-        if not path.is_file():
-            raise ConfigError(f"{path} is not a file; allowed: emoji, or the path of a head's weights")
-        return str(path)
 
 
 def _at(where: str, fill: Callable[[Section], Section], section: Section) -> Section:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.config.schema.base import Frozen, Text
 
@@ -29,9 +29,19 @@ class AestheticMetric(Frozen):
 
     kind: Literal["aesthetic"] = "aesthetic"
     encoder: Encoder
-    head: Annotated[Text, Field(description="`emoji` (embedded) or the path of the LAION v2 `.pth`")]
+    head: Annotated[
+        Literal["laion", "emoji"],
+        Field(description="`laion` for ViT-L-14-quickgelu/openai, `emoji` for `emoji`; both are embedded"),
+    ]
     higher_is_better: ClassVar[bool | None] = True
     version: ClassVar[str] = "1"
+
+    @model_validator(mode="after")
+    def _head_of_this_encoder(self) -> "AestheticMetric":
+        own = {"laion": "ViT-L-14-quickgelu/openai", "emoji": "emoji"}[self.head]
+        if self.encoder != own and not self.encoder.startswith("local-dir:"):
+            raise ValueError(f"head {self.head} was trained on the encoder {own}; use that, or a copy of it")
+        return self
 
 
 class ImageStatsMetric(Frozen):

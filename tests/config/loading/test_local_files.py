@@ -111,11 +111,20 @@ def test_axis_over_local_folders_must_give_whole_models(tmp_path: Path) -> None:
 
 
 def test_missing_metric_weights_stop_before_any_work(tmp_path: Path) -> None:
-    metric = {"kind": "aesthetic", "encoder": "emoji", "head": "head.pth"}
-    with pytest.raises(ConfigError, match=r"metrics\[0\]\.head: .*/head\.pth is not a file"):
-        load(tmp_path, metrics=[metric])
-    (tmp_path / "head.pth").write_bytes(b"")
-    assert load(tmp_path, metrics=[metric]).metrics[0].model_dump()["head"] == str(tmp_path / "head.pth")
     metric = {"kind": "aesthetic", "encoder": "local-dir:clip", "head": "emoji"}
     with pytest.raises(ConfigError, match=r"metrics\[0\]\.encoder: .*/clip is not a folder"):
         load(tmp_path, metrics=[metric])
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ({"encoder": "emoji", "head": "head.pth"}, r"metrics\[0\]\.head: .*laion.*emoji"),
+        ({"encoder": "ViT-L-14/laion2b_s32b_b82k", "head": "laion"}, "head laion was trained on .*quickgelu"),
+        ({"encoder": "emoji", "head": "laion"}, "head laion was trained on .*quickgelu"),
+        ({"encoder": "ViT-L-14-quickgelu/openai", "head": "emoji"}, "head emoji was trained on .*emoji"),
+    ],
+)
+def test_a_head_is_used_with_its_own_encoder(tmp_path: Path, metric: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, metrics=[{"kind": "aesthetic", **metric}])
