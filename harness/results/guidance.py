@@ -7,29 +7,47 @@ alone would give (Guidance Matters, ICLR 2026, arXiv 2602.22570).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-Tensor = TypeVar("Tensor")  # numpy or torch
+
+def guidance_of(arm: Mapping[str, Any], sampler: Mapping[str, Any]) -> float:
+    """The guidance scale of an arm, as the sweep's table describes arm and sampler."""
+    return float(sampler["guidance"] if arm["guidance"] is None else arm["guidance"])
 
 
-def step_guidance(guided: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Effective guidance ω_e of one sampling step, and its orthogonal share. Predictions [..., D] → [...].
+def guidance_text(arm: Mapping[str, Any], sampler: Mapping[str, Any]) -> str:
+    """An arm's guidance for people, as `5 by apg, from 20 % to 80 % of the steps`."""
+    text = f"{guidance_of(arm, sampler):g}"
+    if (guider := (arm["guider"] or sampler["guider"])["kind"]) != "cfg":
+        text += f" by {guider}"
+    if (interval := arm["guidance_interval"] or sampler["guidance_interval"]) is not None:
+        text += ", from {:.0%} to {:.0%} of the steps".format(*interval).replace("%", " %")
+    return text
 
-    `guided` is what the sampler used, `positive` and `negative` the predictions of the base without adapters
-    for prompt and negative prompt at the same latents. ω_e is the length of guided − negative along positive
-    − negative, in lengths of that: plain guidance ω has ω_e = ω and share 0. The share is the length of what
-    is orthogonal to it over the whole length, 0 to 1: it tells a change of direction from a change of
-    guidance. The ω_e of an image is the mean over its steps. NaN where the two predictions of the base are
-    equal, and the share is NaN where guided − negative is 0. Works on torch tensors as on arrays.
+
+@dataclass(frozen=True, kw_only=True)
+class Effective:
+    """Effective guidance ω_e of an arm, and the share of it that is orthogonal: means over `images`.
+
+    Plain guidance ω has ω_e = ω and share 0 (`harness.diffusion.models.guidance.step_guidance`).
     """
-    direction, moved = positive - negative, guided - negative  # type: ignore[operator]
-    along = (moved * direction).sum(-1) / (direction * direction).sum(-1)
-    rest = moved - along[..., None] * direction
-    share = ((rest * rest).sum(-1) / (moved * moved).sum(-1)) ** 0.5
-    return along, share
+
+    guidance: float
+    orthogonal: float
+    images: int
+
+
+def effective_guidance(images: pd.DataFrame, arm_id: str | None) -> Effective | None:
+    """Of the images of one arm that were measured; None where none was."""
+    rows = images[(images["arm_id"] == arm_id) & images["effective_guidance"].notna()]
+    if rows.empty:
+        return None
+    guidance, orthogonal = rows[["effective_guidance", "orthogonal_share"]].astype(float).mean()
+    return Effective(guidance=float(guidance), orthogonal=float(orthogonal), images=len(rows))
 
 
 def in_guidance_units(effect: float, effect_at: Mapping[float, float], *, own: float) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.config.schema.search import OptunaSearch
 from harness.results.contrast import Contrast, is_own, known
 from harness.results.format import axis_value, decimals_for
+from harness.results.guidance import guidance_text
 from harness.results.objectives import front, gains
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class Study:
         found: dict[str, Any] = next(arm for arm in self.sweep["arms"] if arm["name"] == name)
         return found
 
+    def arm_id(self, name: str) -> str | None:
+        """The images of an arm of the selected trial; None where there is none."""
+        arms = self.results.arms
+        found = arms.loc[(arms["trial_id"] == self.selected) & (arms["arm"] == name), "arm_id"]
+        return str(found.iloc[0]) if len(found) else None
+
     def control_kind(self, name: str) -> ControlKind:
         """What a control holds fixed beside the headline's arm.
 
@@ -74,7 +81,8 @@ class Study:
             if all(source in others for source in sources):
                 return "others"
             return "alone" if sources == [(self._own_recipe, None, None, None)] else "sham"
-        if arm["guidance"] not in (None, self.sweep["sampler"]["guidance"]):
+        sampler = self.sweep["sampler"]
+        if guidance_text(arm, sampler) != guidance_text(self.arm_config(self.arm), sampler):
             return "guidance"
         return "word" if arm["negative"] else "plain"
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import ArtifactError, WorkspaceError
 
-SCHEMA_VERSION = "4"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "5"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -67,6 +67,8 @@ IMAGES = _schema(  # one row per image
     seed=pa.int64(),
     negative=pa.string(),
     guidance=pa.float64(),
+    effective_guidance=pa.float64(),  # mean over steps; null: not measured (one in eight dev images is)
+    orthogonal_share=pa.float64(),  # of the guidance's direction, 0 to 1; null as above
     steps=pa.int64(),
     refiner_start=pa.float64(),  # null: base alone
     latent_hash=pa.string(),  # the same in all arms of a (prompt, seed)

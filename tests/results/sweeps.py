@@ -92,6 +92,8 @@ def _image(name: str, trial: str | None, split: str, prompt: int, seed: int) -> 
         "negative": "" if name == "baseline" else "wrong",
         "guidance": 5.0,
         "steps": 20,
+        "effective_guidance": None,
+        "orthogonal_share": None,
         "refiner_start": None,
         "latent_hash": f"latents-{split}{prompt}-{seed}",
         "sha256": "0" * 64,

@@ -1,27 +1,11 @@
-"""Effective guidance of known predictions; ladders and the search for a matched guidance."""
+"""Ladders of guidance and the search for a matched guidance."""
 
 import numpy as np
 import pytest
-import torch
 
-from harness.results.guidance import effect_of_guidance, in_guidance_units, match_guidance, step_guidance
+from harness.results.guidance import effect_of_guidance, in_guidance_units, match_guidance
 
 LADDER = {2.25: 0.31, 2.5: 0.58, 3.0: 0.85}
-
-
-def test_plain_guidance_has_itself_and_no_orthogonal_share() -> None:
-    rng = np.random.default_rng(0)
-    positive, negative = rng.normal(size=(2, 5, 64))
-    along, share = step_guidance(negative + 2.5 * (positive - negative), positive, negative)
-    assert along == pytest.approx(np.full(5, 2.5)) and share == pytest.approx(np.zeros(5), abs=1e-7)
-
-
-def test_a_hand_computed_turn_and_torch_alike() -> None:
-    positive, negative = np.array([[2.0, 0.0]]), np.array([[0.0, 0.0]])
-    guided = np.array([[3.0, 4.0]])  # 1.5 lengths along, and 4 of 5 across
-    for kind in (np.asarray, torch.as_tensor):
-        along, share = step_guidance(kind(guided), kind(positive), kind(negative))
-        assert (float(along[0]), float(share[0])) == pytest.approx((1.5, 0.8))
 
 
 def test_effects_in_guidance_units() -> None:

@@ -127,7 +127,7 @@ def test_a_table_of_another_version(written: Path) -> None:
     path = written / "images.parquet"
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"harness_schema": "0"}), path)
-    with pytest.raises(ArtifactError, match="has schema version 0, this harness reads 4"):
+    with pytest.raises(ArtifactError, match="has schema version 0, this harness reads 5"):
         results.load(written)
 
 

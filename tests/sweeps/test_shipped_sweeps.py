@@ -62,6 +62,9 @@ def test_arms_separate_the_word_the_branch_the_guidance_and_the_training(name: s
     assert {arm.adapters[0].branch for arm in scaled} == {"negative"}
     assert {arm.adapters[0].scale for arm in scaled} >= {0.5, 1.0}
     assert arms["wrong_lora_both"].adapters[0].branch == "both"
+    assert arms["autoguidance"].negative == "{prompt}" and arms["autoguidance"].adapters[0].is_own
+    subtracted = [arm.adapters[0] for arm in arms.values() if arm.family == "neon"]
+    assert {(adapter.branch, adapter.scale < 0) for adapter in subtracted} == {("both", True)}
     sampler = plan(name).sweep.sampler
     matched = [arm for arm in arms.values() if arm.family == "placebo_at"]
     assert matched and all(arm.guidance is not None and arm.guidance > sampler.guidance for arm in matched)

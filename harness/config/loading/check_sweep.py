@@ -1,5 +1,6 @@
 """What shows only once trials, arms and files are known: a part that would do nothing is an error."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -9,7 +10,15 @@ from harness.config.loading.messages import faults
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.plan.plan import adapter_trial
 from harness.config.schema.adapter import TextualInversion
-from harness.config.schema.evaluation import NO_HAND_OVER, ArmConfig, SamplerConfig, Scheduler
+from harness.config.schema.evaluation import (
+    NO_HAND_OVER,
+    PROMPT,
+    ArmConfig,
+    CfgZeroStarGuider,
+    SamplerConfig,
+    Scheduler,
+    negative_text,
+)
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, GeneratedRecipe
 from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, ProbeObjective
@@ -25,6 +34,8 @@ def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[
     yield from _compute(sweep, configs)
     yield from _search(sweep, configs)
     yield from _scheduler(sweep, configs)
+    for arm in sweep.arms:
+        yield from _guided(sweep, arm)
     for config in configs:
         yield from _captions(config, "training.prompt")
         yield from _model(sweep, config)
@@ -181,6 +192,46 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
                 yield f"{where}: arms.{arm.name}.negative must hold the word {word!r} that the adapter learns"
 
 
+def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
+    """What shapes an arm's guidance has an effect, whatever the trial."""
+    where, guidance = f"arms.{arm.name}", _guidance(sweep, arm)
+    if found := [name for name in re.findall(r"\{\w+\}", arm.negative) if name != PROMPT]:
+        yield f"{where}.negative: {found[0]} is not known; allowed: {PROMPT}, the image's own prompt"
+    alike = all(adapter.branch == "both" for adapter in arm.adapters)
+    if arm.negative.strip() == PROMPT and guidance > 1 and alike:
+        yield (
+            f"{where}.negative: {PROMPT} makes both branches alike, so guidance does nothing; add an adapter "
+            "on one branch, or set guidance: 1"
+        )
+    for name, given in (("guidance_interval", arm.guidance_interval), ("guider", arm.guider)):
+        if given is not None and guidance <= 1:
+            yield f"{where}.{name}: a guidance of at most 1 is none, so it does nothing; leave it out"
+    guider = arm.guider or sweep.sampler.guider
+    if isinstance(guider, CfgZeroStarGuider) and guider.zero_init_steps and sweep.sampler.guidance_rescale:
+        yield (
+            f"{where}.guider: the first steps of cfg_zero_star are zeros, which nothing can rescale; "
+            "set zero_init_steps: 0, or sampler.guidance_rescale: 0"
+        )
+    yield from _interval(sweep, arm)
+
+
+def _interval(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
+    """An interval holds a step, and one of the base's where an adapter acts on one branch alone."""
+    interval = arm.guidance_interval or sweep.sampler.guidance_interval
+    if interval is None:
+        return
+    where = f"arms.{arm.name}" if arm.guidance_interval else "sampler"
+    steps, of_base = sweep.sampler.steps, sweep.sampler.refiner_start or 1.0
+    first, last = (int(share * steps) for share in interval)
+    if first == last:
+        yield f"{where}.guidance_interval: {list(interval)} holds none of the {steps} steps"
+    elif first >= of_base * steps and any(adapter.branch == "negative" for adapter in arm.adapters):
+        yield (
+            f"{where}.guidance_interval: begins with the refiner, on which no adapter acts, so branch: "
+            f"negative cannot act; begin below {of_base:g}"
+        )
+
+
 def _guidance(sweep: SweepConfig, arm: ArmConfig) -> float:
     return sweep.sampler.guidance if arm.guidance is None else arm.guidance
 
@@ -196,7 +247,10 @@ def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list
     ]
     texts: dict[str, list[str]] = {
         "prompts": [prompt.text for prompt in sweep.prompts],
-        **{f"arms.{arm.name}.negative": [arm.negative] for arm in sweep.arms},
+        **{
+            f"arms.{arm.name}.negative": [negative_text(arm.negative, p.text) for p in sweep.prompts]
+            for arm in sweep.arms
+        },
     }
     for where, config in [("", config) for config in configs] + others:
         section = f"{where}." if where else ""

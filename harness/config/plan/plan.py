@@ -15,6 +15,7 @@ from harness.config.schema.evaluation import (
     ArmAdapter,
     ArmConfig,
     Branch,
+    GuiderConfig,
     MergeConfig,
     Noise,
     Prompt,
@@ -79,7 +80,9 @@ class ResolvedArm:
     model: ModelConfig
     negative: str
     guidance: float
+    guidance_interval: tuple[float, float] | None  # shares of the steps; None: always
     guidance_rescale: float
+    guider: GuiderConfig
     steps: int
     scheduler: Scheduler | None
     size: tuple[int, int] | None  # width, height; null: the model's own
@@ -298,10 +301,13 @@ class _Builder:
 
     def _arm(self, config: TrialConfig, arm_config: ArmConfig) -> str:
         sampler = self.sweep.sampler
+        interval = arm_config.guidance_interval or sampler.guidance_interval
         parts: dict[str, Any] = {
             "negative": arm_config.negative,
             "guidance": sampler.guidance if arm_config.guidance is None else arm_config.guidance,
+            "guidance_interval": None if interval == (0, 1) else interval,
             "guidance_rescale": sampler.guidance_rescale,
+            "guider": arm_config.guider or sampler.guider,
             "steps": sampler.steps,
             "scheduler": sampler.scheduler,
             "size": sampler.size,

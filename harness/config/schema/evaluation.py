@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from harness.config.schema.adapter import AdapterConfig
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
@@ -13,6 +13,81 @@ from harness.config.schema.training import TrainingConfig
 Noise = Literal["per_prompt", "shared"]
 Branch = Literal["negative", "positive", "both"]
 Split = Literal["dev", "test"]
+PROMPT = "{prompt}"  # in an arm's negative prompt: the image's own prompt
+
+
+def negative_text(negative: str, prompt: str) -> str:
+    """The negative prompt of one image."""
+    return negative.replace(PROMPT, prompt)
+
+
+def plain_negative(negative: str) -> str:
+    """The negative prompt where no adapter acts, as in a refiner: without the image's own prompt.
+
+    Both branches would be alike there, and guidance would do nothing.
+    """
+    return negative.replace(PROMPT, "").strip(" ,") if PROMPT in negative else negative
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ordered(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    if interval is not None and interval[0] >= interval[1]:
+        raise ValueError("must be [start, stop] with start below stop")
+    return interval
+
+
+# Shares of the denoising steps: guidance acts from start to before stop, and outside the prompt's row alone.
+Interval = Annotated[tuple[Share, Share] | None, AfterValidator(_ordered)]
+
+
+class CfgGuider(Frozen):
+    """Classifier-free guidance (Ho & Salimans 2022)."""
+
+    kind: Literal["cfg"] = "cfg"
+
+
+class CfgZeroStarGuider(Frozen):
+    """CFG-Zero* (Fan et al. 2025): the negative row scaled to the positive one; zeros in the first steps."""
+
+    kind: Literal["cfg_zero_star"] = "cfg_zero_star"
+    zero_init_steps: Annotated[int, Field(ge=0, description="first steps whose prediction is zero")] = 1
+
+
+class ApgGuider(Frozen):
+    """Adaptive projected guidance (Sadat et al. 2025): less of what is parallel to the prompt's row."""
+
+    kind: Literal["apg"] = "apg"
+    momentum: Annotated[
+        float | None, Field(gt=-1, lt=1, description="of the differences over the steps; null: none")
+    ] = None
+    norm: Annotated[float, Field(ge=0, description="largest length of a difference; 0: no limit")] = 15.0
+    eta: Annotated[float, Field(ge=0, description="share of the parallel part that is kept")] = 1.0
+
+
+PERTURBED = ("pag", "seg", "slg")
+
+
+def _refuse_perturbed(guider: Any) -> Any:
+    if isinstance(guider, dict) and guider.get("kind") in PERTURBED:
+        raise ValueError(
+            f"{guider['kind']} needs a third row with perturbed attention, which is not generated here; "
+            "allowed: cfg, cfg_zero_star, apg"
+        )
+    return guider
+
+
+GuiderConfig = Annotated[
+    Annotated[CfgGuider | CfgZeroStarGuider | ApgGuider, Field(discriminator="kind")],
+    BeforeValidator(_refuse_perturbed),
+]
+
+
+def read_guider(raw: Any) -> GuiderConfig:
+    """A guider as `model_dump` wrote it. Raises pydantic.ValidationError, a ValueError, for anything else."""
+    guider: GuiderConfig = TypeAdapter(GuiderConfig).validate_python(raw)
+    return guider
 
 
 class ArmAdapter(Frozen):
@@ -88,8 +163,12 @@ class ArmConfig(Frozen):
     name: Name
     family: Annotated[Name | None, NOT_HASHED] = None
     params: Annotated[dict[str, Any], NOT_HASHED] = Field(default_factory=dict)
-    negative: Annotated[str, Field(description="negative prompt; empty for none")] = ""
+    negative: Annotated[
+        str, Field(description="negative prompt; empty for none; {prompt} in it is the image's own prompt")
+    ] = ""
     guidance: Annotated[float | None, Field(ge=0, description="in place of the sampler's guidance")] = None
+    guidance_interval: Annotated[Interval, Field(description="in place of the sampler's")] = None
+    guider: Annotated[GuiderConfig | None, Field(description="in place of the sampler's")] = None
     adapters: tuple[ArmAdapter, ...] = ()
     merge: MergeConfig | None = None
 
@@ -153,6 +232,12 @@ class SamplerConfig(Frozen):
     guidance_rescale: Annotated[float, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4")] = (
         0.0
     )
+    guidance_interval: Annotated[
+        Interval, Field(description="shares of the steps between which guidance acts; null: always")
+    ] = None
+    guider: Annotated[
+        GuiderConfig, Field(description="how the two rows become one prediction, by diffusers' guiders")
+    ] = CfgGuider()
     scheduler: Annotated[
         Scheduler | None, Field(description="diffusers' name; null: the model's own, Euler for SDXL")
     ] = None

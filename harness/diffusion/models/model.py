@@ -5,12 +5,12 @@ Shape legend: B rows, N images, C latent channels, h w latent size.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.config.schema.adapter import AdapterConfig
-from harness.config.schema.evaluation import Branch, MergeConfig, Scheduler
+from harness.config.schema.evaluation import Branch, CfgGuider, GuiderConfig, MergeConfig, Scheduler
 from harness.config.schema.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ class RowAdapter:
 class Row:
     """One image to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents.
 
-    With `merge`, the adapters are merged into one that acts on their (common) branch at scale 1.
+    `{prompt}` in `negative` stands for the prompt. With `merge`, the adapters are merged into one that acts
+    on their (common) branch at scale 1. `measured`: with its effective guidance, at up to two rows more.
     """
 
     prompt: str
     negative: str
     seed: int
     guidance: float
+    guidance_interval: tuple[float, float] | None = None
+    guider: GuiderConfig = field(default_factory=CfgGuider)
+    measured: bool = False
     adapters: tuple[RowAdapter, ...] = ()
     merge: MergeConfig | None = None
 
@@ -57,10 +61,16 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """A drawn image and the sha256 of the latents it started from (the same in every arm of a pair)."""
+    """A drawn image and the sha256 of the latents it started from (the same in every arm of a pair).
+
+    `effective_guidance` and `orthogonal_share` are the means over the base's steps of
+    `guidance.step_guidance`; None where they are not measured, and for an unguided image.
+    """
 
     image: "Image"
     latent_hash: str
+    effective_guidance: float | None = None
+    orthogonal_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ import torch
 from PIL import Image
 
 from harness.config.schema.adapter import AdapterConfig
-from harness.config.schema.evaluation import Branch, MergeConfig, Scheduler
+from harness.config.schema.evaluation import (
+    PROMPT,
+    Branch,
+    MergeConfig,
+    Scheduler,
+    negative_text,
+    plain_negative,
+)
 from harness.config.schema.model import ModelConfig
 from harness.diffusion.adapters.adapter import Adapter
 from harness.diffusion.adapters.apply import Acting, acting
@@ -21,6 +28,7 @@ from harness.diffusion.adapters.files import read_adapter, save_adapter
 from harness.diffusion.adapters.merge import merged
 from harness.diffusion.models import schedulers, vae
 from harness.diffusion.models.attach import TrainablePack, attach, is_attached
+from harness.diffusion.models.guidance import BaseRow, Guidance
 from harness.diffusion.models.model import Fresh, GeneratedImage, Posterior, Row, SamplerSettings, Texts
 from harness.diffusion.models.pipelines import Pipelines
 from harness.diffusion.models.text_encoding import Adapters, Encoded, PromptEncoder, StoredTexts
@@ -64,7 +72,7 @@ class Sdxl:
         self._at_once: dict[SamplerSettings, int] = {}
 
     def generate(self, rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
-        """Images in the order of the rows; rows of one guidance scale are one batch.
+        """Images in the order of the rows; rows of one guidance are one batch.
 
         The batch is the caller's to choose. Alone or in a batch, an image is the same up to the rounding of
         differently shaped matrix products. Raises ModelError for what cannot be drawn, where memory runs out,
@@ -73,8 +81,8 @@ class Sdxl:
         assert not is_attached(self._base), "images are drawn with row-wise adapters, outside attach"
         self._check(settings)
         images: dict[int, GeneratedImage] = {}
-        for guidance in dict.fromkeys(row.guidance for row in rows):
-            places = [place for place, row in enumerate(rows) if row.guidance == guidance]
+        for guidance in dict.fromkeys(map(_guidance_of, rows)):
+            places = [place for place, row in enumerate(rows) if _guidance_of(row) == guidance]
             try:
                 drawn = self._generate_batch([rows[place] for place in places], settings)
             except torch.OutOfMemoryError as error:
@@ -137,9 +145,15 @@ class Sdxl:
         """Rows of one guidance. The seed's generator gives the first latents, then the sampler's noise."""
         generators = [torch.Generator().manual_seed(row.seed) for row in rows]
         noise_NChw = self._starting_latents(generators, settings)
-        latents = self._denoised(rows, noise_NChw, generators, settings)
+        latents, measured = self._denoised(rows, noise_NChw, generators, settings)
         with torch.inference_mode():
-            return _images(rows, vae.decode(self._base, latents), noise_NChw)
+            images = _images(rows, vae.decode(self._base, latents), noise_NChw)
+        for place, (effective, orthogonal) in measured.items():
+            if np.isfinite([effective, orthogonal]).all():
+                images[place] = replace(
+                    images[place], effective_guidance=effective, orthogonal_share=orthogonal
+                )
+        return images
 
     def _starting_latents(
         self, generators: Sequence[torch.Generator], settings: SamplerSettings
@@ -156,21 +170,26 @@ class Sdxl:
         noise_NChw: torch.Tensor,
         generators: list[torch.Generator],
         settings: SamplerSettings,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, dict[int, tuple[float, float]]]:
+        """The last latents, and what `Guidance.measured` gives of them."""
         guided = rows[0].guidance > 1  # as the pipelines have it
         adapters = self._acting(rows, guided=guided)
         words = self._stage_words(self._words, rows, guided=guided)
         height, width = (side * self._base.vae_scale_factor for side in noise_NChw.shape[-2:])
         shared: dict[str, Any] = {
             "guidance_scale": rows[0].guidance,
-            "guidance_rescale": settings.guidance_rescale,
             "num_inference_steps": settings.steps,
             "generator": generators,
             "output_type": "latent",
         }
         self._base.scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
+        guidance = self._guidance(rows, settings) if guided else None
         with torch.inference_mode():
-            with acting(self._unet, adapters):
+            with ExitStack() as stack:
+                more = () if guidance is None else guidance.base_rows
+                stack.enter_context(acting(self._unet, [*adapters, *([] for _ in more)]))
+                if guidance is not None:
+                    stack.enter_context(guidance.acts_on_base(self._unet))
                 latents = self._base(
                     **words,
                     **shared,
@@ -179,22 +198,44 @@ class Sdxl:
                     latents=noise_NChw.to(self.device, self._unet.dtype),
                     denoising_end=settings.refiner_start,
                 ).images
-            if settings.refiner_start is None:
-                return latents
-            return self._refined(rows, latents, settings, shared)
+            if settings.refiner_start is not None:
+                latents = self._refined(rows, latents, guidance, settings, shared=shared)
+        return latents, {} if guidance is None else guidance.measured()
 
     def _refined(
-        self, rows: Sequence[Row], latents: torch.Tensor, settings: SamplerSettings, shared: dict[str, Any]
+        self,
+        rows: Sequence[Row],
+        latents: torch.Tensor,
+        guidance: Guidance | None,
+        settings: SamplerSettings,
+        *,
+        shared: dict[str, Any],
     ) -> torch.Tensor:
         assert self._refiner is not None and self._refiner_words is not None
         self._refiner.scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
-        return self._refiner(
-            **self._stage_words(self._refiner_words, rows, guided=rows[0].guidance > 1),
-            **shared,
-            image=torch.zeros(1, 3, self.resolution, self.resolution),  # unused beside latents, but asked for
-            latents=latents,  # not as `image`, which the pipeline takes for pixels unless it has 4 channels
-            denoising_start=settings.refiner_start,
-        ).images
+        plain = [replace(row, negative=plain_negative(row.negative)) for row in rows]
+        with nullcontext() if guidance is None else guidance.acts_on_refiner(self._refiner.unet):
+            return self._refiner(
+                **self._stage_words(self._refiner_words, plain, guided=guidance is not None),
+                **shared,
+                image=torch.zeros(1, 3, self.resolution, self.resolution),  # unused beside latents, but asked
+                latents=latents,  # not as `image`, which the pipeline takes for pixels unless of 4 channels
+                denoising_start=settings.refiner_start,
+            ).images
+
+    def _guidance(self, rows: Sequence[Row], settings: SamplerSettings) -> Guidance:
+        """The batch's guidance; a measured row has the base's predictions added that the batch lacks."""
+        scheduler = schedulers.make(self._own_scheduler, settings.scheduler)
+        scheduler.set_timesteps(settings.steps)
+        more = []
+        for place, row in enumerate(rows):
+            if row.measured and (self._on(row, "negative") or PROMPT in row.negative):
+                negative = self._words.negative(plain_negative(row.negative))
+                more.append(BaseRow(image=place, positive=False, encoded=negative))
+            if row.measured and self._on(row, "positive"):
+                positive = self._words.positive(row.prompt)
+                more.append(BaseRow(image=place, positive=True, encoded=positive))
+        return Guidance(rows=rows, settings=settings, calls=len(scheduler.timesteps), base_rows=more)
 
     def _stage_words(
         self, encoder: PromptEncoder, rows: Sequence[Row], *, guided: bool
@@ -207,7 +248,10 @@ class Sdxl:
         embeds, pooled = stacked([encoder.positive(row.prompt, self._on(row, "positive")) for row in rows])
         words: dict[str, torch.Tensor | None] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
         if guided:
-            negatives = [encoder.negative(row.negative, self._on(row, "negative")) for row in rows]
+            negatives = [
+                encoder.negative(negative_text(row.negative, row.prompt), self._on(row, "negative"))
+                for row in rows
+            ]
             embeds, pooled = stacked(negatives)
             words.update(negative_prompt_embeds=embeds, negative_pooled_prompt_embeds=pooled)
         return words
@@ -258,6 +302,11 @@ class Sdxl:
         cost = (torch.cuda.max_memory_allocated(self.device) - before) / len(rows)
         fitting = int(free * FREE_SHARE / cost)
         return 1 << (min(max(fitting, 1), MOST_AT_ONCE).bit_length() - 1)
+
+
+def _guidance_of(row: Row) -> tuple[Any, ...]:
+    """What the rows of a batch have in common."""
+    return row.guidance, row.guidance_interval, row.guider
 
 
 def _stamp(path: Path) -> Stamp:

@@ -12,11 +12,14 @@ import numpy as np
 
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.base import fingerprint
+from harness.config.schema.evaluation import negative_text
 from harness.diffusion.models.model import GeneratedImage, Row, RowAdapter, SamplerSettings
 from harness.diffusion.sampling import png
 
 if TYPE_CHECKING:
     from harness.diffusion.models.model import Model
+
+MEASURED_OF = 8  # one in so many dev images has its effective guidance measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +128,21 @@ def generate_row(arm: ResolvedArm, cell: Cell, paths: Sequence[Path]) -> Row:
         negative=arm.negative,
         seed=cell.noise_seed,
         guidance=arm.guidance,
+        guidance_interval=arm.guidance_interval,
+        guider=arm.guider,
+        measured=_is_measured(cell),
         adapters=tuple(
             RowAdapter(path=path, scale=adapter.scale, branch=adapter.branch)
             for adapter, path in zip(arm.adapters, paths, strict=True)
         ),
         merge=arm.merge,
     )
+
+
+def _is_measured(cell: Cell) -> bool:
+    """True for one in eight of the dev images, those of the same prompts and seeds in every arm and sweep."""
+    number = int(fingerprint("measured", prompt=cell.prompt, seed=cell.seed), 16)
+    return cell.split == "dev" and number % MEASURED_OF == 0
 
 
 def _image_row(
@@ -146,8 +158,10 @@ def _image_row(
         "tags": list(cell.tags),
         "split": cell.split,
         "seed": cell.seed,
-        "negative": arm.negative,
+        "negative": negative_text(arm.negative, cell.prompt),
         "guidance": arm.guidance,
+        "effective_guidance": image.effective_guidance,
+        "orthogonal_share": image.orthogonal_share,
         "steps": arm.steps,
         "refiner_start": arm.refiner_start,
         "latent_hash": image.latent_hash,

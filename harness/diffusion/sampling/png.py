@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from harness import __version__
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
-from harness.config.schema.evaluation import Scheduler
+from harness.config.schema.evaluation import Scheduler, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.diffusion.adapters.files import adapter_path
 
@@ -64,7 +64,9 @@ def described(
             "model": arm.model.model_dump(mode="json"),
             "negative": arm.negative,
             "guidance": arm.guidance,
+            "guidance_interval": arm.guidance_interval,
             "guidance_rescale": arm.guidance_rescale,
+            "guider": arm.guider.model_dump(mode="json"),
             "steps": arm.steps,
             "scheduler": arm.scheduler,
             "size": arm.size,
@@ -161,6 +163,10 @@ def a1111_parameters(
         "Size": f"{size[0]}x{size[1]}",
         "Model": _model_name(arm.model),
     }
+    if arm.guidance_interval is not None:
+        fields["CFG interval"] = " to ".join(f"{share:g}" for share in arm.guidance_interval)
+    if arm.guider.kind != "cfg":
+        fields["Guider"] = arm.guider.kind
     if arm.guidance_rescale:
         fields["CFG Rescale"] = _number(arm.guidance_rescale)
     if arm.refiner_start is not None:
@@ -179,7 +185,8 @@ def a1111_parameters(
     alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and arm.merge is None]
     tags = "".join(f" <lora:{a['name']}:{_number(a['scale'])}>" for a in alike)
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
-    return f"{cell.prompt}{tags}\nNegative prompt: {arm.negative}\n{settings}"
+    negative = negative_text(arm.negative, cell.prompt)
+    return f"{cell.prompt}{tags}\nNegative prompt: {negative}\n{settings}"
 
 
 def _model_name(config: ModelConfig) -> str:

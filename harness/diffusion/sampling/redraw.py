@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from harness.config.loading.tokens import model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
-from harness.config.schema.evaluation import MergeConfig
+from harness.config.schema.evaluation import MergeConfig, read_guider
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.models import load_model
@@ -124,7 +124,9 @@ def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
         model=model.model_validate(raw["model"]),
         negative=raw["negative"],
         guidance=raw["guidance"],
+        guidance_interval=None if raw["guidance_interval"] is None else tuple(raw["guidance_interval"]),
         guidance_rescale=raw["guidance_rescale"],
+        guider=read_guider(raw["guider"]),
         steps=raw["steps"],
         scheduler=raw["scheduler"],
         size=None if raw["size"] is None else tuple(raw["size"]),

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.plan.plan import Dataset, Plan, TrainingRun
+from harness.config.plan.plan import Dataset, Plan, ResolvedArm, TrainingRun
 from harness.config.schema.base import fingerprint
+from harness.config.schema.evaluation import negative_text, plain_negative
 from harness.config.schema.model import ModelConfig
 from harness.engine.stages.context import Context
 from harness.errors import ArtifactError
@@ -101,8 +102,14 @@ def texts_id(model: ModelConfig) -> str:
 
 def texts_of(plan: Plan, model: ModelConfig) -> set[str]:
     """All prompts and negative prompts of a sweep that the model draws with."""
-    negatives = {arm.negative for arm in plan.arms.values() if arm.model == model}
-    return negatives | {prompt.text for prompt in plan.sweep.prompts}
+    arms = [arm for arm in plan.arms.values() if arm.model == model]
+    prompts = [prompt.text for prompt in plan.sweep.prompts]
+    return {text for arm in arms for prompt in prompts for text in texts_of_image(arm, prompt)}
+
+
+def texts_of_image(arm: ResolvedArm, prompt: str) -> tuple[str, ...]:
+    """What is encoded for one image: its prompt and its negative prompt, in the refiner too."""
+    return prompt, negative_text(arm.negative, prompt), plain_negative(arm.negative)
 
 
 def missing_texts(workspace: Workspace, plan: Plan, model: ModelConfig) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.config.plan.plan import Cell, ResolvedArm
 from harness.engine.stages.context import Context
-from harness.engine.stages.encodings import ensure_texts
+from harness.engine.stages.encodings import ensure_texts, texts_of_image
 from harness.engine.stages.training import adapter_path, ensure_whole_adapter
 from harness.errors import ArtifactError
 from harness.results import tables
@@ -115,7 +115,9 @@ def _alike(
         alike.setdefault((arm.model, sampler_settings(arm)), []).append((arm, cells))
     for (config, settings), together in alike.items():
         model = ctx.model(config)
-        texts = [text for arm, cells in together for text in (arm.negative, *(cell.prompt for cell in cells))]
+        texts = {
+            text for arm, cells in together for cell in cells for text in texts_of_image(arm, cell.prompt)
+        }
         ensure_texts(ctx, model, texts)
         yield model, settings, together
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE
@@ -13,6 +14,7 @@ from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
 from harness.results.contrast import Contrast, is_own
 from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
+from harness.results.guidance import guidance_text
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
@@ -31,8 +33,8 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
     adapter = subject.config.adapter
     arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
     own = next(a for a in arm["adapters"] if is_own(a))
-    negative = arm["negative"] or subject.word
     prompt = evidence.pairs[0].prompt if evidence.pairs else PROMPT
+    negative = negative_text(arm["negative"], prompt) or subject.word
     averaged = own["weights"] == EMA
     name = f"{subject.name}_{EMA}" if averaged else subject.name
     if LORA_FILE in files or EMBEDDING_FILE in files:
@@ -167,7 +169,7 @@ def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Examp
         "widget": [
             {
                 "text": example.prompt,
-                "parameters": {"negative_prompt": negative},
+                "parameters": {"negative_prompt": negative_text(negative, example.prompt)},
                 "output": {"url": example.file},
             }
             for example in examples
@@ -236,11 +238,10 @@ def _verdict(headline: Contrast, prompt: str, decimals: int) -> str:
 
 def _arm_text(subject: Subject, evidence: Evidence) -> str:
     arm, sampler = _arm(subject, evidence), subject.results.sweep["sampler"]
-    guidance = sampler["guidance"] if arm["guidance"] is None else arm["guidance"]
     merged = f", merged by {arm['merge']['method']}" if arm["merge"] else ""
     return (
         f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt `{arm['negative']}`, "
-        f"guidance {guidance:g}, {', '.join(_sampled(sampler))}"
+        f"guidance {guidance_text(arm, sampler)}, {', '.join(_sampled(sampler))}"
     )
 
 

@@ -18,6 +18,7 @@ from harness.reporting.report.images import Thumbnails, family_row, image_grid, 
 from harness.reporting.report.layout import layout, param_name, shown_arms
 from harness.results.contrast import is_own, number, text
 from harness.results.format import (
+    MISSING,
     count,
     duration,
     events,
@@ -29,6 +30,7 @@ from harness.results.format import (
     plain,
     signed,
 )
+from harness.results.guidance import effective_guidance, guidance_text
 from harness.results.headline import verdict
 from harness.results.study import Study
 from harness.results.tables import FACTS
@@ -42,18 +44,26 @@ def arm_rows(study: Study) -> list[dict[str, str]]:
     """What each arm is, in words."""
     rows = []
     for arm in study.sweep["arms"]:
-        guidance = study.sweep["sampler"]["guidance"] if arm["guidance"] is None else arm["guidance"]
         adapters = "; ".join(f"{_who(a)}, {_how(a)}" for a in arm["adapters"])
         rows.append(
             {
                 "name": arm["name"],
                 "role": "control" if arm["name"] in study.controls else "adapter",
                 "negative": arm["negative"],
-                "guidance": f"{guidance:g}",
+                "guidance": guidance_text(arm, study.sweep["sampler"]),
+                "effective": _effective(study, arm["name"]),
                 "adapters": adapters + (f"; {_merged(arm['merge'])}" if arm["merge"] else ""),
             }
         )
     return rows
+
+
+def _effective(study: Study, arm: str) -> str:
+    """Effective guidance of the selected trial's images of an arm, and how much of it is orthogonal."""
+    found = effective_guidance(study.results.images, study.arm_id(arm))
+    if found is None:
+        return MISSING
+    return f"{found.guidance:.2f}, {percent(found.orthogonal)} across ({count(found.images, 'image')})"
 
 
 def other_adapters(study: Study) -> list[str]:

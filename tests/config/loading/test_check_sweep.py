@@ -31,6 +31,46 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ),
         ({"arms": lora(scale=0)}, "arms.lora.adapters[0].scale: 0 does nothing; leave the adapter out"),
         (
+            {"arms": [PLACEBO, {"name": "lora", "negative": "{prompt}", "adapters": [{"branch": "both"}]}]},
+            "arms.lora.negative: {prompt} makes both branches alike, so guidance does nothing",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "negative": "a {promt}"}]},
+            "arms.x.negative: {promt} is not known; allowed: {prompt}",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "guidance": 1, "guider": {"kind": "apg"}}]},
+            "arms.x.guider: a guidance of at most 1 is none, so it does nothing; leave it out",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "guidance": 0.5, "guidance_interval": [0.1, 0.5]}]},
+            "arms.x.guidance_interval: a guidance of at most 1 is none",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "guidance_interval": [0.5, 0.2]}]},
+            "arms[2].guidance_interval: must be [start, stop] with start below stop",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "guidance_interval": [0.51, 0.54]}]},
+            "arms.x.guidance_interval: [0.51, 0.54] holds none of the 20 steps",
+        ),
+        (
+            {"sampler": {"guidance_interval": [0.8, 1]}},
+            "sampler.guidance_interval: begins with the refiner, on which no adapter acts",
+        ),
+        (
+            {"sampler": {"guidance_rescale": 0.7, "guider": {"kind": "cfg_zero_star"}}},
+            "arms.lora.guider: the first steps of cfg_zero_star are zeros, which nothing can rescale",
+        ),
+        (
+            {"arms": [*lora(), {"name": "x", "guider": {"kind": "slg"}}]},
+            "arms[2].guider: slg needs a third row with perturbed attention, which is not generated here",
+        ),
+        (
+            {"sampler": {"guider": {"kind": "tcfg"}}},
+            "sampler.guider.kind: tcfg is not known; did you mean cfg?",
+        ),
+        (
             {"arms": lora(weights="ema")},
             "arms.lora.adapters[0].weights: ema needs training.ema, a decay such as 0.99",
         ),

@@ -14,8 +14,10 @@ from harness.config.schema.base import Frozen
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import (
     AnalysisConfig,
+    ApgGuider,
     ArmAdapter,
     ArmConfig,
+    CfgZeroStarGuider,
     MergeConfig,
     Prompt,
     SamplerConfig,
@@ -72,6 +74,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "arms: merge": MergeConfig,
     "prompts": Prompt,
     "sampler": SamplerConfig,
+    "sampler: guider cfg_zero_star": CfgZeroStarGuider,
+    "sampler: guider apg": ApgGuider,
     "metrics: clip_score": ClipScoreMetric,
     "metrics: aesthetic": AestheticMetric,
     "analysis": AnalysisConfig,

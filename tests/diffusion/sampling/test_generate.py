@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells, noise_seed
 from harness.config.schema.adapter import TextualInversion
-from harness.config.schema.evaluation import Branch, MergeConfig, Prompt, Scheduler
+from harness.config.schema.evaluation import ApgGuider, Branch, CfgGuider, MergeConfig, Prompt, Scheduler
 from harness.config.schema.model import SdxlModel
 from harness.diffusion.adapters.files import LORA_FILE
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
@@ -36,7 +36,9 @@ def arm(tiny_model: Model) -> ResolvedArm:
         model=tiny_model.config,
         negative="wrong",
         guidance=5.0,
+        guidance_interval=None,
         guidance_rescale=0.0,
+        guider=CfgGuider(),
         steps=6,
         scheduler=None,
         size=None,
@@ -178,6 +180,9 @@ def test_every_setting_of_a_draw_reaches_the_image_and_its_text(
         "plain": arm,
         "size": replace(arm, size=(96, 64)),
         "rescale": replace(arm, guidance_rescale=0.7),
+        "interval": replace(arm, guidance_interval=(0.0, 0.5)),
+        "guider": replace(arm, guider=ApgGuider(eta=0.0)),
+        "itself": replace(arm, negative="{prompt}", adapters=(replace(both, branch="negative"),)),
         "scheduler": replace(arm, scheduler="DPMSolverMultistepScheduler"),
         "adapters": replace(arm, adapters=(both, file)),
         "merge": replace(arm, adapters=(both, file), merge=MergeConfig(method="linear")),
@@ -195,6 +200,8 @@ def test_every_setting_of_a_draw_reaches_the_image_and_its_text(
             pixels[name], texts[name] = image.tobytes(), image.info["parameters"]
     assert len(set(pixels.values())) == len(arms)
     assert "Size: 96x64" in texts["size"] and "CFG Rescale: 0.7" in texts["rescale"]
+    assert "CFG interval: 0 to 0.5" in texts["interval"] and "Guider: apg" in texts["guider"]
+    assert "Negative prompt: a red fox\n" in texts["itself"]
     assert "Sampler: DPM++ 2M," in texts["scheduler"] and "Sampler: Euler," in texts["plain"]
     tags = "a red fox <lora:abc-100:0.5> <lora:pytorch_lora_weights:0.5>\n"
     assert texts["adapters"].startswith(tags)  # on both branches, as A1111 would apply them

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness.config.loading.tokens import model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells
-from harness.config.schema.evaluation import Prompt
+from harness.config.schema.evaluation import ApgGuider, Prompt
 from harness.config.schema.model import EmojiModel
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Model
@@ -38,7 +38,9 @@ def arm(emoji: Model) -> ResolvedArm:
         model=emoji.config,
         negative="wrong",
         guidance=4.0,
+        guidance_interval=(0.0, 0.7),
         guidance_rescale=0.2,
+        guider=ApgGuider(momentum=-0.5),
         steps=6,
         scheduler="EulerAncestralDiscreteScheduler",
         size=None,

@@ -256,6 +256,8 @@ class _Maker:
                     "trial_id": owner.trial_id if owner else None, "prompt_id": cell.prompt_id,
                     "prompt": cell.prompt, "tags": list(cell.tags), "split": split, "seed": cell.seed,
                     "negative": draw.negative, "guidance": draw.guidance, "steps": draw.steps,
+                    "effective_guidance": draw.guidance - len(draw.adapters) / 4 if split == "dev" else None,
+                    "orthogonal_share": len(draw.adapters) / 8 if split == "dev" else None,
                     "refiner_start": draw.refiner_start, "latent_hash": _digest("latent", cell.noise_seed),
                     "sha256": _digest(cell.image_id), "path": path.as_posix(), "width": 64, "height": 64,
                     "generation_seconds": 0.4,
