@@ -89,7 +89,7 @@ MANY_PARAMETERS = {
     "diffusion.adapters.packed._place": "called in one place, by a loop over all that it is given",
     "engine.collect._trial_row": "called in one place",
     "engine.collect._trials": "called in one place",
-    "reporting.report.figures._heat_cell": "called in one place",
+    "reporting.report.figures.effects._heat_cell": "called in one place",
     "results.summary._no_pairs": "called in one place",
 }
 SMALL_MODULES = {

@@ -29,6 +29,13 @@ def signed(value: float | None, decimals: int) -> str:
     return f"+{text}" if value is not None and value > 0 and float(f"{value:.{decimals}f}") else text
 
 
+def tone(value: float | None, decimals: int, higher_is_better: bool | None) -> str:
+    """`up` for a difference to the better, `down` to the worse; empty for one that is shown as zero."""
+    if value is None or higher_is_better is None or float(f"{value:.{decimals}f}") == 0:
+        return ""
+    return "up" if (value > 0) == higher_is_better else "down"
+
+
 def interval(low: float | None, high: float | None, decimals: int) -> str:
     """[+0.05, +0.37]."""
     if low is None or high is None:

@@ -22,7 +22,7 @@ ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]
 
 @dataclass(frozen=True)
 class Study:
-    """A finished sweep, seen from its question."""
+    """A sweep, finished or as it grows, seen from its question."""
 
     results: "Results"
 
@@ -45,6 +45,21 @@ class Study:
     def metrics(self) -> list[str]:
         """Metrics in the sweep's order."""
         return [metric["kind"] for metric in self.sweep["metrics"]]
+
+    @property
+    def finished(self) -> bool:
+        """False for a sweep that is still being run: nothing is selected or tested then."""
+        return self.sweep["finished_at"] is not None
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """A metric's better direction; None where it has none."""
+        return self.directions.get(metric)
+
+    @cached_property
+    def directions(self) -> dict[str, bool | None]:
+        """Each metric's better direction, as the summary has it."""
+        rows = self.results.summary.drop_duplicates("metric").set_index("metric")["higher_is_better"]
+        return {str(metric): None if known(value) is None else bool(value) for metric, value in rows.items()}
 
     @cached_property
     def controls(self) -> list[str]:

@@ -1,37 +1,16 @@
-"""Images on the page: the pairs shown (by rule, not by eye), and their thumbnails."""
+"""Images on the page: the pairs shown, by rule and not by eye."""
 
-import base64
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import pandas as pd
-from PIL import Image
 
-from harness.reporting.report.layout import MOST_SHOWN, Family, Layout, shown_arms
+from harness.reporting.report.layout import MOST_SHOWN, Family, shown_arms
+from harness.reporting.report.thumbnails import Thumbnail, Thumbnails
 from harness.results.contrast import number, text
 from harness.results.study import Study
-from harness.store.workspace import Workspace
 
 SHOWN = 3  # rows in each of best, median and worst
-BYTES = 7_000_000  # of all thumbnails; the page stays below 12 MB as base64
-LONGEST = 256  # pixels; larger images are made smaller
-CRISP = 96  # pixels; smaller images are shown enlarged, pixel by pixel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thumbnail:
-    """An embedded image."""
-
-    uri: str
-    width: int
-    height: int
-
-    @property
-    def crisp(self) -> bool:
-        """True for images so small that they are shown enlarged."""
-        return max(self.width, self.height) <= CRISP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,37 +41,6 @@ class Group:
     rows: tuple[Row, ...]
 
 
-@dataclass
-class Thumbnails:
-    """Encodes images of a workspace and counts the bytes they take on the page."""
-
-    workspace: Workspace
-    spent: int = 0
-    _known: dict[str, Thumbnail | None] = field(default_factory=dict)
-
-    def __call__(self, path: str) -> Thumbnail | None:
-        """The image's thumbnail; null where the file is gone or unreadable."""
-        if path not in self._known:
-            self._known[path] = _encode(self.workspace.file(path))
-        found = self._known[path]
-        self.spent += len(found.uri) if found else 0
-        return found
-
-
-def _encode(path: Path) -> Thumbnail | None:
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except OSError:
-        return None
-    small = max(image.size) <= CRISP
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=small, quality=80 if small else 82, method=4)
-    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Thumbnail(uri=uri, width=image.width, height=image.height)
-
-
 def arm_images(study: Study, trial_id: str) -> pd.DataFrame:
     """Images of all arms of a trial, with `value` and `reason` of their primary score."""
     results = study.results
@@ -115,7 +63,7 @@ def differences(study: Study, images: pd.DataFrame, split: str) -> pd.Series:
 
 
 def image_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Group | None]:
-    """Best, median and worst pairs of the selected trial by difference; then all pairs in order of prompt."""
+    """Best, median and worst pairs of the selected trial by difference; the others in order of prompt."""
     if study.selected is None:
         return [], None
     images = arm_images(study, study.selected)
@@ -123,20 +71,23 @@ def image_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Group
     cells = dict(iter(images.groupby(["prompt_id", "seed"])))
     keys = list(gains.index)
     arms = shown_arms(study)
+    chosen = _choose(keys)
     groups = [
-        Group(title=title, rows=tuple(_row(study, cells[key], thumbnails, arms) for key in chosen))
-        for title, chosen in _choose(keys)
+        Group(title=title, rows=tuple(_row(study, cells[key], thumbnails, arms) for key in some))
+        for title, some in chosen
     ]
-    every = []
-    in_order = images.loc[images["split"] == study.split, ["prompt_id", "seed"]].drop_duplicates()
-    for key in in_order.itertuples(index=False, name=None):
-        if len(keys) <= 3 * SHOWN or thumbnails.spent > BYTES:
+    seen = {key for _, some in chosen for key in some}
+    every = images.loc[images["split"] == study.split, ["prompt_id", "seed"]].drop_duplicates()
+    others = [key for key in every.itertuples(index=False, name=None) if key not in seen]
+    rows = []
+    for key in others if len(keys) > 3 * SHOWN else []:
+        if thumbnails.rows_are_full:
             break
-        every.append(_row(study, cells[key], thumbnails, arms))
-    missing = "" if len(every) == len(in_order) else f" (the first {len(every)} of {len(in_order)})"
-    return groups, Group(
-        title=f"All pairs in order of the prompts{missing}", rows=tuple(every)
-    ) if every else None
+        rows.append(_row(study, cells[key], thumbnails, arms))
+    title = f"The other {len(others)} pairs in order of the prompts"
+    if len(rows) < len(others):
+        title = f"The first {len(rows)} of {len(others)} other pairs in order of the prompts"
+    return groups, Group(title=title, rows=tuple(rows)) if rows else None
 
 
 def family_row(study: Study, family: Family, thumbnails: Thumbnails) -> Row | None:
@@ -189,38 +140,3 @@ def _shot(arm: str, row: dict | None, control: float | None, study: Study, thumb
         reason=reason,
         thumbnail=thumbnail,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageGrid:
-    """One prompt and seed in every trial of the sweep, laid out as the heat-map is."""
-
-    prompt: str
-    seed: int
-    layout: Layout
-    control: Shot
-    shots: dict[str, Shot]  # by trial id
-
-
-def image_grid(study: Study, grid: Layout | None, thumbnails: Thumbnails) -> ImageGrid | None:
-    """The selected trial's median dev pair, as every trial draws it. Null where nothing varies."""
-    if grid is None or study.selected is None:
-        return None
-    images = arm_images(study, study.selected)
-    gains = differences(study, images, "dev")
-    if gains.empty:
-        return None
-    prompt_id, seed = gains.index[(len(gains) - 1) // 2]
-    shots: dict[str, Shot] = {}
-    control: Shot | None = None
-    for trial_id in study.labels:
-        own = arm_images(study, trial_id)
-        cell = own[(own["prompt_id"] == prompt_id) & (own["seed"] == seed)]
-        if len(cell):
-            row = _row(study, cell, thumbnails, [study.control, study.arm])
-            by_arm = {shot.arm: shot for shot in row.shots}
-            shots[trial_id] = by_arm[study.arm]
-            control = by_arm[study.control] if trial_id == study.selected else control
-    assert control is not None, "the selected trial has the pair it was chosen by"
-    chosen = images[(images["prompt_id"] == prompt_id) & (images["seed"] == seed)].iloc[0]
-    return ImageGrid(prompt=str(chosen["prompt"]), seed=int(seed), layout=grid, control=control, shots=shots)

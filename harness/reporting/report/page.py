@@ -12,13 +12,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.errors import WorkspaceError
-from harness.reporting.report.curves import family_curves, loss_curves
-from harness.reporting.report.figures import dose_response, forest, forest_hidden, heatmap
-from harness.reporting.report.images import Thumbnails, family_row, image_grid, image_rows
-from harness.reporting.report.layout import layout, param_name, shown_arms
-from harness.results.contrast import is_own, number, text
+from harness.reporting.report.data import as_script, page_data
+from harness.reporting.report.figures.curves import family_curves, loss_curves
+from harness.reporting.report.figures.effects import dose_response, forest, forest_hidden, heatmap
+from harness.reporting.report.figures.strip import strips
+from harness.reporting.report.images import family_row, image_rows
+from harness.reporting.report.layout import param_name, shown_arms
+from harness.reporting.report.thumbnails import Cache, Thumbnails
+from harness.results.contrast import is_own, known, number, text
 from harness.results.format import (
     MISSING,
+    axis_name,
+    axis_value,
     count,
     duration,
     events,
@@ -29,6 +34,7 @@ from harness.results.format import (
     percent,
     plain,
     signed,
+    tone,
 )
 from harness.results.guidance import effective_guidance, guidance_text
 from harness.results.headline import verdict
@@ -125,11 +131,23 @@ def _settings(adapter: dict[str, Any]) -> str:
 
 
 TEMPLATES = Path(__file__).parent / "templates"
+STYLES = ("style.css", "explore.css")
+SCRIPTS = ("data", "state", "lightbox", "grid", "picture", "trials", "main")  # in this order, in one scope
 
 
-def write(results: "Results", workspace: "Workspace", target: Path) -> None:
-    """Write the page. Raises WorkspaceError where it cannot be written."""
-    page = render(results, workspace)
+def write(
+    results: "Results",
+    workspace: "Workspace",
+    target: Path,
+    *,
+    base: str | None = None,
+    cache: Cache | None = None,
+) -> None:
+    """Write the page. Raises WorkspaceError where it cannot be written.
+
+    `base` leads from the page to the images' paths; None: to the workspace, if the page lies in it.
+    """
+    page = render(results, workspace, base=base or _base(workspace, target), cache=cache)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
@@ -144,37 +162,73 @@ def write(results: "Results", workspace: "Workspace", target: Path) -> None:
         raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def render(results: "Results", workspace: "Workspace") -> str:
+def _base(workspace: "Workspace", target: Path) -> str | None:
+    """From a page below the workspace to its root; None for any other, and where images are in a bucket."""
+    root, folder = workspace.root.resolve(), target.resolve().parent
+    if "://" in workspace.address or not folder.is_relative_to(root):
+        return None
+    return "../" * len(folder.relative_to(root).parts) or "./"
+
+
+def render(
+    results: "Results", workspace: "Workspace", *, base: str | None = None, cache: Cache | None = None
+) -> str:
     """The page as text."""
     study = Study(results)
-    thumbnails = Thumbnails(workspace)
-    grid = layout(study)
+    thumbnails = Thumbnails(workspace, list(results.images["path"]), cache={} if cache is None else cache)
     groups, every = image_rows(study, thumbnails)
-    environment = _environment()
-    return environment.get_template("report.html.j2").render(
-        study=study,
-        sweep=study.sweep,
-        verdict=verdict(study),
-        groups=groups,
-        every=every,
-        forest=forest(study),
-        heatmap=heatmap(study),
-        grid=image_grid(study, grid, thumbnails),
-        dose=dose_response(study),
-        trials=_trials(study),
-        failures=_failures(study),
-        events=events(study.sweep.get("events", [])),
-        arms=arm_rows(study),
-        curves=_curves(study, thumbnails),
-        losses=loss_curves(study),
-        hidden=forest_hidden(study),
-        unseen=_unseen(study),
-        latents=_latents(study),
-        method=_method(study),
-        provenance=_provenance(study, workspace),
-        config_uri=_config_uri(study),
-        css=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # our own file, not the user's
+    curves = _curves(study, thumbnails)
+    data = page_data(study, thumbnails, base)  # after all rows of pairs: it takes the bytes that are left
+    found = verdict(study)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            study=study,
+            sweep=study.sweep,
+            verdict=found,
+            strips=strips(study, found.contrasts),
+            progress=_progress(study),
+            groups=groups,
+            every=every,
+            forest=forest(study),
+            heatmap=heatmap(study),
+            found=[],
+            dose=dose_response(study),
+            trials=_trials(study),
+            failures=_failures(study),
+            events=events(study.sweep.get("events", [])),
+            arms=arm_rows(study),
+            curves=curves,
+            losses=loss_curves(study),
+            hidden=forest_hidden(study),
+            unseen=_unseen(study),
+            latents=_latents(study),
+            method=_method(study),
+            provenance=_provenance(study, workspace),
+            config_uri=_config_uri(study),
+            base=base,
+            left_out=data["left_out"],
+            data=Markup(as_script(data)),
+            css=Markup("".join(_own_file(name) for name in STYLES)),  # our own files, not the user's
+            script=Markup(_script()),
+        )
     )
+
+
+def _own_file(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """The page's scripts in a scope of their own."""
+    parts = "\n".join(_own_file(f"script/{name}.js") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();\n'
+
+
+def _progress(study: Study) -> dict[str, int]:
+    done = study.n_trials("completed") + study.n_trials("stopped")
+    return {"done": done, "asked": study.n_trials()}
 
 
 def _environment() -> Environment:
@@ -193,6 +247,8 @@ def _environment() -> Environment:
         percent=percent,
         metric_name=metric_name,
         listed=listed,
+        tone=tone,
+        axis_name=axis_name,
     )
     environment.globals.update(interval=interval, count=count)
     return environment
@@ -205,6 +261,7 @@ def _trials(study: Study) -> list[dict[str, Any]]:
             "index": row["index"],
             "trial_id": row["trial_id"],
             "label": study.labels[row["trial_id"]],
+            "axes": [axis_value("", known(row[axis])) for axis in study.axes],
             "status": row["status"],
             "selected": row["trial_id"] == study.selected,
             "loss": number(row["final_loss"]),
@@ -295,6 +352,7 @@ def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "analysis_seed": sweep["analysis"]["seed"],
         "host": sweep["host"],
         "finished_at": sweep["finished_at"],
+        "folder": shlex.quote(folder),
         "duration": duration(sweep["seconds"]),
         "versions": sorted(sweep["versions"].items()),
         "adapters": other_adapters(study),

@@ -62,6 +62,18 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """A key of the keyboard, as its event names it: `ArrowLeft`, `Escape`, `c`."""
+        text = {"text": key} if len(key) == 1 else {}
+        code = {"Tab": 9, "Escape": 27, "Enter": 13}.get(key, 0)
+        for kind in ("keyDown", "keyUp"):
+            more = text if kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
+
+    def settle(self) -> None:
+        """Wait for what an event has set going: tasks, then a frame."""
+        self.evaluate("new Promise(done => setTimeout(() => requestAnimationFrame(done), 50))")
+
     def screenshot(self, target: Path) -> None:
         """The whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.reporting.report.curves import family_curves, loss_curves, run_losses
-from harness.reporting.report.figures import MOST_ROWS, forest, forest_hidden
+from harness.reporting.report.figures.curves import family_curves, loss_curves, run_losses
+from harness.reporting.report.figures.effects import MOST_ROWS, forest, forest_hidden
 from harness.reporting.report.images import Thumbnails, family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
 from harness.reporting.report.page import arm_rows, other_adapters, render
@@ -113,14 +113,16 @@ def test_rows_of_images_show_one_arm_of_each_family(wide: Study, folder: Path) -
     assert len(shown) == MOST_SHOWN < len(wide.sweep["arms"])
     assert {"placebo", "scaled-scale-2", "placebo_at-guidance-3"} <= set(shown)
     assert not {"scaled-scale-0.5", "placebo_at-guidance-9"} & set(shown)
-    row = family_row(wide, families(wide)[0], Thumbnails(Workspace(folder)))
+    row = family_row(
+        wide, families(wide)[0], Thumbnails(Workspace(folder), list(wide.results.images["path"]))
+    )
     assert row is not None
     assert [shot.arm for shot in row.shots] == ["placebo", "scaled-scale-0.5", "scaled-scale-2"]
 
 
 def test_the_effect_plot_stops_and_says_so(wide: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     assert forest_hidden(wide) == 0 and len(wide.adapter_arms) * 2 <= MOST_ROWS
-    monkeypatch.setattr("harness.reporting.report.figures.MOST_ROWS", 5)
+    monkeypatch.setattr("harness.reporting.report.figures.effects.MOST_ROWS", 5)
     text = words(forest(wide))
     assert sum(word == "n = 6" for word in text) == 6  # five, and the selected on test
     assert forest_hidden(wide) == 2 * len(wide.adapter_arms) - 5

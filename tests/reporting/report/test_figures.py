@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 
-from harness.reporting.report.figures import dose_response, forest, heatmap
+from harness.reporting.report.figures.effects import dose_response, forest, heatmap
 from harness.results.study import Study
 from tests.reporting.report import example
 

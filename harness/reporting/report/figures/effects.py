@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from harness.reporting.report.figures.svg import BLUE, INK, MUTED, ORANGE, PALETTE, RULE, inline, page_style
 from harness.reporting.report.layout import STEPS, Layout, Panel, is_numeric, layout
-from harness.reporting.report.svg import BLUE, INK, MUTED, ORANGE, PALETTE, RULE, inline, page_style
 from harness.results.contrast import Contrast, known
 from harness.results.format import axis_name, axis_value, interval, metric_name, signed
 from harness.results.study import Study

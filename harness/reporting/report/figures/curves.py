@@ -7,8 +7,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.reporting.report.figures.svg import BLUE, GREEN, MUTED, ORANGE, PALETTE, inline, page_style
 from harness.reporting.report.layout import STEPS, Family, Point, families, matched_control, param_name
-from harness.reporting.report.svg import BLUE, GREEN, MUTED, ORANGE, PALETTE, inline, page_style
 from harness.results.contrast import Contrast
 from harness.results.format import axis_value, metric_name
 from harness.results.study import Study

@@ -1,0 +1,1 @@
+"""Figures as SVG: effects, curves, what a search found, the strips beside the verdict."""
