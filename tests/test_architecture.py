@@ -24,7 +24,7 @@ LAYERS = (
     {"cli"},
 )
 INNER = {  # layers of the sub-rooms; "" is the files of the room itself
-    "config": ({"schema"}, {"plan"}, {"loading"}),
+    "config": ({"schema"}, {"plan", "weights"}, {"loading"}),
     "diffusion": ({"adapters"}, {"models"}, {"datasets", "training", "sampling"}),
     "engine": ({"stages"}, {""}, {"accounting", "executors"}),
 }

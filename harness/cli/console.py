@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.config.loading.check_named_files import about_adapters
 from harness.config.plan.cost import runs_of_one_length
 from harness.config.plan.packing import planned_packs, why_alone
 from harness.config.plan.plan import Plan, TrainingRun
@@ -53,6 +54,8 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
+    for line in about_adapters(sweep.arms):
+        out.print(escape(line), highlight=False)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
             out.print(line, highlight=False)

@@ -20,6 +20,7 @@ from harness.config.loading.check_axes import (
     with_checked_axes,
     with_checked_values,
 )
+from harness.config.loading.check_named_files import check_adapters, check_captions
 from harness.config.loading.check_sweep import check_combinations, check_prompt_lengths
 from harness.config.loading.files import parse, read_prompts, read_yaml, with_split
 from harness.config.loading.local_files import LocalFiles
@@ -144,6 +145,9 @@ def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTr
     raise_if(check_distinct(sweep, trials))
     raise_if(check_combinations(sweep, samples))
     raise_if(check_prompt_lengths(sweep, samples))
+    configs = [config for _, config in samples]
+    raise_if(check_adapters(sweep.arms, list(dict.fromkeys(config.model for config in configs))))
+    raise_if(check_captions(sweep.arms, configs))
     return sweep, trials
 
 

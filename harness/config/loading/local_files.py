@@ -19,7 +19,8 @@ from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import Axis, values_of, with_values
 from harness.config.schema.sweep import SweepConfig
 from harness.config.schema.training import PriorConfig
-from harness.errors import ConfigError
+from harness.config.weights.layout import PEFT_CONFIG, PEFT_FILE, adapter_path
+from harness.errors import ConfigError, ModelError
 
 _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(ModelConfig),
@@ -106,8 +107,8 @@ class LocalFiles:
             prior = _at(f"{where}.training.prior", self._prior, adapter.training.prior)
             found["training"] = adapter.training.model_copy(update={"prior": prior})
         if adapter.file is not None:
-            found["file"] = self._absolute(adapter.file)
-            found["digest"] = _file_digest(f"{where}.file", found["file"], adapter.digest)
+            found["file"] = _adapter_file(f"{where}.file", self._absolute(adapter.file))
+            found["digest"] = _file_digest(found["file"], adapter.digest)
         return adapter.model_copy(update=found)
 
     def _metric(self, place: int, metric: MetricConfig) -> MetricConfig:
@@ -174,13 +175,28 @@ def _filled_axis(name: str, axis: Axis, fill: Callable[[Any], Any]) -> Axis:
     return with_values(axis, values)
 
 
-def _file_digest(where: str, path: Path, stated: str | None) -> str:
+def _adapter_file(where: str, path: Path) -> Path:
+    """The file itself, where a folder is given that one was saved in."""
+    try:
+        path = adapter_path(path)
+    except ModelError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if not path.is_file():
         raise ConfigError(f"{where}: {path} is not a file; give a .safetensors file")
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    _expect(stated, digest, path)
-    return digest
+    return path
+
+
+def _file_digest(path: Path, stated: str | None) -> str:
+    """The hash of all that decides what the adapter does: of PEFT's folder its settings too."""
+    settings = path.with_name(PEFT_CONFIG)
+    parts = [path, settings] if path.name == PEFT_FILE and settings.is_file() else [path]
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as handle:
+            while block := handle.read(2**20):
+                digest.update(block)
+    _expect(stated, digest.hexdigest(), path)
+    return digest.hexdigest()
 
 
 def _expect(stated: str | None, found: str | None, what: object) -> None:

@@ -37,15 +37,22 @@ def check_prompt_lengths(config: ModelConfig, prompts: Iterable[str]) -> None:
     Weights are not counted. Where the tokenizers' files are not on this machine (a hub id that was never
     downloaded), nothing is checked.
     """
-    folders = [folder for folder in _tokenizer_folders(config) if folder is not None]
     for prompt in prompts:
-        for folder in folders:
+        if (why := too_long(config, prompt)) is not None:
+            raise ConfigError(f"prompt {prompt!r} {why}; shorten it")
+
+
+def too_long(config: ModelConfig, prompt: str) -> str | None:
+    """How a prompt is longer than the text encoders take; None if not, or if the tokenizers are not here."""
+    for folder in _tokenizer_folders(config):
+        if folder is not None:
             tokens, limit = _token_count(folder, plain_text(prompt))
             if tokens > limit:
-                raise ConfigError(
-                    f"prompt {prompt!r} has {tokens} tokens, and the model's {folder.name} takes {limit} "
-                    "(two of them mark start and end); shorten it"
+                return (
+                    f"has {tokens} tokens, and the model's {folder.name} takes {limit} (two of them mark "
+                    "start and end)"
                 )
+    return None
 
 
 def model_digest(config: ModelConfig) -> str | None:
@@ -101,13 +108,19 @@ def _tokenizer_folders(config: ModelConfig) -> list[Path | None]:
 
 
 def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
+    for file in ("tokenizer.json", "merges.txt"):
+        found = cached_file(hub_id, revision, f"{name}/{file}")
+        if found is not None:
+            return found.parent
+    return None
+
+
+def cached_file(hub_id: str, revision: str | None, name: str) -> Path | None:
+    """A file of the hub that was downloaded before; null where it was not. Nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("tokenizer.json", "merges.txt"):
-        found = try_to_load_from_cache(hub_id, f"{name}/{file}", revision=revision)
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
+    found = try_to_load_from_cache(hub_id, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _token_count(folder: Path, text: str) -> tuple[int, int]:

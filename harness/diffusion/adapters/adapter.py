@@ -59,8 +59,6 @@ class Embedding:
         return first, second
 
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
-
 _identities = itertools.count()
 
 

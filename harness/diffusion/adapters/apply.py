@@ -9,9 +9,9 @@ As in PEFT a DoRA's magnitude does not fade with the scale.
 Shape legend: B rows of the batch, G groups of rows on which the same acts, I in, O out, R rank, k kernel.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -36,33 +36,34 @@ def acting(unet: torch.nn.Module, rows: Sequence[Acting]) -> Iterator[None]:
         keys.append(tuple((id(part), scale) for part, scale in adapters))
         groups.setdefault(keys[-1], adapters)
     order = {key: place for place, key in enumerate(groups)}
-    with _hooked(unet, list(groups.values()), [order[key] for key in keys]):
+    with _hooked(dict(unet.named_modules()), list(groups.values()), [order[key] for key in keys]):
         yield
 
 
 @contextmanager
-def acting_on_all(module: torch.nn.Module, adapters: Acting) -> Iterator[None]:
-    """While the block runs, the adapters act on every row that the module sees, however many there are.
+def acting_on_all(modules: Mapping[str, torch.nn.Module], adapters: Acting) -> Iterator[None]:
+    """While the block runs, the adapters act on every row that the modules see, however many there are.
 
     Raises ModelError where an adapter was made for another model.
     """
-    with _hooked(module, [[(part, scale) for part, scale in adapters if scale != 0]], None):
+    with _hooked(modules, [[(part, scale) for part, scale in adapters if scale != 0]], None):
         yield
 
 
 @contextmanager
 def _hooked(
-    root: torch.nn.Module, groups: Sequence[Acting], group_of_row: Sequence[int] | None
+    modules: Mapping[str, torch.nn.Module], groups: Sequence[Acting], group_of_row: Sequence[int] | None
 ) -> Iterator[None]:
     """Hooks on the modules that the adapters name; without rows the one group's act on all."""
-    modules = dict(root.named_modules())
     names = dict.fromkeys(name for adapters in groups for part, _ in adapters for name in part)
     hooks = []
     try:
         for name in names:
-            own = [[(part[name], scale) for part, scale in group if name in part] for group in groups]
-            for layer, _ in (one for group in own for one in group):
-                _check_fits(name, layer, modules.get(name))
+            module = modules.get(name)
+            own = [
+                [(_fitted(name, part[name], module), scale) for part, scale in group if name in part]
+                for group in groups
+            ]
             hooks.append(modules[name].register_forward_hook(_hook(modules[name], own, group_of_row)))
         yield
     finally:
@@ -132,7 +133,17 @@ def _gain(
     return magnitude_O.float() / norm_O
 
 
-def _check_fits(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> None:
+def _fitted(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> LowRankLayer:
+    """The layer as the module takes it: 1 × 1 kernels on a linear layer are flat, flat kernels are not.
+
+    Raises ModelError where it was made for another module.
+    """
+    match module:
+        case torch.nn.Linear() if layer.down.ndim == 4 and layer.down.shape[2:] == (1, 1):
+            layer = replace(layer, down=layer.down.flatten(1), up=layer.up.flatten(1))
+        case torch.nn.Conv2d() if layer.down.ndim == 2 and layer.down[0].numel() == module.weight[0].numel():
+            down = layer.down.reshape(-1, *module.weight.shape[1:])
+            layer = replace(layer, down=down, up=layer.up[:, :, None, None])
     match module:
         case torch.nn.Linear():
             fits = layer.down.shape[1:] == module.weight.shape[1:]
@@ -147,6 +158,7 @@ def _check_fits(name: str, layer: LowRankLayer, module: torch.nn.Module | None) 
             f"an adapter acts on {name} as a layer of {tuple(layer.down.shape)} and {tuple(layer.up.shape)}, "
             "which this model has not; it was trained on another model"
         )
+    return layer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

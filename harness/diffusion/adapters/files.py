@@ -3,13 +3,14 @@
 A low-rank adapter is written in diffusers' layout, with its configuration in the header, so that stock
 `load_lora_weights` makes the same function of it. A textual inversion is written as diffusers, A1111 and
 ComfyUI keep SDXL's embeddings: `clip_l` and `clip_g`; where they started stands beside them. Read are these,
-and LoRA in kohya's layout.
+and every layout of `config/weights/layout.py`.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,123 +18,101 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
-from harness.diffusion.adapters.adapter import PARTS, Adapter, Embedding, LowRankLayer
+from harness.config.weights.header import PICKLES
+from harness.config.weights.layout import (
+    CLIP_KEYS,
+    EMBEDDING_FILE,
+    LORA_FILE,
+    METADATA_KEY,
+    Layer,
+    Layout,
+    adapter_path,
+    read_layout,
+)
+from harness.config.weights.names import PARTS, TEXT_BODY
+from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRankLayer
 from harness.diffusion.adapters.init import configuration
+from harness.diffusion.adapters.products import hadamard, kronecker
 from harness.errors import ModelError
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-EMBEDDING_FILE = "learned_embeds.safetensors"
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank and alpha, as JSON with prefixed names
-TEXT_BODY = "text_model."  # always in the file's names, in the encoders' own only where transformers has it
-CLIP_KEYS = ("clip_l", "clip_g")
-KOHYA = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_")
-DOWN, UP, MAGNITUDE, ALPHA = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".alpha"
+MAGNITUDE = ".lora_magnitude_vector"
 RECORDED = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")  # of PEFT's configuration
-UNSUPPORTED = ("rank_pattern", "alpha_pattern", "lora_bias", "use_qalora")
-
-
-def adapter_path(path: Path) -> Path:
-    """The file itself, where `path` is the folder it was saved in. Raises ModelError where there is none."""
-    if not path.is_dir():
-        return path
-    for name in (LORA_FILE, EMBEDDING_FILE):
-        if (path / name).is_file():
-            return path / name
-    raise ModelError(f"adapter {path} cannot be read: it has neither {LORA_FILE} nor {EMBEDDING_FILE}")
 
 
 def read_adapter(path: Path, *, device: torch.device, dtype: torch.dtype) -> Adapter:
-    """Read an adapter: a folder as `save_adapter` writes it, or a file in one of the layouts above.
+    """Read an adapter: a folder as `save_adapter` or PEFT writes it, or a file in any of the layouts.
 
-    Raises ModelError where the file is missing, damaged or of another kind.
+    Raises ModelError where the file is missing, damaged, or of another kind.
     """
     path = adapter_path(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).to(device, dtype) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"adapter {path} cannot be read ({error}); give a .safetensors file, or run again what made it"
-        ) from error
-    if not tensors:
-        raise ModelError(f"adapter {path} holds no tensors")
-    if CLIP_KEYS[0] in tensors or CLIP_KEYS[1] in tensors:
-        return Adapter(embedding=_embedding(path, tensors, header))
-    if next(iter(tensors)).startswith(KOHYA):
-        from harness.diffusion.adapters.kohya import from_kohya
-
-        tensors, header = from_kohya(tensors), {}
-    return _low_rank(path, tensors, header)
-
-
-def _embedding(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> Embedding:
-    starts = tuple(f"{key}_start" for key in CLIP_KEYS)
-    for key, tensor in tensors.items():
-        if key not in (*CLIP_KEYS, *starts) or tensor.ndim != 2:
-            raise ModelError(
-                f"embedding {path} has {key}; allowed: {', '.join((*CLIP_KEYS, *starts))}, [n, D]"
-            )
-    absent = [key for key in CLIP_KEYS if key not in tensors]
-    if absent or len({tensor.shape[0] for tensor in tensors.values()}) != 1:
-        raise ModelError(f"embedding {path} must have as many vectors in clip_l as in clip_g, one or more")
-    start = (tensors[starts[0]], tensors[starts[1]]) if all(key in tensors for key in starts) else None
-    # Files of other tools carry no word: as in A1111 and ComfyUI, the file's name is the word.
-    word = header["word"] if "word" in header else path.stem.lower()
-    return Embedding(word=word, learnt_ND=(tensors["clip_l"], tensors["clip_g"]), start_ND=start)
-
-
-def _low_rank(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> Adapter:
-    config = json.loads(header[METADATA_KEY]) if METADATA_KEY in header else {}
-    kinds: dict[str, dict[str, dict[str, torch.Tensor]]] = {part: {} for part in PARTS}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(".")
-        name = name.replace(f"{MAGNITUDE}.weight", MAGNITUDE)
-        kind = next((kind for kind in (DOWN, UP, MAGNITUDE, ALPHA) if name.endswith(kind)), None)
-        if part not in PARTS or kind is None:
-            raise ModelError(
-                f"adapter {path} has {key}; allowed: <part>.<module> with {DOWN[1:]}, {UP[1:]} or "
-                f"{MAGNITUDE[1:]}, where part is {', '.join(PARTS)}"
-            )
-        module = name.removesuffix(kind)
-        if part != "unet":
-            module = module.removeprefix(TEXT_BODY)
-        kinds[part].setdefault(module, {})[kind] = tensor
-    unet, first, second = (_part(path, part, kinds[part], config) for part in PARTS)
+    layout = read_layout(path)
+    tensors = _tensors(path)
+    if layout.kind == "embedding":
+        return Adapter(embedding=_embedding(layout, {k: t.to(device, dtype) for k, t in tensors.items()}))
+    unet, first, second = (
+        {
+            module: _layer(layer, {role: tensors[key] for role, key in layer.keys.items()}, device, dtype)
+            for module, layer in layout.layers[part].items()
+        }
+        for part in PARTS
+    )
     return Adapter(unet=unet, text_encoder=first, text_encoder_2=second)
 
 
-def _part(
-    path: Path, part: str, modules: Mapping[str, Mapping[str, torch.Tensor]], config: Mapping[str, Any]
-) -> dict[str, LowRankLayer]:
-    for name in UNSUPPORTED:
-        if config.get(f"{part}.{name}"):
-            raise ModelError(
-                f"adapter {path} uses {name}, which cannot act row by row; allowed: LoRA, rsLoRA, DoRA"
-            )
-    layers = {}
-    for module, found in sorted(modules.items()):
-        if DOWN not in found or UP not in found or found[DOWN].shape[0] != found[UP].shape[1]:
-            raise ModelError(
-                f"adapter {path} must have lora_A and lora_B of one rank for every module it names; "
-                f"{part}.{module} has not"
-            )
-        magnitude = found[MAGNITUDE].flatten() if MAGNITUDE in found else None
-        rank = found[DOWN].shape[0]
-        layers[module] = LowRankLayer(
-            down=found[DOWN], up=found[UP], scale=_scale(part, rank, found, config), magnitude_O=magnitude
-        )
-    return layers
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The numbers as they are stored. A pickle is read as tensors and plain containers alone."""
+    try:
+        if path.suffix in PICKLES:
+            loaded: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            return loaded
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError) as error:
+        raise ModelError(
+            f"adapter {path} cannot be read ({error}); give a whole .safetensors file"
+        ) from error
 
 
-def _scale(part: str, rank: int, found: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> float:
-    """Without a recorded alpha, alpha is the rank."""
-    if ALPHA in found:
-        return found[ALPHA].item() / rank
-    if f"{part}.lora_alpha" not in config:
+def _embedding(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> Embedding:
+    assert layout.word is not None
+    starts = tuple(f"{key}_start" for key in CLIP_KEYS)
+    start = (tensors[starts[0]], tensors[starts[1]]) if all(key in tensors for key in starts) else None
+    return Embedding(word=layout.word, learnt_ND=(tensors["clip_l"], tensors["clip_g"]), start_ND=start)
+
+
+def _layer(
+    layer: Layer, tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> LowRankLayer:
+    rank: int | None
+    if "hada_w1_a" in tensors:
+        down, up, rank = hadamard(tensors)
+    elif "lokr_w1" in tensors or "lokr_w1_a" in tensors:
+        down, up, rank = kronecker(tensors)
+    else:
+        down, up = tensors["down"], tensors["up"]
+        rank = down.shape[0]
+        if "mid" in tensors:  # Tucker: a core of the kernel's size between A and B
+            down = torch.einsum("srhw,ri->sihw", tensors["mid"].float(), down.flatten(1).float())
+    if down.ndim == 4 and up.ndim == 2:
+        up = up[:, :, None, None]
+    return LowRankLayer(
+        down=down.to(device, dtype),
+        up=up.to(device, dtype),
+        scale=_scale(layer, tensors, rank),
+        magnitude_O=tensors["magnitude"].flatten().to(device, dtype) if "magnitude" in tensors else None,
+    )
+
+
+def _scale(layer: Layer, tensors: Mapping[str, torch.Tensor], rank: int | None) -> float:
+    """Without a recorded alpha, alpha is the rank. A LoKr of two whole factors shows no rank: scale 1."""
+    rank = layer.rank if rank is None else rank
+    if rank is None:
         return 1.0
-    is_rslora = config.get(f"{part}.use_rslora")  # what is not there is off, as in PEFT
-    return config[f"{part}.lora_alpha"] / (math.sqrt(rank) if is_rslora else rank)
+    if "alpha" in tensors:
+        return tensors["alpha"].item() / rank
+    if layer.alpha is None:
+        return 1.0
+    return layer.alpha / (math.sqrt(rank) if layer.is_rslora else rank)
 
 
 def save_adapter(

@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from harness.config.schema.adapter import LowRankAdapter, Target
+from harness.config.weights.names import TEXT_PROJECTION
 from harness.errors import ModelError
 
 NAME, LAYER = "default", "layer"  # of the adapter and of its one layer, as PEFT is told
@@ -129,6 +130,14 @@ def _blocks(names: Sequence[str]) -> list[str]:
         if pieces[depth] in ("attentions", "resnets"):
             found.add(".".join(pieces[: depth + 2]))
     return sorted(found)
+
+
+def text_modules(encoder: Any) -> dict[str, torch.nn.Module]:
+    """The modules of a text encoder that adapters name: within its body, and the projection beside it."""
+    modules = dict(text_body(encoder).named_modules())
+    if hasattr(encoder, TEXT_PROJECTION):
+        modules[TEXT_PROJECTION] = getattr(encoder, TEXT_PROJECTION)
+    return modules
 
 
 def text_body(encoder: Any) -> torch.nn.Module:

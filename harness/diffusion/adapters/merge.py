@@ -8,7 +8,8 @@ import torch
 from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 
 from harness.config.schema.evaluation import MergeConfig
-from harness.diffusion.adapters.adapter import PARTS, Adapter, LowRank, LowRankLayer
+from harness.config.weights.names import PARTS
+from harness.diffusion.adapters.adapter import Adapter, LowRank, LowRankLayer
 from harness.errors import ModelError
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from harness.config.schema.adapter import LowRankAdapter
+from harness.config.weights.names import TEXT_BODY
 from harness.diffusion.adapters.adapter import ParameterGroup
-from harness.diffusion.adapters.files import TEXT_BODY
 from harness.diffusion.adapters.grouped import RANKS, Span, add_low_rank
 from harness.diffusion.adapters.init import fresh_state, text_body, text_targets, unet_targets
 from harness.diffusion.adapters.textual_inversion import ENCODERS

@@ -12,8 +12,8 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.weights.layout import CLIP_KEYS
 from harness.diffusion.adapters.adapter import ParameterGroup
-from harness.diffusion.adapters.files import CLIP_KEYS
 from harness.diffusion.adapters.grouped import spans
 from harness.diffusion.adapters.packed import Pass, low_rank
 from harness.diffusion.adapters.textual_inversion import stand_in, standing_in, start_vectors, written_out

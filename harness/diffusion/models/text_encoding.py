@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRank
 from harness.diffusion.adapters.apply import acting_on_all
-from harness.diffusion.adapters.init import text_body
+from harness.diffusion.adapters.init import text_modules
 from harness.diffusion.adapters.textual_inversion import stand_in, standing_in, written_out
 from harness.errors import ModelError
 
@@ -107,7 +107,7 @@ class PromptEncoder:
             for name in ("text_encoder", "text_encoder_2"):
                 parts: list[tuple[LowRank, float]] = [(getattr(a, name), scale) for a, scale in adapters]
                 if any(part for part, _ in parts):
-                    stack.enter_context(acting_on_all(text_body(getattr(self._pipeline, name)), parts))
+                    stack.enter_context(acting_on_all(text_modules(getattr(self._pipeline, name)), parts))
             for embedding, scale in _embeddings(adapters):
                 written = stand_in(self._pipeline, embedding.word)
                 stack.enter_context(standing_in(self._pipeline, written, embedding.at(scale)))

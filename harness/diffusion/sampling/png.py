@@ -19,7 +19,7 @@ from harness import __version__
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.evaluation import Scheduler, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig
-from harness.diffusion.adapters.files import adapter_path
+from harness.config.weights.layout import adapter_path
 
 PARAMETERS, HARNESS = "parameters", "harness"
 LIBRARIES = ("torch", "diffusers", "transformers", "compel")

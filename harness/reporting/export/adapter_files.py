@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save
 
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.model import EmojiModel
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, METADATA_KEY
 from harness.diffusion.adapters.adapter import EMA
-from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE, with_sorted_metadata
+from harness.diffusion.adapters.files import with_sorted_metadata
 from harness.diffusion.adapters.kohya import to_kohya
 from harness.reporting.export.subject import Subject, portable
 
@@ -23,7 +24,7 @@ Layout = Literal["diffusers", "kohya", "both"]
 SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL
 SAI = "https://github.com/Stability-AI/generative-models"
 OWN = "harness."  # before the names of our own entries
-DIFFUSERS = ("lora_adapter_metadata", "format", "word", "vectors")  # entries that readers know by these names
+DIFFUSERS = (METADATA_KEY, "format", "word", "vectors")  # entries that readers know by these names
 
 
 def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:

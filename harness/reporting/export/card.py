@@ -8,8 +8,8 @@ from typing import Any
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
 from harness.diffusion.adapters.adapter import EMA
-from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
 from harness.results.contrast import Contrast, is_own

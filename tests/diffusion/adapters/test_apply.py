@@ -101,7 +101,7 @@ def test_the_unets_output_is_that_of_stock_peft(
         plain, expected = forward(unet, given), forward(adapted, given)
         with acting(unet, [[(lora(any_kind), scale)]] * 3):
             drawn = forward(unet, given)
-        with acting_on_all(unet, [(lora(any_kind), scale)]):
+        with acting_on_all(dict(unet.named_modules()), [(lora(any_kind), scale)]):
             on_all = forward(unet, given)
     torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(on_all, expected, rtol=1e-4, atol=1e-5)

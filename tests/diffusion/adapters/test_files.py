@@ -1,6 +1,7 @@
 """Adapters' files: stock diffusers draws the harness's image from them, and what cannot act says so."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
 from harness.diffusion.adapters.adapter import Adapter
-from harness.diffusion.adapters.files import EMBEDDING_FILE, LORA_FILE, read_adapter
+from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.adapters.kohya import to_kohya
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
@@ -153,7 +155,7 @@ class TestFilesThatCannotAct:
     )
     def test_of_another_kind(self, one: Path, tmp_path: Path, key: str):
         save_file({**load_file(one / LORA_FILE), key: torch.zeros(2, 2)}, tmp_path / LORA_FILE)
-        with pytest.raises(ModelError, match=f"has {key}; allowed"):
+        with pytest.raises(ModelError, match=f"{re.escape(key)} is (of no|no tensor)"):
             read(tmp_path)
 
     def test_half_a_layer(self, one: Path, tmp_path: Path):
@@ -161,13 +163,6 @@ class TestFilesThatCannotAct:
         del weights[next(key for key in weights if "lora_B" in key)]
         save_file(weights, tmp_path / LORA_FILE)
         with pytest.raises(ModelError, match="lora_A and lora_B"):
-            read(tmp_path)
-
-    def test_with_ranks_by_pattern(self, one: Path, tmp_path: Path):
-        config = {"unet.r": 4, "unet.lora_alpha": 8.0, "unet.alpha_pattern": {"to_q": 2}}
-        header = {"lora_adapter_metadata": json.dumps(config)}
-        save_file(load_file(one / LORA_FILE), tmp_path / LORA_FILE, header)
-        with pytest.raises(ModelError, match="alpha_pattern"):
             read(tmp_path)
 
     def test_half_an_embedding(self, words: Path, tmp_path: Path):

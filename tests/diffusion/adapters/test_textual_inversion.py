@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness.config.schema.adapter import TextualInversion
+from harness.config.weights.layout import EMBEDDING_FILE
 from harness.diffusion.adapters.adapter import Embedding
-from harness.diffusion.adapters.files import EMBEDDING_FILE, read_adapter
+from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.adapters.textual_inversion import (
     stand_in,
     standing_in,

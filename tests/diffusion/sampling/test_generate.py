@@ -14,7 +14,7 @@ from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells, 
 from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.evaluation import ApgGuider, Branch, CfgGuider, MergeConfig, Prompt, Scheduler
 from harness.config.schema.model import SdxlModel
-from harness.diffusion.adapters.files import LORA_FILE
+from harness.config.weights.layout import LORA_FILE
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.diffusion.sampling.generate import Part, generate_cells
 from harness.diffusion.sampling.png import SAMPLERS

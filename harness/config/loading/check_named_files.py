@@ -1,0 +1,167 @@
+"""Adapters and captions that a sweep names, opened before any work.
+
+What the adapters are, whether the model has their layers, and whether a caption would be cut.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.config.loading.image_folder import find_images, name_of, read_captions
+from harness.config.loading.tokens import EMOJI_FOLDER, cached_file, local_folder, too_long
+from harness.config.plan.plan import adapter_trial
+from harness.config.schema.evaluation import ArmConfig
+from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
+from harness.config.schema.recipe import FolderRecipe
+from harness.config.schema.sweep import TrialConfig
+from harness.config.schema.training import CAPTION
+from harness.config.weights.header import PICKLES, read_header
+from harness.config.weights.layout import CLIP_KEYS, Layer, Layout, described, read_layout
+from harness.config.weights.names import PARTS, TEXT_BODY, Part
+from harness.config.weights.sdxl import Shapes, sdxl_shapes
+from harness.errors import ModelError
+
+PUBLISHED = ("stabilityai/stable-diffusion-xl-base-1.0", "random")
+TOKENS = "embeddings.token_embedding"
+
+
+def check_adapters(arms: Sequence[ArmConfig], models: Sequence[ModelConfig]) -> Iterator[str]:
+    """Every fault of an adapter's file, by the arm that names it."""
+    for arm in arms:
+        for place, adapter in enumerate(arm.adapters):
+            if adapter.file is None:
+                continue
+            where = f"arms.{arm.name}.adapters[{place}].file"
+            try:
+                layout = read_layout(adapter.file)
+            except ModelError as error:
+                yield f"{where}: {error}"
+                continue
+            starts = f"{CLIP_KEYS[0]}_start" in layout.header.shapes
+            if layout.kind == "embedding" and adapter.scale != 1 and not starts:
+                yield (
+                    f"{where}: {adapter.file.name} does not say where its vectors started, so it can act at "
+                    f"scale 1 alone, not {adapter.scale:g}"
+                )
+            for model in models:
+                yield from (f"{where}: {fault}" for fault in _misfits(adapter.file, layout, model))
+
+
+def check_captions(arms: Sequence[ArmConfig], configs: Sequence[TrialConfig]) -> Iterator[str]:
+    """Captions that are longer than the model's tokenizers take, where they are trained on."""
+    seen = set()
+    for config in configs:
+        trained = [("training.prompt", config)]
+        trained += [
+            (f"arms.{arm.name}.adapters[{place}].training.prompt", adapter_trial(config, adapter))
+            for arm in arms
+            for place, adapter in enumerate(arm.adapters)
+            if adapter.recipe is not None
+        ]
+        for where, one in trained:
+            recipe, prompt = one.recipe, one.training.prompt
+            if not isinstance(recipe, FolderRecipe) or CAPTION not in prompt:
+                continue
+            if (key := (recipe.path, prompt, one.model)) not in seen:
+                seen.add(key)
+                yield from (f"{where}: {fault}" for fault in _long_captions(recipe.path, prompt, one.model))
+
+
+def _long_captions(folder: Path, prompt: str, model: ModelConfig) -> Iterator[str]:
+    captions = read_captions(folder, find_images(folder))
+    found = [
+        (name_of(folder, file), why)
+        for file, caption in captions.items()
+        if caption is not None and (why := too_long(model, prompt.replace(CAPTION, caption))) is not None
+    ]
+    if found:
+        others = f"; so do {len(found) - 1} others" if len(found) > 1 else ""
+        yield f"with the caption of {found[0][0]} it {found[0][1]}{others}; shorten it"
+
+
+def about_adapters(arms: Sequence[ArmConfig]) -> list[str]:
+    """What the adapters' files hold, one line each, what is left out of them included."""
+    files = dict.fromkeys(a.file for arm in arms for a in arm.adapters if a.file is not None)
+    return [f"{file.name}: {described(read_layout(file))}" for file in files]
+
+
+def _misfits(file: Path, layout: Layout, model: ModelConfig) -> Iterator[str]:
+    """The first layer that the model has not in this shape. Nothing if the model's are not known."""
+    shapes = module_shapes(model)
+    if layout.kind == "embedding":
+        for key, part in zip(CLIP_KEYS, PARTS[1:], strict=True):
+            width, own = layout.header.shapes[key][1], shapes.get(part, {}).get(TOKENS)
+            if own is not None and own[1] != width:
+                yield f"{file.name} has {key} of width {width}, and the model's {part} takes {own[1]}"
+                return
+        return
+    for part, layers in layout.layers.items():
+        if part not in shapes:
+            continue
+        for module, layer in layers.items():
+            own = shapes[part].get(module)
+            if own is None:
+                yield f"{file.name} acts on {part}.{module}, which the model has not: it is of another model"
+                return
+            made = _made_for(layer, layout)
+            if made != (own[0], math.prod(own[1:])):
+                yield (
+                    f"{file.name} is of another model: its {part}.{module} takes {made[1]} numbers and gives "
+                    f"{made[0]}, and the model's {math.prod(own[1:])} and {own[0]}"
+                )
+                return
+
+
+def _made_for(layer: Layer, layout: Layout) -> tuple[int, int]:
+    """The outputs of the module, and its inputs times the kernel's size."""
+    shapes = {role: layout.header.shapes[key] for role, key in layer.keys.items()}
+    if "hada_w1_a" in shapes:
+        return shapes["hada_w1_a"][0], math.prod(shapes["hada_w1_b"][1:])
+    if "down" not in shapes:
+        sides = []
+        for n in "12":
+            whole = shapes.get(f"lokr_w{n}") or (*shapes[f"lokr_w{n}_a"][:1], *shapes[f"lokr_w{n}_b"][1:])
+            sides.append((whole[0], math.prod(whole[1:])))
+        return sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]
+    kernel = shapes["mid"][2:] if "mid" in shapes else shapes["down"][2:]
+    return shapes["up"][0], shapes["down"][1] * math.prod(kernel)
+
+
+@functools.lru_cache(maxsize=8)
+def module_shapes(model: ModelConfig) -> Shapes:
+    """The shapes of the model's weights where they can be known here: in its files, or because it is SDXL."""
+    match model:
+        case EmojiModel():
+            return _of_folder(EMOJI_FOLDER / "base", None)
+        case SdxlModel(source=source) if source in PUBLISHED:
+            return {part: {**modules} for part, modules in sdxl_shapes().items()}
+        case SdxlModel(source=source, revision=revision, variant=variant):
+            folder = local_folder(source)
+            if folder is None:
+                name = f"unet/diffusion_pytorch_model{f'.{variant}' if variant else ''}.safetensors"
+                found = cached_file(source, revision, name)
+                folder = None if found is None else found.parents[1]
+            return {} if folder is None else _of_folder(folder, variant)
+
+
+def _of_folder(folder: Path, variant: str | None) -> Shapes:
+    found: dict[Part, dict[str, tuple[int, ...]]] = {}
+    for part in PARTS:
+        files = [
+            path for path in sorted((folder / part).glob("*")) if path.suffix in (".safetensors", *PICKLES)
+        ]
+        of_variant = [path for path in files if variant is not None and f".{variant}" in path.name]
+        plain = [path for path in files if path.name.count(".") == 1]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in of_variant or plain:
+            try:
+                header = read_header(path)
+            except ModelError:  # loading the model says what is wrong with it
+                continue
+            for key, shape in header.shapes.items():
+                if key.endswith(".weight"):
+                    shapes[key.removesuffix(".weight").removeprefix(TEXT_BODY)] = shape
+        if shapes:
+            found[part] = shapes
+    return found
