@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 from harness.cli.console import out, trial_number
+from harness.errors import ConfigError
 
 app = typer.Typer()
 
@@ -70,6 +72,9 @@ def export(
         typer.Option(metavar="OWNER/NAME", help="Push to this repository of the Hugging Face hub."),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: a public repository.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push: list what would be uploaded; send nothing.")
+    ] = False,
 ) -> None:
     """Write a trial's adapter with a model card: its scores against the controls, and images."""
     from harness.reporting.export import export_trial
@@ -77,13 +82,22 @@ def export(
     from harness.store.workspace import Workspace
 
     number = trial_number(trial)
+    if push is None and (public or dry_run):
+        raise ConfigError("--public and --dry-run are of --push OWNER/NAME; give it too")
     workspace, here = Workspace.of_sweep(folder)
     target = output or here / "export" / trial
     export_trial(load(here), workspace, number, folder=target, layout=layout)
     if output is None:
         workspace.upload_folder(here.name, f"export/{trial}", here=target)
     out.print(f"exported: {output or folder.rstrip('/') + '/export/' + trial}", highlight=False)
-    if push is not None:
+    if push is not None and dry_run:
+        from harness.reporting.export.export import CONFIG, check
+
+        for name in sorted([*check(target), CONFIG]):
+            out.print(f"  {(target / name).stat().st_size:>12,} {escape(name)}", highlight=False)
+        kind = "public" if public else "private"
+        out.print(f"would be pushed to {push}, made {kind} if it is not there", highlight=False)
+    elif push is not None:
         from harness.reporting.export.export import push as push_to_hub
 
         out.print(f"pushed: {push_to_hub(target, push, private=not public)}", highlight=False)

@@ -17,6 +17,7 @@ from harness.engine.accounting.gc import (
     Finding,
     Kind,
     collect_garbage,
+    damaged_sweeps,
     find,
     holdings,
     manifest_of,
@@ -96,17 +97,20 @@ def verify_files(
     """Compare every file with its hash. Exit code 1 if damaged artifacts remain."""
     place = Workspace(workspace)
     entries = holdings(place).entries
-    findings = verify(place, entries, delete=delete)
+    findings, sweeps = verify(place, entries, delete=delete), damaged_sweeps(place)
     if as_json:
-        _print_json({"verified": len(entries), "damaged": [_found(finding) for finding in findings]})
+        damaged = [_found(finding) for finding in findings]
+        _print_json({"verified": len(entries), "damaged": damaged, "damaged_sweeps": sweeps})
     else:
         for finding in findings:
             for fault in finding.faults:
                 out.print(f"[red]{finding.state}[/]  {escape(fault)}", highlight=False, soft_wrap=True)
+        for fault in sweeps:
+            out.print(f"[red]damaged[/]  {escape(fault)}", highlight=False, soft_wrap=True)
         out.print(f"{len(entries)} stages verified, {len(findings)} damaged", highlight=False)
         if findings and not delete:
             out.print("--delete-damaged removes them; then the sweep's next run makes them again")
-    if any(finding.state != "removed" for finding in findings):
+    if sweeps or any(finding.state != "removed" for finding in findings):
         raise typer.Exit(1)
 
 

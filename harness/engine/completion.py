@@ -20,7 +20,7 @@ from harness.engine.stages.scoring import SCORES, metric_name
 from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
-from harness.store.artifact import Artifact, sha256, versions, write_json
+from harness.store.artifact import Artifact, read_json, sha256, versions, write_json
 from harness.store.workspace import REPORT, Workspace
 
 MARK = "finished.json"
@@ -38,7 +38,7 @@ def marked(plan: Plan, workspace: Workspace) -> Results | None:
     """The results of a sweep that is finished and of which nothing has changed since; else null."""
     try:
         folder = workspace.fetch_sweep(plan.sweep.name)
-        noted = json.loads((folder / MARK).read_text())["made_of"]
+        noted = read_json(folder / MARK)["made_of"]
         if noted == _made_of(plan, workspace, folder):
             return results.load(folder)
     except (OSError, ValueError, KeyError, TypeError, HarnessError):  # no mark, or one that says nothing

@@ -5,7 +5,6 @@ and the scheduler learns the earlier intermediate results first. Under other set
 from its last checkpoint. Images of a rung are ordinary artifacts, reused by a trial of that length.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from harness.config.schema.search import FifoScheduler, ProbeObjective, Schedule
 from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.engine.stages.context import Context
-from harness.engine.stages.sampling import IMAGES, ensure_all_images, ensure_images, read_parquet
+from harness.engine.stages.sampling import IMAGES, ensure_all_images, read_parquet
 from harness.engine.stages.scoring import SCORES, ensure_scores, metric_name
 from harness.results.summary import mean_difference
-from harness.store.artifact import write_json
+from harness.store.artifact import read_json, write_json
 from harness.store.workspace import Workspace
 
 DECISIONS = "decisions.json"  # in a sweep's folder
@@ -120,7 +119,7 @@ def _rules(sweep: SweepConfig) -> str:
 
 def _read(file: Path, rules: str) -> dict[tuple[str, int], Decision]:
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if content["rules"] != rules:
             return {}
         made = [Decision(stopped=row.pop("stopped"), look=Look(**row)) for row in content["decisions"]]
@@ -141,8 +140,7 @@ def looks_at(ctx: Context, run_ids: Sequence[str], step: int) -> list[Look]:
     arms = list({arm.arm_id: arm for own_arm, control in probed for arm in (control, own_arm)}.values())
     ensure_all_images(ctx, [(arm, probe_cells(ctx.plan, arm)) for arm in arms])
     for arm in arms:
-        while not ensure_scores(ctx, arm):
-            ensure_images(ctx, arm, probe_cells(ctx.plan, arm))
+        ensure_scores(ctx, arm)
     looks = []
     for run_id, (own_arm, control) in zip(run_ids, probed, strict=True):
         wanted = probe_cells(ctx.plan, control) + probe_cells(ctx.plan, own_arm)

@@ -1,6 +1,5 @@
 """Incidents of a sweep and the time it took: kept by its driver over all calls, shown in the report."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.engine.stages.context import Event
-from harness.store.artifact import write_json
+from harness.store.artifact import read_json, write_json
 from harness.store.workspace import Workspace
 
 EVENTS = "events.json"
@@ -68,7 +67,7 @@ class Events:
     def _read(self) -> None:
         """A file that cannot be read counts as none."""
         try:
-            known = json.loads((self._workspace.fetch_sweep(self._name) / EVENTS).read_text())
+            known = read_json(self._workspace.fetch_sweep(self._name) / EVENTS)
             driven, counted, seconds = bool(known["driven"]), dict(known["events"]), float(known["seconds"])
             self._driven, self._counted, self._earlier = driven, counted, seconds
         except (OSError, ValueError, KeyError, TypeError):

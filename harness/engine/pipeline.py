@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import cast, get_args
 
 from harness.config.plan.plan import Plan, Trial, expand
@@ -68,7 +67,12 @@ class Driver:
     def confirm(self, tasks: Sequence[Task], ctx: Context) -> Results:
         """What is left to do for the selected trial, and the tables with it."""
         self.carry_out("confirmation", tasks, ctx)
-        return self._tables_or(partial(self.confirm, tasks, ctx))
+
+        def again() -> Results:
+            self.trials()  # what was taken away may be a control's
+            return self.confirm(tasks, ctx)
+
+        return self._tables_or(again)
 
     def _tables_or(self, again: Callable[[], Results]) -> Results:
         """The tables; where what they are read from is damaged, it is taken away, and all is done again."""
@@ -213,7 +217,9 @@ def run_sweep(
                 results = driver.confirm(confirmation, left)
                 shown = publish(results)
             ended = results.trials["status"].isin(["completed", "stopped"]).all()
-            if shown and ended and not failures(driver.outcomes):
+            with surveyed(plan, workspace):
+                whole = all(satisfied(task, left) for task in (*control_tasks(left.plan), *confirmation))
+            if shown and ended and whole and not failures(driver.outcomes):
                 mark(plan, workspace)
     return SweepRun(results=results, outcomes=driver.outcomes)
 

@@ -5,7 +5,6 @@ which are stored in its plan. The sampler is rebuilt for each round, from the se
 told.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from harness.config.schema.search import Axis, OptunaSearch, ValueRange, values_
 from harness.config.schema.sweep import SweepConfig
 from harness.results import Results
 from harness.results.objectives import gains
+from harness.store.artifact import read_json
 from harness.store.workspace import PLAN, Workspace
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def with_remembered_points(sweep: SweepConfig, workspace: Workspace) -> SweepCon
     if not isinstance(sweep.search, OptunaSearch) or sweep.search.points:
         return sweep
     try:
-        text = (workspace.fetch_sweep(sweep.name) / PLAN).read_text(encoding="utf-8")
-        before = SweepConfig.model_validate(json.loads(text))
+        before = SweepConfig.model_validate(read_json(workspace.fetch_sweep(sweep.name) / PLAN))
     except (OSError, ValueError):  # nothing was begun, or by another version
         return sweep
     if not isinstance(before.search, OptunaSearch) or _decisive(before) != _decisive(sweep):

@@ -10,7 +10,7 @@ from harness.config.plan.rungs import Look, steps_of_looks
 from harness.engine.early_stopping import Decisions, looks_at, up_to
 from harness.engine.stages.context import Context
 from harness.engine.stages.datasets import ensure_dataset
-from harness.engine.stages.sampling import ensure_all_images, ensure_images, missing_images
+from harness.engine.stages.sampling import ensure_all_images, missing_images
 from harness.engine.stages.scoring import ensure_scores, missing_metrics
 from harness.engine.stages.training import ensure_checkpoints, missing_checkpoints
 from harness.engine.tasks import Task, task_of
@@ -61,8 +61,7 @@ def perform(task: Task, ctx: Context) -> dict[str, HarnessError]:
         for arm, split in drawable:
             ctx.go_on()
             ctx.step(f"scores of draw {arm.arm_id}, {split}")
-            while not ensure_scores(ctx, arm):
-                ensure_images(ctx, arm, ctx.plan.cells(arm, split))
+            ensure_scores(ctx, arm)
             if split == "dev" and (ended := ctx.plan.trials_ending_with[arm.arm_id]):
                 ctx.report("trials", ended)
     return failed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from harness.metrics.metric import Batch, Measurement, Metric
+from harness.store.artifact import is_inside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,10 @@ class Scorer:
         return rows
 
     def _rows(self, images: "pd.DataFrame", folder: Path) -> Iterator[dict[str, Any]]:
-        opened = [read_image(folder / path) for path in images["path"]]
+        opened = [
+            read_image(folder / path) if is_inside(path) else "its path leads out of the store"
+            for path in images["path"]
+        ]
         readable = [
             (image, prompt)
             for image, prompt in zip(opened, images["prompt"], strict=True)

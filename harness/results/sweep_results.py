@@ -27,8 +27,9 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
-        """What `tables.write` wrote."""
+        """What `tables.write` wrote. Raises ArtifactError where it is not that any more."""
         sweep = tables.read_sweep(folder)
+        tables.check(folder)
         frames = {
             name: tables.read_table(folder / tables.table_file(name), schema)
             for name, schema in tables.SCHEMAS.items()

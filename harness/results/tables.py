@@ -4,6 +4,7 @@ Everything is parquet with a fixed schema, except the sweep itself, `sweep.json`
 folder without it is not a finished sweep. Missing is null.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import ArtifactError, WorkspaceError
+from harness.store.artifact import UMASK, read_json, sha256, write_json
 
+ANEW = "run `harness run` again to write it anew (nothing is trained or generated twice)"
 SCHEMA_VERSION = "5"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
@@ -151,15 +154,12 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(
-            f"{path} is missing or damaged; run `harness run` again to write it anew"
-        ) from error
+        raise ArtifactError(f"{path} is missing or damaged; {ANEW}") from error
     version = (table.schema.metadata or {}).get(b"harness_schema", b"none").decode()
     absent = [column for column in schema.names if column not in table.column_names]
     if version != SCHEMA_VERSION or absent:
         raise ArtifactError(
-            f"{path} has schema version {version}, this harness reads {SCHEMA_VERSION}; "
-            "run `harness run` again to write it anew (nothing is trained or drawn twice)"
+            f"{path} has schema version {version}, this harness reads {SCHEMA_VERSION}; {ANEW}"
         )
     return _to_pandas(table, schema)
 
@@ -171,7 +171,8 @@ def table_file(name: str) -> str:
 
 FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")  # in sweep.json beside the sweep
 SWEEP = "sweep.json"
-FILES = (*map(table_file, SCHEMAS), SWEEP)  # in the order in which they are written
+HASHES = "hashes.json"  # sha256 of each of the others
+FILES = (*map(table_file, SCHEMAS), HASHES, SWEEP)  # in the order in which they are written
 
 
 def typed(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -206,7 +207,21 @@ def write(
     (folder / SWEEP).unlink(missing_ok=True)
     for name, table in tables.items():
         _replace(folder / table_file(name), partial(pq.write_table, table))
+    hashes = {file: sha256(folder / file) for file in map(table_file, SCHEMAS)}
+    write_json(folder / HASHES, {**hashes, SWEEP: hashlib.sha256(text.encode()).hexdigest()})
     _replace(folder / SWEEP, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def check(folder: Path) -> None:
+    """Raise ArtifactError where a file of a finished sweep is not what was written."""
+    file = folder / HASHES
+    try:
+        for name, digest in read_json(file).items():
+            file = folder / name
+            if name not in FILES or sha256(file) != digest:
+                raise ValueError("it does not match its hash")
+    except (OSError, ValueError):
+        raise ArtifactError(f"{file} is missing or damaged; {ANEW}") from None
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -223,13 +238,10 @@ def read_sweep(folder: Path) -> dict[str, Any]:
             "or finish the sweep with `harness run`"
         ) from None
     except ValueError as error:
+        raise ArtifactError(f"{folder / SWEEP} is damaged; {ANEW}") from error
+    if absent := [fact for fact in FACTS if not isinstance(sweep, dict) or fact not in sweep]:
         raise ArtifactError(
-            f"{folder / SWEEP} is damaged; run `harness run` again to write it anew"
-        ) from error
-    if absent := [fact for fact in FACTS if fact not in sweep]:
-        raise ArtifactError(
-            f"{folder / SWEEP} lacks {', '.join(absent)}, so another version of the harness wrote it; "
-            "run `harness run` again to write it anew (nothing is trained or drawn twice)"
+            f"{folder / SWEEP} lacks {', '.join(absent)}, so another version of the harness wrote it; {ANEW}"
         )
     return sweep
 
@@ -259,7 +271,7 @@ def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write_to(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~UMASK)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

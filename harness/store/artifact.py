@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,10 @@ from typing import Any
 from harness.errors import ArtifactError, WorkspaceError
 
 MANIFEST = "manifest.json"
+DIGEST = "digest"  # of a JSON file's other entries
+SHARE = "share the workspace (`chmod -R g+rwX WORKSPACE`, `umask 002`)"
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 RECORDED = (
     "lora-sweep-harness",
     "torch",
@@ -105,11 +110,15 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
         try:
-            loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+            loaded = read_json(self.path / MANIFEST)
             if not isinstance(loaded["facts"], dict):
                 raise ValueError("its facts are no mapping")
             if not all(isinstance(facts["sha256"], str) for facts in loaded["files"].values()):
                 raise ValueError("its files have no hashes")
+            if outside := [name for name in loaded["files"] if not is_inside(name)]:
+                raise ValueError(f"it names a file outside its folder, {outside[0]!r:.80}")
+        except PermissionError:
+            raise _not_readable(f"{self.place}/{MANIFEST}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{self.place}/{MANIFEST} cannot be read ({error}); delete the folder and run again"
@@ -124,6 +133,8 @@ class Artifact:
         """A file as it was when the stage was finished. Raises ArtifactError where it is another."""
         try:
             content = (self.path / name).read_bytes()
+        except PermissionError:
+            raise _not_readable(f"{self.place}/{name}") from None
         except OSError as error:
             raise ArtifactError(f"{self.place}/{name} cannot be read: {error.strerror}") from None
         facts = self.manifest()["files"].get(name)
@@ -149,10 +160,13 @@ class Artifact:
             file = self.path / name
             if not concerned(name):
                 continue
-            if not file.is_file():
-                yield f"{self.place}/{name} is missing"
-            elif sha256(file) != facts["sha256"]:
-                yield f"{self.place}/{name} does not match its manifest"
+            try:
+                if not file.is_file():
+                    yield f"{self.place}/{name} is missing"
+                elif sha256(file) != facts["sha256"]:
+                    yield f"{self.place}/{name} does not match its manifest"
+            except PermissionError:
+                raise _not_readable(f"{self.place}/{name}") from None
 
     def damage(self) -> Iterator[str]:
         """What is wrong where the stage lies, which need not be this machine, file by file."""
@@ -177,6 +191,7 @@ class Artifact:
                 yield temporary
                 seconds = time.monotonic() - started
                 write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=seconds))
+                _open_to_all_that_may(temporary)
                 self._become(temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -198,12 +213,18 @@ def explaining_lack_of_room(path: Path) -> Iterator[None]:
         told = re.search(r"\(os error (\d+)\)", str(error))
         number = int(told[1]) if told else getattr(error, "errno", None)
         # A file elsewhere, as of a model, may not be allowed to be read: that has nothing to do with room.
-        here = str(getattr(error, "filename", "")).startswith(str(path.parent))
+        file = str(getattr(error, "filename", ""))
+        here = file.startswith(str(path.parent))
         if number not in NO_ROOM and not (number in NOT_WRITABLE and here):
             raise
+        advice = "make room" if number in NO_ROOM else f"ask the owner of {file} to {SHARE}"
         raise WorkspaceError(
-            f"{path}: {os.strerror(number)}; make room or choose another --workspace"
+            f"{path}: {os.strerror(number)}; {advice}, or choose another --workspace"
         ) from error
+
+
+def _not_readable(place: str) -> WorkspaceError:
+    return WorkspaceError(f"{place} may not be read by this user; ask its owner to {SHARE}")
 
 
 def _stamp(file: str) -> str:
@@ -220,12 +241,45 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON to a file that is whole or not there, even after a power cut."""
+def _open_to_all_that_may(folder: Path) -> None:
+    """Give what libraries wrote for its owner alone the modes of the user's umask: workspaces are shared."""
+    for path in (folder, *folder.rglob("*")):
+        mode = path.stat().st_mode
+        wanted = (0o777 if path.is_dir() else 0o666) & ~UMASK
+        if mode & wanted != wanted:
+            path.chmod(stat.S_IMODE(mode) | wanted)
+
+
+def is_inside(name: str) -> bool:
+    """True for the name of a file below a folder: relative, without `..`, as every manifest must have it."""
+    parts = name.split("/")
+    return not (set(parts) & {"", ".", ".."}) and not any(sign in name for sign in ("\\", "\0", ":"))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises OSError, and ValueError where it is another text than that."""
+    try:
+        loaded = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(loaded, dict):
+        raise ValueError("it is no mapping")
+    digest = loaded.pop(DIGEST, None)
+    if digest is not None and digest != _digest(loaded):
+        raise ValueError("it does not match its digest")
+    return loaded
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, with its digest, to a file that is whole or not there, even after a power cut."""
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w") as handle:
-            json.dump(content, handle, indent=1, sort_keys=True)
+        with temporary.open("w", encoding="utf-8") as handle:
+            json.dump({**content, DIGEST: _digest(content)}, handle, indent=1, sort_keys=True)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(file)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ArtifactError
-from harness.store.artifact import MANIFEST, Artifact, every, is_manifest, sha256
+from harness.store.artifact import MANIFEST, Artifact, every, is_inside, is_manifest, sha256
 from harness.store.backend import Waiting
 from harness.store.locks import Leases
 from harness.store.objects import Bucket, Facts
@@ -201,7 +201,9 @@ class Survey:
         return time.monotonic() - self._taken_at
 
     def add(self, name: str, facts: Facts) -> None:
-        """An object."""
+        """An object. One whose name would lead out of the folder on this machine is left out."""
+        if not is_inside(name):
+            return
         folder, _, file = name.rpartition("/")
         self._names[folder][file] = facts
         while folder:

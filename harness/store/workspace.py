@@ -24,7 +24,7 @@ from typing import Literal
 
 from harness.errors import ArtifactError, WorkspaceError
 from harness.store import Storage, open_storage
-from harness.store.artifact import Artifact, every
+from harness.store.artifact import Artifact, every, is_inside
 from harness.store.backend import Waiting
 
 PARTIAL: dict[str, tuple[str, ...]] = {  # by kind of claim: what a killed builder may leave behind
@@ -186,7 +186,7 @@ class Workspace:
         found = {
             int(name.removeprefix("steps-")): self.artifact(f"{folder}/{name}")
             for name in self._storage.folders(folder)
-            if name.startswith("steps-")
+            if name.startswith("steps-") and name.removeprefix("steps-").isdecimal()
         }
         return {steps: found[steps] for steps in sorted(found) if found[steps].done}
 
@@ -208,7 +208,9 @@ class Workspace:
         return self.artifact(f"scores/{metric}/{chunk.path.parent.name}-{chunk.path.name}")
 
     def artifact(self, name: str) -> Artifact:
-        """The stage at a path as the tables hold it."""
+        """The stage at a path as the tables hold it. Raises ArtifactError for a path that leads elsewhere."""
+        if not is_inside(name):
+            raise ArtifactError(f"{name!r:.80} is no path below the workspace {self.address}")
         return self._storage.artifact(name)
 
     def file(self, name: str) -> Path:
@@ -217,10 +219,11 @@ class Workspace:
         A whole stage's files are better asked of the stage.
         """
         folder, _, wanted = name.rpartition("/")
+        artifact = self.artifact(folder)
         try:
-            return self.artifact(folder).fetch(lambda file: file == wanted) / wanted
+            return artifact.fetch(lambda file: file == wanted) / wanted
         except ArtifactError:
-            return self.root / name
+            return artifact.path / wanted
 
     def sweep(self, name: str) -> Path:
         """The folder on this machine for a sweep's tables and report; `upload_sweep` is to follow."""

@@ -11,7 +11,7 @@ from harness.config.schema.model import SdxlModel
 from harness.engine.accounting.gc import collect_garbage, find, holdings, verify
 from harness.engine.stages.scoring import metric_name
 from harness.errors import WorkspaceError
-from harness.store.artifact import Artifact, write_json
+from harness.store.artifact import Artifact, read_json, write_json
 from harness.store.workspace import PLAN, Workspace
 from tests.engine.stages_by_hand import damage, make, make_images, own_draw, own_run, plan_sweep, train
 from tests.sweeps.small import small_plan
@@ -191,7 +191,7 @@ def test_scores_of_a_metric_whose_weights_are_elsewhere_stay(
     workspace: Workspace, plan: Plan, tmp_path: Path
 ) -> None:
     plan_sweep(workspace, plan)
-    content = json.loads((workspace.sweep("small") / PLAN).read_text())
+    content = read_json(workspace.sweep("small") / PLAN)
     content["metrics"][0]["encoder"] = f"local-dir:{tmp_path / 'gone'}"
     write_json(workspace.sweep("small") / PLAN, content)
     arm = own_draw(plan)

@@ -4,7 +4,6 @@ Kept is what a sweep needs when it is run again (its plan is written before its 
 name, and what is locked.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,11 +16,14 @@ from harness.config.plan.plan import Plan, TrainingRun, expand
 from harness.config.plan.rungs import probes_of_run
 from harness.config.schema.metric import MetricConfig
 from harness.config.schema.sweep import SweepConfig
+from harness.engine.completion import MARK
+from harness.engine.early_stopping import DECISIONS
+from harness.engine.events import EVENTS
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
 from harness.engine.stages.scoring import metric_name
 from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
-from harness.results.tables import FACTS, SWEEP, table_file
-from harness.store.artifact import Artifact, is_manifest
+from harness.results.tables import FACTS, SWEEP, check, table_file
+from harness.store.artifact import Artifact, is_manifest, read_json
 from harness.store.workspace import PLAN, Place, Workspace
 
 # A partial artifact is a folder without a manifest: its builder was killed, or it is half removed.
@@ -100,6 +102,25 @@ def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> l
         state = _remove(workspace, entry) if delete else "kept"
         findings.append(Finding(entry=entry, state=state, faults=tuple(faults)))
     return findings
+
+
+def damaged_sweeps(workspace: Workspace) -> list[str]:
+    """What is wrong with the tables, the plans and the notes of the workspace's sweeps, sweep by sweep."""
+    found = []
+    for name in workspace.sweep_names():
+        folder = workspace.fetch_sweep(name)
+        file = folder / SWEEP
+        try:
+            if file.is_file():
+                check(folder)
+            for file in (folder / name for name in (PLAN, EVENTS, DECISIONS, MARK)):
+                if file.is_file():
+                    read_json(file)
+        except ArtifactError as error:
+            found.append(str(error))
+        except (OSError, ValueError) as error:
+            found.append(f"{file} is damaged ({error}); run `harness run` again to write it anew")
+    return found
 
 
 def collect_garbage(workspace: Workspace, *, delete: bool) -> list[Finding]:
@@ -194,9 +215,7 @@ def _needs(workspace: Workspace) -> tuple[list["_Needs"], dict[str, str]]:
 
 
 def _sweep(file: Path) -> SweepConfig:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("not a mapping")
+    content = read_json(file)
     return SweepConfig.model_validate({name: value for name, value in content.items() if name not in FACTS})
 
 
@@ -207,6 +226,7 @@ def _named(folder: Path) -> frozenset[str]:
     """
     if not (folder / SWEEP).is_file():
         return frozenset()
+    check(folder)
     trials = pd.read_parquet(folder / table_file("trials"), columns=["dataset_id", "adapter_path"])
     images = pd.read_parquet(folder / table_file("images"), columns=["path"])
     return frozenset(

@@ -63,6 +63,16 @@ def missing_images(ctx: Context, arm: ResolvedArm, cells: Sequence[Cell]) -> tup
     return tuple(cell for cell in cells if cell.image_id not in have)
 
 
+def image_ids(chunk: Artifact) -> frozenset[str]:
+    """The images of a chunk that may be damaged: by its files, its manifest and its table, as far as read."""
+    names = set(chunk.contents())
+    with suppress(ArtifactError):
+        names |= chunk.manifest()["files"].keys()
+    with suppress(ArtifactError):
+        names |= set(read_arrow(chunk, IMAGES)["path"].to_pylist())
+    return frozenset(name.removesuffix(".png") for name in names)
+
+
 def share_of(cell: Cell) -> int:
     """The share of its draw that an image is drawn with: 0 to SHARES − 1, the same in every sweep."""
     return int(cell.image_id[-8:], 16) % SHARES

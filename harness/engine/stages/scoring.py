@@ -6,14 +6,16 @@ The functions of all stages are safe to call twice, from two processes at once, 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import get_args
 
 import pandas as pd
 
 from harness.config.plan.plan import Plan, ResolvedArm
+from harness.config.schema.evaluation import Split
 from harness.config.schema.metric import MetricConfig
 from harness.diffusion.training.record import RECORD
 from harness.engine.stages.context import Context, resident_scorer
-from harness.engine.stages.sampling import IMAGES, read_parquet
+from harness.engine.stages.sampling import IMAGES, ensure_images, image_ids, read_parquet
 from harness.metrics import metric_fingerprint
 from harness.results import tables
 from harness.store.artifact import Artifact
@@ -24,22 +26,27 @@ TABLES = (IMAGES, SCORES)
 RECORDS = (*TABLES, RECORD)
 
 
-def ensure_scores(ctx: Context, arm: ResolvedArm) -> bool:
+def ensure_scores(ctx: Context, arm: ResolvedArm) -> None:
     """Every metric's scores of every image of a draw; what a chunk lacks is computed in one pass.
 
-    False where images to be scored were damaged: they are gone, and to be drawn again first.
+    Damaged images are generated again first, dev and test alike, whichever split the caller is at.
     """
-    for chunk in ctx.workspace.image_chunks(arm.arm_id):
-        if not missing_metrics(ctx, chunk):
-            continue
-        if ctx.workspace.discard_corrupt(chunk, ("arm", arm.arm_id)):
-            ctx.report("made again", 1)
-            return False
+    while damaged := [chunk for chunk in _unscored(ctx, arm) if not chunk.whole()]:
+        lost = frozenset[str]().union(*map(image_ids, damaged))
+        for chunk in damaged:
+            if ctx.workspace.discard_corrupt(chunk, ("arm", arm.arm_id)):
+                ctx.report("made again", 1)
+        cells = (cell for split in get_args(Split) for cell in ctx.plan.cells(arm, split))
+        ensure_images(ctx, arm, tuple(cell for cell in cells if cell.image_id in lost))
+    for chunk in _unscored(ctx, arm):
         with ctx.workspace.claim("scores", f"{arm.arm_id}-{chunk.path.name}"):
             missing = missing_metrics(ctx, chunk)
             if missing:
                 _score(ctx, chunk, missing)
-    return True
+
+
+def _unscored(ctx: Context, arm: ResolvedArm) -> list[Artifact]:
+    return [chunk for chunk in ctx.workspace.image_chunks(arm.arm_id) if missing_metrics(ctx, chunk)]
 
 
 @contextmanager

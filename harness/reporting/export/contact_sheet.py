@@ -1,9 +1,10 @@
 """The contact sheet: one prompt and seed to a row, one arm to a column, from the same latents along a row."""
 
-from pathlib import Path
+import io
 
 from PIL import Image, ImageDraw, ImageFont
 
+from harness.errors import ArtifactError
 from harness.reporting.export.evidence import Evidence, Pair, Tile
 from harness.store.workspace import Workspace
 
@@ -43,7 +44,7 @@ def _left(column: int) -> int:
 
 def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, shot: Tile | None) -> None:
     left, top = corner
-    image = None if shot is None else read_image(workspace.file(shot.path))
+    image = None if shot is None else read_image(workspace, shot.path)
     if image is None:
         ImageDraw.Draw(sheet).rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=FAINT)
         return
@@ -51,12 +52,13 @@ def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, sho
     sheet.paste(fitted, (left + (TILE - fitted.width) // 2, top + (TILE - fitted.height) // 2))
 
 
-def read_image(path: Path) -> Image.Image | None:
-    """The pixels alone; null where the file is gone or unreadable."""
+def read_image(workspace: Workspace, path: str) -> Image.Image | None:
+    """The pixels alone; null where the file is gone, or is not the one that was generated."""
+    folder, _, name = path.rpartition("/")
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(workspace.artifact(folder).read(name))) as opened:
             return opened.convert("RGB")
-    except OSError:
+    except (ArtifactError, OSError):
         return None
 
 

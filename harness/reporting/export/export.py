@@ -1,5 +1,6 @@
 """A trial as a folder: adapter, model card, contact sheet, configuration; and its upload to the hub."""
 
+import glob
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from harness.reporting.export.card import PICTURES, SHEET, Example, card
 from harness.reporting.export.contact_sheet import contact_sheet, read_image
 from harness.reporting.export.evidence import Evidence, gather
 from harness.reporting.export.subject import Subject, find, portable
-from harness.store.artifact import sha256
+from harness.store.artifact import explaining_lack_of_room, is_inside, sha256
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -27,7 +28,8 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     """Upload an export as a model repository, made where there is none. Returns its address.
 
     `private` is for a repository that is made now; one that is there keeps what it is. Raises ExportError
-    where the hub cannot be reached, does not know who asks, or refuses.
+    where the folder is not what `export_trial` wrote, or the hub cannot be reached, does not know who asks,
+    or refuses.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -35,15 +37,17 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     # What the library beneath raises without a connection; hub versions differ in which library that is.
     from huggingface_hub.errors import HTTPError as Unreachable  # type: ignore[attr-defined, unused-ignore]
 
-    if not (folder / "README.md").is_file():
-        raise ExportError(f"{folder} holds no export; make one with `harness export` first")
+    check(folder)
     if get_token() is None:
         raise ExportError(f"not logged in to the hub, so {repo_id} cannot be pushed; {LOGIN}")
     api = HfApi()
     try:
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, commit_message=f"Export of {os.fspath(folder.name)}"
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in (*written(folder), CONFIG)],
+            commit_message=f"Export of {os.fspath(folder.name)}",
         )
     except HFValidationError as error:
         raise ExportError(f"{repo_id!r} is no repository of the hub; give OWNER/NAME ({error})") from None
@@ -88,23 +92,66 @@ def export_trial(
     version, ExportError where `folder` holds something else.
     """
     subject = find(results, workspace, trial)
-    if folder.exists() and not _is_export(folder):
-        raise ExportError(f"{folder} is there and is no earlier export; give another --output")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    older = _older_export(folder)
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir()
-        _fill(subject, workspace, temporary, layout)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        with explaining_lack_of_room(folder):
+            temporary.mkdir(parents=True)
+            _fill(subject, workspace, temporary, layout)
+            _replace(older, temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _is_export(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))
+def written(folder: Path) -> dict[str, str]:
+    """Names of an export's files with their sha256, as its `trial.json` has them; that one is not among them.
+
+    Raises ExportError where the folder holds no export.
+    """
+    try:
+        files = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["files"]
+        names = {str(name): str(digest) for name, digest in files.items() if is_inside(name)}
+        if CARD not in names:
+            raise ValueError("no card")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ExportError(f"{folder} holds no export; make one with `harness export` first") from None
+    return names
+
+
+def check(folder: Path) -> dict[str, str]:
+    """`written`, after each file was compared with its hash. Raises ExportError for one that is another."""
+    names = written(folder)
+    for name, digest in names.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise ExportError(f"{folder / name} is not what was exported; export again into another folder")
+    return names
+
+
+def _older_export(folder: Path) -> dict[str, str]:
+    """The files of an export that is to be replaced; none where the folder is empty, or is not there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return {}
+    try:
+        names = written(folder)
+    except ExportError:
+        raise ExportError(f"{folder} is there and is no earlier export; give another --output") from None
+    return {name: digest for name, digest in names.items() if (folder / name).is_file()}
+
+
+def _replace(older: dict[str, str], new: Path, folder: Path) -> None:
+    """Put the new export's files in place of the older one's. Whatever else is in the folder stays."""
+    names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+    for name in {*older, *names} - {CONFIG}:
+        if (folder / name).exists() and older.get(name) != sha256(folder / name):
+            raise ExportError(
+                f"{folder / name} is not of the earlier export; move it, or give another --output"
+            )
+    for name in older:
+        (folder / name).unlink()
+    for name in sorted(names, key=CONFIG.__eq__):  # which says that the others are there
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).replace(folder / name)
 
 
 def _fill(subject: Subject, workspace: "Workspace", folder: Path, layout: Layout) -> None:
@@ -114,9 +161,11 @@ def _fill(subject: Subject, workspace: "Workspace", folder: Path, layout: Layout
         contact_sheet(evidence, workspace).save(folder / SHEET)
     examples = _examples(evidence, workspace, folder)
     hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-    text = json.dumps(_config(subject, hashes), indent=1, sort_keys=True, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(subject, evidence, files=hashes, examples=examples), encoding="utf-8")
+    made = sorted(path for path in folder.rglob("*") if path.is_file())
+    every = {path.relative_to(folder).as_posix(): sha256(path) for path in made}
+    text = json.dumps({**_config(subject), "files": every}, indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _examples(evidence: Evidence, workspace: "Workspace", folder: Path) -> list[Example]:
@@ -124,7 +173,7 @@ def _examples(evidence: Evidence, workspace: "Workspace", folder: Path) -> list[
     examples: list[Example] = []
     for pair in evidence.pairs:
         shot = pair.shots[evidence.arm]
-        image = None if shot is None else read_image(workspace.file(shot.path))
+        image = None if shot is None else read_image(workspace, shot.path)
         if image is None or len(examples) == EXAMPLES or pair.prompt in {e.prompt for e in examples}:
             continue
         name = f"{PICTURES}/{len(examples) + 1}.png"
@@ -134,7 +183,7 @@ def _examples(evidence: Evidence, workspace: "Workspace", folder: Path) -> list[
     return examples
 
 
-def _config(subject: Subject, hashes: dict[str, str]) -> dict[str, Any]:
+def _config(subject: Subject) -> dict[str, Any]:
     sweep = subject.results.sweep
     return {
         "sweep": sweep["name"],
@@ -144,5 +193,4 @@ def _config(subject: Subject, hashes: dict[str, str]) -> dict[str, Any]:
         "spec": portable(subject.config.model_dump(mode="json")),
         "versions": sweep["versions"],
         "finished_at": sweep["finished_at"],
-        "sha256": hashes,
     }

@@ -141,9 +141,14 @@ def find(results: "Results", workspace: "Workspace", trial: int | Literal["best"
         raise ConfigError(
             f"trial {row['index']} of sweep {name} has no adapter ({row['reason']}); run it first"
         )
-    checkpoint = workspace.artifact(row["adapter_path"]).fetch(is_adapter)
-    if not checkpoint.is_dir():
-        raise ArtifactError(f"{checkpoint} is missing; `harness run` makes it again")
+    artifact = workspace.artifact(row["adapter_path"])
+    if not artifact.done:
+        raise ArtifactError(f"{artifact.place} is missing; `harness run` makes it again")
+    checkpoint = artifact.fetch(is_adapter)
+    for fault in artifact.faults(is_adapter):
+        raise ArtifactError(
+            f"{fault}; `harness store verify --delete-damaged` removes it, `harness run` makes it again"
+        )
     try:
         config = TrialConfig.model_validate(json.loads(row["config"]))
     except ValueError as error:

@@ -156,12 +156,13 @@ def _images(
 
 
 def _generate(workspace: Workspace, arm: str, cell: Cell) -> Path:
-    path = workspace.images(cell.arm_id, "a").path / f"{cell.image_id}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    chunk, name = workspace.images(cell.arm_id, cell.image_id[:8]), f"{cell.image_id}.png"
     told = PngImagePlugin.PngInfo()
     told.add_text("harness", json.dumps({"adapter": str(workspace.root)}))
-    Image.fromarray(np.full((64, 64, 3), COLOURS[arm], dtype=np.uint8)).save(path, pnginfo=told)
-    return path
+    with chunk.build() as folder:
+        pixels = np.full((64, 64, 3), COLOURS[arm], dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name, pnginfo=told)
+    return chunk.path / name
 
 
 def _image(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from harness.diffusion.adapters.files import read_adapter
 from harness.errors import ArtifactError, ConfigError, ExportError
 from harness.reporting.export import export_trial
 from harness.results.sweep_results import Results
+from harness.store.artifact import sha256
 from harness.store.workspace import Workspace
 from tests.reporting.export.example import finished
 
@@ -87,9 +89,46 @@ def test_exporting_twice_gives_the_same_bytes(
     out = export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path / "out", layout="both")
     before = {path.name: path.read_bytes() for path in out.rglob("*.*")}
     assert before == {path.name: path.read_bytes() for path in best.rglob("*.*")}
-    (out / "partial_folder").write_text("of an older export")
     export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
     assert before == {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_removed_that_no_export_wrote(sweep: tuple[Path, Results], tmp_path: Path) -> None:
+    out = export_trial(sweep[1], Workspace(sweep[0]), "best", folder=tmp_path / "out", layout="both")
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.txt").write_text("years of work")
+    export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="diffusers")
+    assert (out / "notes" / "thesis.txt").read_text() == "years of work"
+    assert not (out / "small_1.safetensors").exists(), "of the earlier export, and not of this one"
+    (out / "README.md").write_text("my own words")
+    with pytest.raises(ExportError, match=r"README\.md is not of the earlier export"):
+        export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
+    assert (out / "README.md").read_text() == "my own words"
+
+
+def test_another_programs_trial_json(sweep: tuple[Path, Results], tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("years of work")
+    out = tmp_path / "out"
+    out.mkdir()
+    for content in ({}, {"files": {"README.md": "x", "../victim.txt": sha256(victim)}}, [1], {"files": 3}):
+        (out / "trial.json").write_text(json.dumps(content))
+        with contextlib.suppress(ExportError):
+            export_trial(sweep[1], Workspace(sweep[0]), "best", folder=out, layout="both")
+        assert victim.read_text() == "years of work"
+
+
+def test_a_damaged_adapter_is_not_exported(sweep: tuple[Path, Results], tmp_path: Path) -> None:
+    shutil.copytree(sweep[0], tmp_path / "w")
+    (file,) = (tmp_path / "w").glob("adapters/*/steps-000004/pytorch_lora_weights.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    for damage in (lambda: None, file.unlink):
+        damage()
+        with pytest.raises(ArtifactError, match=r"(does not match its manifest|is missing); `harness store"):
+            export_trial(sweep[1], Workspace(tmp_path / "w"), "best", folder=tmp_path / "out", layout="both")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(sweep: tuple[Path, Results], tmp_path: Path) -> None:

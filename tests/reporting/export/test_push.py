@@ -12,6 +12,7 @@ import pytest
 
 from harness.errors import ExportError
 from harness.reporting.export.export import push
+from harness.store.artifact import sha256
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -66,6 +67,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
 def export(tmp_path: Path) -> Path:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# adapter\n")
     (tmp_path / "adapter.safetensors").write_bytes(b"numbers")
+    names = ("README.md", "adapter.safetensors")
+    (tmp_path / "trial.json").write_text(json.dumps({"files": {n: sha256(tmp_path / n) for n in names}}))
+    (tmp_path / "notes.txt").write_text("not of the export")
     return tmp_path
 
 
@@ -74,7 +78,14 @@ def test_every_file_goes_up(hub: ThreadingHTTPServer, export: Path) -> None:
     assert address.endswith("/someone/adapter")
     created: dict[str, Any] = hub.created  # type: ignore[attr-defined]
     assert created.get("private") is True or created.get("visibility") == "private"
-    assert hub.files == {"README.md", "adapter.safetensors"}  # type: ignore[attr-defined]
+    assert hub.files == {"README.md", "adapter.safetensors", "trial.json"}  # type: ignore[attr-defined]
+
+
+def test_a_changed_file_is_not_pushed(hub: ThreadingHTTPServer, export: Path) -> None:
+    (export / "adapter.safetensors").write_bytes(b"numbexs")
+    with pytest.raises(ExportError, match=r"adapter\.safetensors is not what was exported"):
+        push(export, "someone/adapter", private=True)
+    assert not hasattr(hub, "created")
 
 
 def test_a_wrong_token(hub: ThreadingHTTPServer, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
