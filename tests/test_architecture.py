@@ -55,6 +55,8 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
     "yaml": {"config.loading.files"},
 }
 BROAD_EXCEPTS = {  # function: why no narrower class will do
+    "config.loading.image_folder._orientation": "metadata does not decide whether pixels can be read",
+    "config.loading.image_folder.read_image": "a damaged file leads Pillow's decoders to any error",
     "config.loading.tokens._tokenizer": "tokenizers raises bare Exception for whatever it cannot read",
     "engine.executors.local.LocalExecutor.run": "a trial that fails is a row with its reason",
     "reporting.wandb_tracker.WandbTracker.publish": "wandb's exceptions have no common base",

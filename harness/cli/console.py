@@ -14,6 +14,7 @@ from harness.config.plan.packing import planned_packs, why_alone
 from harness.config.plan.plan import Plan, TrainingRun
 from harness.config.plan.rungs import steps_of_looks
 from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
@@ -54,7 +55,7 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
-    for line in about_adapters(sweep.arms):
+    for line in (*_left_out(plan), *about_adapters(sweep.arms)):
         out.print(escape(line), highlight=False)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
@@ -93,6 +94,13 @@ def _packed(plan: Plan, workers: int) -> Iterator[str]:
     reasons = Counter(why_alone(run, plan.sweep.compute) for run, *others in found if not others)
     for reason, count in reasons.items():
         yield f"{count} training {'run' if count == 1 else 'runs'} alone: {reason}"
+
+
+def _left_out(plan: Plan) -> Iterator[str]:
+    """What of users' folders is no training image."""
+    recipes = [dataset.recipe for dataset in plan.datasets.values()]
+    found = {recipe.path: recipe.left_out for recipe in recipes if isinstance(recipe, FolderRecipe)}
+    yield from (f"{path}: {line}" for path, lines in found.items() for line in lines)
 
 
 def _drawn(plan: Plan) -> str:

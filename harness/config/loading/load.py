@@ -22,7 +22,7 @@ from harness.config.loading.check_axes import (
 )
 from harness.config.loading.check_named_files import check_adapters, check_captions
 from harness.config.loading.check_sweep import check_combinations, check_prompt_lengths
-from harness.config.loading.files import parse, read_prompts, read_yaml, with_split
+from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_split
 from harness.config.loading.local_files import LocalFiles
 from harness.config.loading.messages import faults, show
 from harness.config.plan.axes import PointsAndTrials, require_enough_points
@@ -119,7 +119,8 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[SweepConfig, PointsAndT
             raw = _overridden(raw, override)
         return _loaded(raw, path.parent)
     except ConfigError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+        lines = [f"{one_line(path)}: {line}" for line in str(error).split("\n")]
+        raise ConfigError("\n".join(lines)) from error
 
 
 def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTrials]:
@@ -195,7 +196,7 @@ def _with_prompts(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     prompts = raw.get("prompts")
     if isinstance(prompts, str):
         try:
-            prompts = read_prompts(folder / Path(prompts).expanduser())
+            prompts = read_prompts(user_path(folder, prompts))
         except ConfigError as error:
             raise ConfigError(f"prompts: {error}") from error
     if not isinstance(prompts, list):

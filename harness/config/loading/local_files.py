@@ -7,10 +7,11 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from harness.config.loading.files import user_path
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
 from harness.config.schema.metric import ImageStatsMetric, MetricConfig
@@ -21,6 +22,9 @@ from harness.config.schema.sweep import SweepConfig
 from harness.config.schema.training import PriorConfig
 from harness.config.weights.layout import PEFT_CONFIG, PEFT_FILE, adapter_path
 from harness.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from harness.config.loading.image_folder import Scan
 
 _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(ModelConfig),
@@ -36,7 +40,7 @@ class LocalFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.scanned: dict[Path, tuple[str, int, bool]] = {}
+        self.scanned: dict[Path, Scan] = {}
         self.digests: dict[str, str | None] = {}
 
     def filled(self, sweep: SweepConfig) -> SweepConfig:
@@ -77,20 +81,21 @@ class LocalFiles:
                 return
 
     def _absolute(self, path: str | Path) -> Path:
-        return (self.folder / Path(path).expanduser()).resolve()
+        return user_path(self.folder, path).resolve()
 
     def _recipe(self, recipe: RecipeConfig) -> RecipeConfig:
         if not isinstance(recipe, FolderRecipe):
             return recipe
-        from harness.config.loading.image_folder import scan
+        from harness.config.loading.image_folder import check_repeats, scan
 
         path = self._absolute(recipe.path)
         if path not in self.scanned:
             self.scanned[path] = scan(path)
-        digest, count, captioned = self.scanned[path]
-        _expect(recipe.digest, digest, path)
-        found = {"path": path, "digest": digest, "count": count, "captioned": captioned}
-        return recipe.model_copy(update=found)
+        found = self.scanned[path]
+        _expect(recipe.digest, found.digest, path)
+        check_repeats(recipe, found.names)
+        filled = {"path": path, "digest": found.digest, "count": found.images}
+        return recipe.model_copy(update={**filled, "captioned": found.captioned, "left_out": found.left_out})
 
     def _prior(self, prior: PriorConfig | None) -> PriorConfig | None:
         return None if prior is None else prior.model_copy(update={"recipe": self._recipe(prior.recipe)})

@@ -107,6 +107,11 @@ class FolderRecipe(Frozen):
     captioned: Annotated[
         bool, Field(description="whether every image has a caption; filled in when read"), NOT_HASHED
     ] = False
+    left_out: Annotated[
+        tuple[str, ...],
+        Field(description="what of the folder is not read, a line each; filled in when read"),
+        NOT_HASHED,
+    ] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:

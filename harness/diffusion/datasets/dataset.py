@@ -76,7 +76,7 @@ def write_dataset(
             "severity": sample.severity,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(row) + "\n")
         report(1)
     (folder / METADATA).write_text("".join(lines), encoding="utf-8")
 

@@ -5,7 +5,14 @@ from fnmatch import fnmatchcase
 
 from PIL import Image, ImageOps
 
-from harness.config.loading.image_folder import digest_of, find_images, name_of, read_captions, read_image
+from harness.config.loading.image_folder import (
+    check_repeats,
+    digest_of,
+    find_images,
+    name_of,
+    read_captions,
+    read_image,
+)
 from harness.config.schema.recipe import FolderRecipe
 from harness.diffusion.datasets.dataset import SIDE_MULTIPLE, Sample
 from harness.errors import ConfigError
@@ -22,9 +29,7 @@ def samples(recipe: FolderRecipe, *, resolution: int) -> Iterator[Sample]:
     captions, names = read_captions(recipe.path, files), [name_of(recipe.path, file) for file in files]
     if recipe.digest is not None and digest_of(recipe.path, files, captions) != recipe.digest:
         raise ConfigError(f"recipe.path: the images in {recipe.path} have changed since the sweep was read")
-    for pattern in recipe.repeats:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"recipe.repeats: no image in {recipe.path} is named {pattern!r}")
+    check_repeats(recipe, names)
     for file, name in zip(files, names, strict=True):
         image = read_image(file)
         yield Sample(

@@ -25,6 +25,7 @@ from harness.config.loading.image_folder import METADATA
 from harness.config.schema.training import CAPTION
 from harness.diffusion.training.noise import Part, Stream, counter_generator, uniform
 from harness.errors import ArtifactError, TrainingError
+from harness.store.artifact import is_inside
 
 if TYPE_CHECKING:
     from harness.diffusion.models.model import Model
@@ -54,8 +55,8 @@ class TrainingImage:
 def read_images(dataset: Path, *, resolution: int) -> list[TrainingImage]:
     """The dataset's images in order. Raises ArtifactError where one does not match `metadata.jsonl`."""
     try:
-        lines = (dataset / METADATA).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        lines = (dataset / METADATA).read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
         if not rows:
             raise ValueError(f"{METADATA} is empty")
         return [_image(dataset, row, resolution) for row in rows]
@@ -66,6 +67,8 @@ def read_images(dataset: Path, *, resolution: int) -> list[TrainingImage]:
 
 
 def _image(dataset: Path, row: Mapping[str, Any], resolution: int) -> TrainingImage:
+    if not is_inside(row["file_name"]):
+        raise ValueError(f"{row['file_name']!r} is no file of it")
     file = dataset / row["file_name"]
     width, height = _decode(file, row["sha256"]).size
     if min(width, height) != resolution or width % VAE_FACTOR or height % VAE_FACTOR:

@@ -151,7 +151,7 @@ def test_missing_file() -> None:
 
 
 def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is not a file"):
         load_sweep(tmp_path)
 
 

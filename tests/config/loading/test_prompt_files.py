@@ -72,3 +72,15 @@ def test_split_hangs_on_the_text_alone(tmp_path: Path) -> None:
 
 def test_split_never_changes_between_versions() -> None:
     assert [split_of(text) for text in ("a fox", "an owl", "a cat", "a dog")] == ["test", "dev", "dev", "dev"]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.tsv", "p.yaml"])
+def test_a_byte_order_mark_and_a_line_separator(name: str, tmp_path: Path) -> None:
+    """The first is no text, and the second ends no line."""
+    text = {"p.txt": "a\u2028fox\r\na cat\r\n", "p.tsv": "Prompt\tNote\r\na\u2028fox\t\r\na cat\t\r\n\r\n"}
+    text["p.yaml"] = '- "a\\u2028fox"\n- a cat\n'
+    (tmp_path / name).write_bytes(("\ufeff" + text[name]).encode())
+    found = [
+        prompt if isinstance(prompt, str) else prompt["text"] for prompt in read_prompts(tmp_path / name)
+    ]
+    assert found == ["a\u2028fox", "a cat"]

@@ -61,6 +61,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
             "digest": "abc",
             "count": 3,
             "captioned": True,
+            "left_out": ("1 hidden",),
         },
     ),
     (

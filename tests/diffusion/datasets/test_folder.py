@@ -1,15 +1,21 @@
 import io
 import json
+import resource
+import struct
+import unicodedata
+import zlib
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from harness.config.loading.image_folder import find_images, read_image, scan
+from harness.config.loading.image_folder import _webp_size, find_images, read_image, scan
 from harness.config.schema.recipe import FolderRecipe
 from harness.diffusion.datasets.folder import fitted, samples
 from harness.errors import ConfigError
+from tests.config.example import load
 
 ORIENTATION = 0x0112
 
@@ -114,17 +120,19 @@ def test_an_empty_caption_is_none(images: Path) -> None:
     assert not scan(images).captioned
 
 
-@pytest.mark.parametrize("line", ['{"text": "x"}', "{", "3", '{"file_name": "b.png", "text": 3}'])
+@pytest.mark.parametrize(
+    "line", ['{"text": "x"}', "{", "3", '{"file_name": "b.png", "text": 3}', "[" * 99_999, '{"file_name": 3}']
+)
 def test_a_broken_list_of_captions_is_named(images: Path, line: str) -> None:
     (images / "metadata.jsonl").write_text(line)
-    with pytest.raises(ConfigError, match=r"metadata\.jsonl has a line") as caught:
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl:1 is no JSON object") as caught:
         scan(images)
     assert "\n" not in str(caught.value)
 
 
 def test_a_caption_that_is_no_text_is_named(images: Path) -> None:
     (images / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"a\.txt cannot be read"):
+    with pytest.raises(ConfigError, match=r"the caption .*a\.txt is not UTF-8 text .*it is UTF-16"):
         scan(images)
 
 
@@ -135,7 +143,7 @@ def test_images_are_repeated_by_their_names(images: Path) -> None:
 
 def test_a_pattern_without_images_is_an_error(images: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.repeats: no image in .* is named 'hands/\*'"):
-        next(samples(FolderRecipe(path=images, repeats={"hands/*": 3}), resolution=8))
+        load(images, recipe={"kind": "folder", "path": str(images), "repeats": {"hands/*": 3}})
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
@@ -148,6 +156,32 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     assert np.abs(np.asarray(upright).astype(int) - expected).mean() < 3
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_is_pillows(turn: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    gradient(80, 40).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        expected = ImageOps.exif_transpose(opened)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), expected)
+
+
+def test_broken_exif_decides_nothing(tmp_path: Path) -> None:
+    """Mutated blocks: whatever they say besides, an image that Pillow decodes is taken."""
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010E], exif[0x011A] = 6, "a fox", 72.0
+    exif.get_ifd(0x8769)[0x9000] = b"0230"
+    block, random = exif.tobytes(), Random(0)
+    sizes = set()
+    for number in range(200):
+        broken = bytearray(block)
+        for _ in range(random.randint(1, 6)):
+            broken[random.randrange(6, len(broken))] = random.randrange(256)
+        gradient(80, 40).save(tmp_path / f"{number}.jpg", exif=bytes(broken))
+        sizes.add(read_image(tmp_path / f"{number}.jpg").size)
+    assert sizes == {(80, 40), (40, 80)}
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
@@ -158,6 +192,135 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_16_bits_are_scaled(tmp_path: Path) -> None:
+    ramp_HW = np.linspace(0, 65535, 64)[None].repeat(32, axis=0)
+    Image.fromarray(ramp_HW.astype(np.uint16)).save(tmp_path / "ramp.png")
+    Image.fromarray(np.rint(ramp_HW / 257).astype(np.uint8)).save(tmp_path / "twin.png")
+    assert read_image(tmp_path / "ramp.png") == read_image(tmp_path / "twin.png")
+    assert np.asarray(read_image(tmp_path / "ramp.png")).mean() == pytest.approx(127.5, abs=1)
+
+
+def test_what_is_no_training_image_is_refused_by_name(tmp_path: Path) -> None:
+    frames = [gradient(16, 16), Image.new("RGB", (16, 16))]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    gradient(1, 400).save(tmp_path / "line.png")
+    gradient(16, 300).save(tmp_path / "strip.png")
+    gradient(16, 16).save(tmp_path / "really.png", format="GIF")
+    (tmp_path / "program.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run"
+    )
+    for name, why in {
+        "moving.png": "it is animated",
+        "moving.webp": "it is animated",
+        "line.png": "1 × 400 pixels; allowed",
+        "strip.png": "16 × 300 pixels; allowed",
+        "really.png": "its content is not PNG, JPEG or WEBP",
+        "program.png": "its content is not PNG, JPEG or WEBP",
+    }.items():
+        with pytest.raises(ConfigError, match=f"{name} .*{why}"):
+            read_image(tmp_path / name)
+
+
+def png_that_says(width: int, height: int) -> bytes:
+    head = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def webp_that_says(width: int, height: int, kind: bytes) -> bytes:
+    body = {
+        b"VP8X": b"\0" * 4 + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+        b"VP8L": b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + b"\0" * 5,
+        b"VP8 ": b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF),
+    }[kind]
+    chunk = kind + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png_that_says(20_000, 20_000),
+        png_that_says(2**31 - 1, 2**31 - 1),
+        *(webp_that_says(16_383, 16_383, kind) for kind in (b"VP8X", b"VP8L", b"VP8 ")),
+    ],
+)
+def test_a_bomb_is_not_decoded(bomb: bytes, tmp_path: Path) -> None:
+    file = tmp_path / f"bomb.{'webp' if bomb[:4] == b'RIFF' else 'png'}"
+    file.write_bytes(bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match=r"bomb\..*(more than 67,108,864|cannot be read)"):
+        read_image(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_webps_are_measured_as_pillow_does(tmp_path: Path) -> None:
+    alpha = gradient(33, 21).convert("RGBA")
+    alpha.putalpha(100)
+    for name, image, how in (
+        ("lossy", gradient(33, 21), {}),
+        ("lossless", gradient(33, 21), {"lossless": True}),
+        ("extended", alpha, {"exif": b"Exif\0\0"}),
+    ):
+        image.save(tmp_path / f"{name}.webp", **how)
+        with (tmp_path / f"{name}.webp").open("rb") as stream:
+            assert _webp_size(stream) == (33, 21)
+
+
+def test_what_is_left_out_is_told(images: Path, tmp_path: Path) -> None:
+    for name in ("old.bmp", "web.jfif", "scan.tif", "anim.gif", ".hidden.png"):
+        (images / name).write_bytes(b"")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    gradient(64, 64).save(outside / "d.png")
+    (outside / "secret.txt").write_text("a secret")
+    (images / "linked").symlink_to(outside)
+    (images / "link.png").symlink_to(outside / "d.png")
+    (images / "metadata.csv").write_text("file_name,text\n")
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "gone.png", "text": "x"}))
+    assert [file.name for file in find_images(images)] == ["a.JPG", "b.png", "c.webp"]
+    told = "\n".join(scan(images).left_out)
+    for line in (
+        "not of a format that is read: 4 (anim.gif, old.bmp, scan.tif, …)",
+        "hidden: 1 (.hidden.png)",
+        "links that lead out of the folder: 1 (link.png)",
+        "linked folders: 1 (linked)",
+        "lists of captions other than the folder's metadata.jsonl: 1 (metadata.csv)",
+        "rows of metadata.jsonl without an image: 1 (gone.png)",
+    ):
+        assert line in told
+    (images / "a.txt").symlink_to(outside / "secret.txt")
+    with pytest.raises(ConfigError, match=r"a\.txt is a link that leads out of the folder"):
+        scan(images)
+
+
+def test_lists_of_captions_as_people_write_them(tmp_path: Path) -> None:
+    composed = unicodedata.normalize("NFC", "café.png")
+    for name in (unicodedata.normalize("NFD", composed), "b.png", "below/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        gradient(16, 16).save(tmp_path / name)
+    rows = [
+        {"file_name": composed, "text": "one\u2028two"},
+        {"file_name": "./b.png", "caption": "b"},
+        {"file_name": "below\\c.png", "text": "c", "caption": "not this"},
+        {"file_name": "d.png", "text": None},
+    ]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(f"\ufeff{text}", encoding="utf-8", newline="")
+    assert {unicodedata.normalize("NFC", name): text for name, text in caption(tmp_path).items()} == {
+        composed: "one\u2028two",
+        "b.png": "b",
+        "c.png": "c",
+        "d.png": None,
+    }
+    (tmp_path / "b.txt").write_text("\ufeffa fox", encoding="utf-8")
+    assert caption(tmp_path)["b.png"] == "a fox"
 
 
 def encoded(suffix: str) -> bytes:
