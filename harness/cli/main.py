@@ -37,7 +37,7 @@ Examples:\n
   harness run sweeps/sdxl_wrong.yaml --workspace /shared/runs --address auto\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
-  harness report runs/sweeps/quickstart\n
+  harness report runs/sweeps/quickstart --bundle shared --zip\n
   harness publish runs/sweeps/quickstart --mode online\n
   harness export runs/sweeps/quickstart best --layout kohya\n
   harness redraw runs/images/0123abcd/4567ef/89ab.png\n

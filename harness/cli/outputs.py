@@ -1,13 +1,17 @@
 """Commands on a finished sweep: `harness report`, `publish`, `export`, `redraw`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from harness.cli.console import out, trial_number
 from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.results import Results
+    from harness.store.workspace import Workspace
 
 app = typer.Typer()
 
@@ -20,17 +24,44 @@ SweepFolder = Annotated[
 def report(
     folder: SweepFolder,
     output: Annotated[Path | None, typer.Option(help="File of the page; default FOLDER/report.html.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the page and every original image into this folder."),
+    ] = None,
+    zipped: Annotated[bool, typer.Option("--zip", help="With --bundle: one archive, DIR.zip.")] = False,
 ) -> None:
-    """Write the report of a finished sweep."""
-    from harness.reporting.report import write_report
-    from harness.results import load
+    """Write the report of a sweep; of one that is still running, what there is, without a verdict."""
+    from harness.errors import ConfigError
+    from harness.reporting.report import write_bundle, write_report
     from harness.store.workspace import REPORT, Workspace
 
+    if zipped and bundle is None:
+        raise ConfigError("--zip needs --bundle DIR; without it the report is one file already")
+    if bundle is not None and output is not None:
+        raise ConfigError("give --output (one page) or --bundle (a folder with the images), not both")
     workspace, here = Workspace.of_sweep(folder)
-    write_report(load(here), workspace, output or here / REPORT)
+    results = _finished_or_growing(workspace, here)
+    if bundle is not None:
+        out.print(f"report: {write_bundle(results, workspace, bundle, zipped=zipped)}", highlight=False)
+        return
+    write_report(results, workspace, output or here / REPORT)
     if output is None:
         workspace.upload_sweep(here.name, [REPORT], here=here)
     out.print(f"report: {output or folder.rstrip('/') + '/' + REPORT}")
+
+
+def _finished_or_growing(workspace: "Workspace", here: Path) -> "Results":
+    """The tables of a sweep's folder; of one that has none yet, those of what the store has so far."""
+    from harness.results import load
+    from harness.results.tables import SWEEP
+
+    if here.is_dir() and not (here / SWEEP).is_file():
+        from harness.engine.collect import so_far
+
+        found = so_far(workspace, here.name)
+        if found is not None:
+            return found
+    return load(here)
 
 
 @app.command()

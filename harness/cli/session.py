@@ -12,11 +12,12 @@ import typer
 from rich.markup import escape
 
 from harness.cli.console import err
+from harness.cli.growing import GrowingPage
 from harness.cli.progress import Display
 from harness.config.plan.plan import Plan
 from harness.engine.accounting import inventory
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Context, Count, Kind, Stop
+from harness.engine.stages.context import Context, Count, Event, Kind, Stop
 from harness.engine.tasks import Task
 from harness.engine.worker import Executor
 from harness.errors import HarnessError, Interrupted
@@ -77,7 +78,13 @@ def carry_out(
     workers: AbstractContextManager[Executor],
 ) -> SweepRun:
     """Carry a sweep to its end in the workspace at the address."""
-    ctx = Context(plan=plan, workspace=Workspace(address), report=display.report, stop=stop)
+    growing = GrowingPage(address, plan.sweep.name, display.warn)
+
+    def report(kind: Kind | Event, count: int) -> None:
+        display.report(kind, count)
+        growing.noticed()
+
+    ctx = Context(plan=plan, workspace=Workspace(address), report=report, stop=stop)
     ctx.workspace.check_writable()
 
     def announce(artifact: str, tasks: Sequence[Task], ctx: Context) -> None:
@@ -85,8 +92,9 @@ def carry_out(
 
     def publish(results: Results) -> bool:
         here = ctx.workspace.sweep(plan.sweep.name)
-        write_report(results, ctx.workspace, here / REPORT)
-        ctx.workspace.upload_sweep(plan.sweep.name, [REPORT])
+        with growing.final():
+            write_report(results, ctx.workspace, here / REPORT)
+            ctx.workspace.upload_sweep(plan.sweep.name, [REPORT])
         try:
             make_tracker(plan.sweep.tracking, folder=here).publish(results, ctx.workspace)
         except HarnessError as error:  # a mirror that fails costs no result
@@ -94,7 +102,7 @@ def carry_out(
             return False
         return True
 
-    with workers as executor:
+    with workers as executor, growing.every(plan.sweep.compute.report_every):
         return run_sweep(ctx, executor, announce=announce, publish=publish)
 
 

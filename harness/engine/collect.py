@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,18 +11,20 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import results
-from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, param_label
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
 from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
 from harness.engine.stages.sampling import IMAGES, read_arrow
 from harness.engine.stages.scoring import SCORES, metric_name, surveyed
+from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.summary import select_best, summarise
 from harness.store.artifact import versions
-from harness.store.workspace import Workspace
+from harness.store.workspace import PLAN, Workspace
 
+FEWEST_PATTERNS = 100  # that a sweep may ask for
 NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
 
 
@@ -31,14 +34,8 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
     `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
     and without a reason is `missing`. Raises ArtifactError where something it reads is damaged.
     """
-    sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
-    kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
-    with surveyed(plan, workspace):
-        images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
-        trials = _trials(plan, workspace, images, blank, reasons, decisions)
-        scores = _valid(_scores(kept, workspace, images), images, blank, trials)
-    arms = _arms(plan)
-    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    sweep = plan.sweep
+    trials, arms, images, scores, summary = _frames(plan, workspace, reasons)
     best = select_best(summary, sweep.analysis)
     trials["selected"] = trials["trial_id"] == best
     asked = _asked_for(plan, images, best)
@@ -51,6 +48,54 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
     tables.write(folder, trials=trials, arms=arms, images=images, scores=scores, summary=summary, sweep=about)
     workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
+
+
+def so_far(workspace: Workspace, name: str) -> results.Results | None:
+    """The tables of a sweep that is being run, in memory, by its `plan.json`; None where it has none.
+
+    Nothing is selected or tested: no trial is `selected`, every p is null, `finished_at` is None. Raises
+    ArtifactError where something it reads is damaged, or was written by another version.
+    """
+    folder = workspace.fetch_sweep(name)
+    try:
+        sweep = SweepConfig.model_validate(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise ArtifactError(
+            f"{folder / PLAN} is damaged or of another version; run the sweep again"
+        ) from error
+    plan = expand(sweep)
+    few = sweep.analysis.model_copy(update={"resamples": FEWEST_PATTERNS})  # nothing is tested
+    cheap = replace(plan, sweep=sweep.model_copy(update={"analysis": few}))
+    trials, arms, images, scores, summary = _frames(cheap, workspace, {})
+    dev = images["split"] == "dev"
+    images, scores = images[dev], scores[scores["image_id"].isin(images.loc[dev, "image_id"])]
+    frames = {
+        "trials": trials.assign(selected=False),
+        "arms": arms,
+        "images": images,
+        "scores": scores,
+        "summary": summary[summary["split"] == "dev"].assign(p_value=None, p_adjusted=None),
+    }
+    about = described(sweep, {}, [], seconds=0.0) | {"finished_at": None, "seconds": None}
+    typed = {table: tables.typed(frame, tables.SCHEMAS[table]) for table, frame in frames.items()}
+    return results.Results(sweep=about, **typed)
+
+
+def _frames(
+    plan: Plan, workspace: Workspace, reasons: Mapping[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Trials, arms, images, scores and summary of what the store has."""
+    sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
+    kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
+    with surveyed(plan, workspace):
+        images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
+        trials = _trials(plan, workspace, images, blank, reasons, decisions)
+        scores = _valid(_scores(kept, workspace, images), images, blank, trials)
+    arms = _arms(plan)
+    summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
+    return trials, arms, images, scores, summary
 
 
 def described(

@@ -55,6 +55,11 @@ class ComputeConfig(Frozen):
         int, Field(ge=1, description="of one run, besides its trials' checkpoints; older ones are removed")
     ] = 2
 
+    report_every: Annotated[
+        float | None,
+        Field(gt=0, description="seconds between pages of an unfinished sweep; null: only at the end"),
+    ] = 60
+
     @field_validator("resources")
     @classmethod
     def _custom(cls, resources: dict[str, float]) -> dict[str, float]:

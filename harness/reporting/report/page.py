@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from harness.results.guidance import effective_guidance, guidance_text
 from harness.results.headline import verdict
 from harness.results.study import Study
 from harness.results.tables import FACTS
+from harness.store.workspace import REPORT
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -160,6 +162,27 @@ def write(
             Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise WorkspaceError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def bundle(results: "Results", workspace: "Workspace", folder: Path, *, zipped: bool) -> Path:
+    """The page with its originals: see `harness.reporting.report.write_bundle`."""
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary) / folder.name if zipped else folder
+            place.mkdir(parents=True, exist_ok=True)
+            write(results, workspace, place / REPORT, base="./")
+            for path in results.images["path"]:
+                original, copy = workspace.file(path), place / path
+                if original.is_file():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(original, copy)
+            if not zipped:
+                return folder
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            archive = shutil.make_archive(str(folder), "zip", root_dir=temporary, base_dir=folder.name)
+            return Path(archive)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def _base(workspace: "Workspace", target: Path) -> str | None:

@@ -68,11 +68,9 @@ def test_an_image_opens_its_original_with_all_scores(page: Page, results: Result
     text = about(page)
     alt = shown(page)[0]
     assert alt.startswith("wrong_lora: ") and "CLIP score" in text and "contrast" in text
-    images = results.images
-    own = images["arm"] == "wrong_lora"
-    images = images[
-        own & [f": {p}, seed {s}," in alt for p, s in zip(images["prompt"], images["seed"], strict=True)]
-    ]
+    images = results.images[results.images["arm"] == "wrong_lora"]
+    named = [f": {p}, seed {s}," in alt for p, s in zip(images["prompt"], images["seed"], strict=True)]
+    images = images.iloc[[place for place, found in enumerate(named) if found]]
     sources = page.evaluate("[...document.querySelectorAll('#lightbox-stage img')].map(i => i.src)")
     assert any(sources[0].endswith(path) for path in images["path"])
     assert page.evaluate(

@@ -7,9 +7,10 @@ import pytest
 
 from harness.reporting.report.figures.curves import family_curves, loss_curves, run_losses
 from harness.reporting.report.figures.effects import MOST_ROWS, forest, forest_hidden
-from harness.reporting.report.images import Thumbnails, family_row
+from harness.reporting.report.images import family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
 from harness.reporting.report.page import arm_rows, other_adapters, render
+from harness.reporting.report.thumbnails import Thumbnails
 from harness.results import Results
 from harness.results.headline import verdict
 from harness.results.study import Study

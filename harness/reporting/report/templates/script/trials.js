@@ -72,7 +72,7 @@ const trials = (() => {
     const given = state.read();
     byId("trials-filter").replaceChildren(
       el("label", {}, el("span", {}, "find"), el("input", { type: "search", id: "trials-text", value: given.find ?? "", input: () => { filter(); save(); } })),
-      selects,
+      ...selects,
       el("button", { type: "button", id: "trials-compare", click: () => {
         const ticked = [...body.querySelectorAll("input:checked")].map((box) => Number(box.value));
         if (ticked.length) grid.compareTrials(ticked);
