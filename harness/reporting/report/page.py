@@ -1,9 +1,6 @@
 """The page: sections of a study, with arms in words, rendered by a template and written atomically."""
 
-import base64
-import json
 import os
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,14 +16,13 @@ from harness.reporting.report.figures.effects import dose_response, forest, fore
 from harness.reporting.report.figures.strip import strips
 from harness.reporting.report.images import family_row, image_rows
 from harness.reporting.report.layout import param_name, shown_arms
+from harness.reporting.report.provenance import arm_rows, config_uri, method, provenance
 from harness.reporting.report.thumbnails import Cache, Thumbnails
-from harness.results.contrast import is_own, known, number, text
+from harness.results.contrast import known, number, text
 from harness.results.format import (
-    MISSING,
     axis_name,
     axis_value,
     count,
-    duration,
     events,
     interval,
     listed,
@@ -37,99 +33,13 @@ from harness.results.format import (
     signed,
     tone,
 )
-from harness.results.guidance import effective_guidance, guidance_text
 from harness.results.headline import verdict
 from harness.results.study import Study
-from harness.results.tables import FACTS
 from harness.store.workspace import REPORT
 
 if TYPE_CHECKING:
     from harness.results import Results
     from harness.store.workspace import Workspace
-
-
-def arm_rows(study: Study) -> list[dict[str, str]]:
-    """What each arm is, in words."""
-    rows = []
-    for arm in study.sweep["arms"]:
-        adapters = "; ".join(f"{_who(a)}, {_how(a)}" for a in arm["adapters"])
-        rows.append(
-            {
-                "name": arm["name"],
-                "role": "control" if arm["name"] in study.controls else "adapter",
-                "negative": arm["negative"],
-                "guidance": guidance_text(arm, study.sweep["sampler"]),
-                "effective": _effective(study, arm["name"]),
-                "adapters": adapters + (f"; {_merged(arm['merge'])}" if arm["merge"] else ""),
-            }
-        )
-    return rows
-
-
-def _effective(study: Study, arm: str) -> str:
-    """Effective guidance of the selected trial's images of an arm, and how much of it is orthogonal."""
-    found = effective_guidance(study.results.images, study.arm_id(arm))
-    if found is None:
-        return MISSING
-    return f"{found.guidance:.2f}, {percent(found.orthogonal)} across ({count(found.images, 'image')})"
-
-
-def other_adapters(study: Study) -> list[str]:
-    """Every adapter beside the trials' own, with what it was made from, and every merge; each once."""
-    found: dict[str, None] = {}
-    for arm in study.sweep["arms"]:
-        for adapter in arm["adapters"]:
-            if not is_own(adapter):
-                found[_origin(adapter)] = None
-        if arm["merge"]:
-            found[f"{arm['name']}: {_merged(arm['merge'])}"] = None
-    return list(found)
-
-
-def _who(adapter: dict[str, Any]) -> str:
-    if is_own(adapter):
-        return "the trial’s own"
-    if adapter["file"] is not None:
-        return f"the file {Path(adapter['file']).name}"
-    return f"one trained on {_recipe_name(adapter['recipe'])}"
-
-
-def _how(adapter: dict[str, Any]) -> str:
-    branch = "both branches" if adapter["branch"] == "both" else f"{adapter['branch']} branch"
-    averaged = ", averaged weights" if adapter["weights"] == "ema" else ""
-    return f"scale {adapter['scale']:g}, {branch}{averaged}"
-
-
-def _recipe_name(recipe: dict[str, Any]) -> str:
-    name = recipe["name"] or recipe["kind"]
-    return f"{name} ({recipe['kind']})" if name != recipe["kind"] else str(name)
-
-
-def _merged(merge: dict[str, Any]) -> str:
-    details = [f"{key} {merge[key]:g}" for key in ("density", "seed") if merge[key] is not None]
-    return f"merged into one ({', '.join([merge['method'], *details])})"
-
-
-def _origin(adapter: dict[str, Any]) -> str:
-    """Where an adapter that is not the trial's own comes from."""
-    if adapter["file"] is not None:
-        return f"{Path(adapter['file']).name}, a file, sha256 {(adapter['digest'] or 'unknown')[:12]}"
-    recipe = adapter["recipe"]
-    images = "" if recipe["kind"] != "folder" else f", images {(recipe['digest'] or 'unknown')[:12]}"
-    return f"{_recipe_name(recipe)}{images}: {_settings(adapter)}"
-
-
-def _settings(adapter: dict[str, Any]) -> str:
-    config, training = adapter["adapter"], adapter["training"]
-    if config is None:
-        what = "an adapter like the trial’s"
-    elif config["kind"] == "textual_inversion":
-        what = f"textual inversion of {count(config['vectors'], 'vector')} for “{config['word']}”"
-    else:
-        what = f"{config['kind']} of rank {config['rank']}"
-    if training is None:
-        return f"{what}, trained like the trial’s"
-    return f"{what}, {count(training['steps'], 'step')} on “{training['prompt']}”, seed {training['seed']}"
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -227,9 +137,9 @@ def render(
             hidden=forest_hidden(study),
             unseen=_unseen(study),
             latents=_latents(study),
-            method=_method(study),
-            provenance=_provenance(study, workspace),
-            config_uri=_config_uri(study),
+            method=method(study),
+            provenance=provenance(study, workspace),
+            config_uri=config_uri(study),
             base=base,
             left_out=data["left_out"],
             data=Markup(as_script(data)),
@@ -339,71 +249,3 @@ def _latents(study: Study) -> tuple[bool, int] | None:
         .nunique(dropna=False)
     )
     return bool((kinds == 1).all()), len(kinds)
-
-
-def _method(study: Study) -> dict[str, Any]:
-    sweep = study.sweep
-    splits = [prompt["split"] for prompt in sweep["prompts"]]
-    return {
-        "n_dev": splits.count("dev"),
-        "n_test": splits.count("test"),
-        "seeds": [str(seed) for seed in sweep["seeds"]],
-        "confidence": f"{100 * sweep['analysis']['confidence']:g}\u202f%",
-        "alpha": f"{1 - sweep['analysis']['confidence']:.2g}",
-        "n_images": len(study.results.images),
-    }
-
-
-def _provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
-    sweep = study.sweep
-    model = sweep["model"]
-    source = model["source"] if "source" in model else f"{model['kind']} (embedded)"
-    hashes = (
-        study.results.scores[["metric", "metric_version", "weights_hash"]]
-        .drop_duplicates()
-        .to_dict("records")
-    )
-    where = workspace.address
-    if Path(where).is_relative_to(Path.cwd()):  # as its user would type it
-        where = str(Path(where).relative_to(Path.cwd()))
-    folder = f"{where}/sweeps/{sweep['name']}"
-    return {
-        "model": source,
-        "digest": model["digest"],
-        "precision": model.get("precision", "fp32"),
-        "training_seed": sweep["training"]["seed"],
-        "analysis_seed": sweep["analysis"]["seed"],
-        "host": sweep["host"],
-        "finished_at": sweep["finished_at"],
-        "folder": shlex.quote(folder),
-        "duration": duration(sweep["seconds"]),
-        "versions": sorted(sweep["versions"].items()),
-        "adapters": other_adapters(study),
-        "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
-        "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",
-        "load": f"from harness import results\nr = results.load({json.dumps(folder)})\n"
-        f'r.trials; r.images; r.scores; r.summary; r.pairs(control="{study.control}"); r.wide()',
-        "config": _config(study),
-    }
-
-
-def _config(study: Study) -> str:
-    config = {key: value for key, value in study.sweep.items() if key not in FACTS}
-    return json.dumps(_from_here(config), indent=2, ensure_ascii=False)
-
-
-def _from_here(value: Any) -> Any:
-    """The same with folders below this one as one would type them, not as they lie on one machine."""
-    match value:
-        case dict():
-            return {key: _from_here(inner) for key, inner in value.items()}
-        case list():
-            return [_from_here(inner) for inner in value]
-        case str() if Path(value).is_absolute() and Path(value).is_relative_to(Path.cwd()):
-            return str(Path(value).relative_to(Path.cwd()))
-        case _:
-            return value
-
-
-def _config_uri(study: Study) -> str:
-    return "data:application/json;base64," + base64.b64encode(_config(study).encode()).decode()

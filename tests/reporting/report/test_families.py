@@ -9,7 +9,8 @@ from harness.reporting.report.figures.curves import family_curves, loss_curves, 
 from harness.reporting.report.figures.effects import MOST_ROWS, forest, forest_hidden
 from harness.reporting.report.images import family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
-from harness.reporting.report.page import arm_rows, other_adapters, render
+from harness.reporting.report.page import render
+from harness.reporting.report.provenance import arm_rows, other_adapters
 from harness.reporting.report.thumbnails import Thumbnails
 from harness.results import Results
 from harness.results.headline import verdict
