@@ -38,6 +38,7 @@ Examples:\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
   harness report runs/sweeps/quickstart --bundle shared --zip\n
+  harness grid runs/sweeps/quickstart --x adapter.rank --y prompt --out grid.png\n
   harness publish runs/sweeps/quickstart --mode online\n
   harness export runs/sweeps/quickstart best --layout kohya\n
   harness redraw runs/images/0123abcd/4567ef/89ab.png\n

@@ -1,4 +1,4 @@
-"""Commands on a finished sweep: `harness report`, `publish`, `export`, `redraw`."""
+"""Commands on a sweep: `harness report`, `grid`, `publish`, `export`, `redraw`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -62,6 +62,50 @@ def _finished_or_growing(workspace: "Workspace", here: Path) -> "Results":
         if found is not None:
             return found
     return load(here)
+
+
+@app.command()
+def grid(
+    folder: SweepFolder,
+    *,
+    x: Annotated[str | None, typer.Option(help="Columns: axis, arm, arm.scale, trial, prompt, seed.")] = None,
+    y: Annotated[str | None, typer.Option(help="Rows; default: the next axis.")] = None,
+    panels: Annotated[str | None, typer.Option(help="Panels below each other.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text of the prompt; default: the median dev pair's.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Default: the median dev pair's.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Arm, or family of arms; default: the verdict's.")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Hold another dimension, as adapter.rank=8 or arm.scale=0.5."),
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="Metric below the images; default: the primary.")] = None,
+    control: Annotated[str | None, typer.Option(help="Control of the differences.")] = None,
+    size: Annotated[int, typer.Option(help="Pixels of an image's longer side.", min=48, max=2048)] = 192,
+    output: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("grid.png"),
+) -> None:
+    """Draw images of a sweep as a grid: any axis, arm, prompt or seed as columns, rows and panels."""
+    from harness.errors import ConfigError, WorkspaceError
+    from harness.reporting.report.sheet import View, draw_grid
+    from harness.results.study import Study
+    from harness.store.workspace import Workspace
+
+    held = {key: value for key, value in {"prompt": prompt, "seed": seed, "arm": arm}.items() if value}
+    for entry in at or ():
+        key, found, value = entry.partition("=")
+        if not found:
+            raise ConfigError(f"--at {entry}: give KEY=VALUE, as --at adapter.rank=8")
+        held[key] = value
+    workspace, here = Workspace.of_sweep(folder)
+    view = View(x=x, y=y, panels=panels, at=held, metric=score, control=control, size=size)
+    picture, about = draw_grid(Study(_finished_or_growing(workspace, here)), workspace, view)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(output, format="PNG", pnginfo=about)
+    except OSError as error:
+        raise WorkspaceError(f"{output} cannot be written: {error.strerror}") from error
+    out.print(f"grid: {output}", highlight=False)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from harness.engine.stages.scoring import SCORES, metric_name, surveyed
 from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.summary import select_best, summarise
-from harness.store.artifact import versions
+from harness.store.artifact import read_json, versions
 from harness.store.workspace import PLAN, Workspace
 
 FEWEST_PATTERNS = 100  # that a sweep may ask for
@@ -58,7 +58,7 @@ def so_far(workspace: Workspace, name: str) -> results.Results | None:
     """
     folder = workspace.fetch_sweep(name)
     try:
-        sweep = SweepConfig.model_validate(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+        sweep = SweepConfig.model_validate(read_json(folder / PLAN))
     except OSError:
         return None
     except ValueError as error:

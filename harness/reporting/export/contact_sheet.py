@@ -80,7 +80,7 @@ def _score(evidence: Evidence, pair: Pair, arm: str) -> str:
     text = f"{evidence.primary} {shot.score:.2f}"
     if arm == evidence.control or control is None or control.score is None:
         return text
-    return f"{text} ({shot.score - control.score:+.2f})".replace("-", "−")
+    return f"{text} ({shot.score - control.score:+.2f})"  # Pillow's own font has no minus sign
 
 
 def _cut(pen: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:

@@ -49,15 +49,6 @@ class Encoded:
 Cache = dict[tuple[str, int], Encoded | None]  # by path and size
 
 
-def read_image(path: Path) -> Image.Image | None:
-    """The pixels alone; None where the file is gone or unreadable."""
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
-
-
 @dataclass
 class Thumbnails:
     """Encodes images of a workspace and counts the bytes they take on the page.
