@@ -1,7 +1,7 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -19,10 +19,12 @@ from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
 from harness.errors import ConfigError
-from harness.results.format import duration
+from harness.results.format import duration, events, interval, metric_name, p_text, percent, signed
 
 if TYPE_CHECKING:
     from harness.results import Results
+    from harness.results.contrast import Contrast
+    from harness.results.study import Study
 
 
 out = Console(soft_wrap=False)
@@ -213,16 +215,18 @@ def trial_number(text: str) -> int | Literal["best"]:
 
 def print_verdict(results: "Results", folder: str) -> None:
     """The answer, as the report has it, and where everything is."""
-    from harness.results.format import events
     from harness.results.headline import verdict
     from harness.results.study import Study
     from harness.store.workspace import REPORT
 
-    found = verdict(Study(results))
+    study = Study(results)
+    found = verdict(study)
     colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
     out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
     for line in (*found.facts, *found.cautions):
         out.print(f"  {escape(line)}", highlight=False)
+    if found.contrasts:
+        _print_table(found.contrasts, study, ["against"], lambda c: [c.control])
     for line in events(results.sweep.get("events", [])):
         out.print(f"  {line}", highlight=False)
     out.print(f"report  {folder}/{REPORT}", highlight=False)
@@ -231,19 +235,30 @@ def print_verdict(results: "Results", folder: str) -> None:
 
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
     """One trial against each control on each metric."""
-    from harness.results.format import interval, p_text, percent, signed
     from harness.results.study import Study
 
     study = Study(results)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("metric", "arm", "against", "diff", "interval", "p", "wins", "pairs"):
-        table.add_column(heading, no_wrap=True)
     chosen = [c for c in study.contrasts.values() if (c.trial_id, c.split) == (trial_id, split)]
-    for c in chosen:
+    _print_table(
+        chosen, study, ["metric", "arm", "against"], lambda c: [metric_name(c.metric), c.arm, c.control]
+    )
+
+
+def _print_table(
+    contrasts: Sequence["Contrast"],
+    study: "Study",
+    names: list[str],
+    named: Callable[["Contrast"], list[str]],
+) -> None:
+    """A row per contrast, then each thing that its numbers do not say, once."""
+    table = Table(box=None, pad_edge=False)
+    for heading in (*names, "diff", "interval", "p", "wins", "pairs", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    for c in contrasts:
         decimals = study.decimals[c.metric]
         limits, wins = escape(interval(c.low, c.high, decimals)), percent(c.win_rate)
-        numbers = [signed(c.difference, decimals), limits, p_text(c.p_raw), wins, str(c.n_pairs)]
-        table.add_row(c.metric, c.arm, c.control, *numbers)
+        numbers = [signed(c.difference, decimals), limits, p_text(c.p), wins, str(c.n_pairs), c.finding]
+        table.add_row(*named(c), *numbers)
     out.print(table)
-    for reason in dict.fromkeys(c.reason for c in chosen if c.reason):
-        out.print(f"– {escape(reason)}", highlight=False)
+    for note in dict.fromkeys(f"{c.control}: {c.note}" for c in contrasts if c.note):
+        out.print(f"– {escape(note)}", highlight=False)

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 
-Finding = Literal["better", "worse", "higher", "lower", "none", "missing"]
+from harness.results.format import count, p_text
+
+Finding = Literal["better", "worse", "higher", "lower", "equivalent", "undecided", "missing"]
+SHOWN = frozenset({"better", "worse", "higher", "lower"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +30,24 @@ class Contrast:
     confidence: float
     p: float | None  # adjusted over trials × arms (max-T); None where there is none
     p_raw: float | None
+    family: int  # comparisons that p is adjusted for
     win_rate: float | None
     mean_arm: float | None
     mean_control: float | None
     higher_is_better: bool | None
-    reason: str | None
+    verdict: str | None  # None where there is no difference
+    verdict_reason: str | None  # why, where the numbers alone do not say so
+    margin: float | None
+    detectable: float | None  # the true difference that the design finds in 80 %
+    prompts_to_decide: int | None
+    skewness: float | None
+    reason: str | None  # why a number is None
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> "Contrast":
         """A row of the summary."""
         p_raw, adjusted = number(row["p_value"]), number(row["p_adjusted"])
-        direction = row["higher_is_better"]
+        direction, to_decide = row["higher_is_better"], number(row["prompts_to_decide"])
         return cls(
             trial_id=row["trial_id"],
             arm=row["arm"],
@@ -53,31 +63,49 @@ class Contrast:
             confidence=float(row["confidence"]),
             p=p_raw if adjusted is None else adjusted,
             p_raw=p_raw,
+            family=int(number(row["family"]) or 0),
             win_rate=number(row["win_rate"]),
             mean_arm=number(row["mean_arm"]),
             mean_control=number(row["mean_control"]),
             higher_is_better=None if direction is None or pd.isna(direction) else bool(direction),
+            verdict=text(row["verdict"]),
+            verdict_reason=text(row["verdict_reason"]),
+            margin=number(row["margin"]),
+            detectable=number(row["detectable"]),
+            prompts_to_decide=None if to_decide is None else int(to_decide),
+            skewness=number(row["skewness"]),
             reason=text(row["reason"]),
         )
 
     @property
     def finding(self) -> Finding:
-        """What the numbers show. Interval and test must agree; else no difference is shown."""
-        if self.difference is None:
-            return "missing"
-        if not self.decided:
-            return "none"
-        up = self.difference > 0
-        if self.higher_is_better is None:
-            return "higher" if up else "lower"
-        return "better" if up == self.higher_is_better else "worse"
+        """The verdict; missing where there is no difference."""
+        return cast(Finding, self.verdict) if self.difference is not None and self.verdict else "missing"
 
     @property
-    def decided(self) -> bool:
-        """True where the interval excludes zero and p is below 1 − confidence."""
-        if self.low is None or self.high is None or self.p is None:
-            return False
-        return (self.low > 0 or self.high < 0) and self.p < 1 - self.confidence
+    def shown(self) -> bool:
+        """Whether a difference is shown: interval and test agree, and lost pairs could not undo it."""
+        return self.finding in SHOWN
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of its row needs to know beside the numbers; None where they speak for themselves."""
+        if self.reason or self.verdict_reason:
+            return self.reason or self.verdict_reason
+        if self.finding != "undecided" or self.low is None or self.high is None or self.p is None:
+            return None
+        alpha = 1 - self.confidence
+        if self.low > 0 or self.high < 0:
+            if self.p <= alpha:
+                return f"does not hold whatever the {count(self.n_missing, 'lost pair')} would have shown"
+            if self.p_raw is not None and self.p_raw <= alpha:
+                return (
+                    f"p is {p_text(self.p_raw)} by itself, {p_text(self.p)} among {self.family} comparisons"
+                )
+            return "the interval shows a difference and the sign-flip test does not"
+        if self.p <= alpha:
+            return "the sign-flip test shows a difference and the interval does not"
+        return None
 
     @property
     def gain(self) -> float | None:

@@ -1,30 +1,31 @@
 """What the sweep shows, in plain words. Every sentence follows from the tables by a stated rule."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
-from harness.results.contrast import Contrast
+from harness.results.contrast import SHOWN, Contrast, Finding
 from harness.results.format import (
     count,
     interval,
     listed,
     metric_name,
     p_clause,
+    p_text,
     percent,
     plain,
     signed,
 )
+from harness.results.inference import MANY_PROMPTS, SKEWED
 from harness.results.study import Study
 
 Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen
-TONES: dict[str, Tone] = {
-    "better": "better",
-    "higher": "better",
-    "worse": "worse",
-    "lower": "worse",
-    "none": "none",
-}
+GOOD, BAD = frozenset({"better", "higher"}), frozenset({"worse", "lower"})
+WORST_FIRST: tuple[Finding, ...] = (
+    "worse", "lower", "undecided", "missing", "equivalent", "better", "higher",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Verdict:
     tone: Tone
     headline: str
     facts: tuple[str, ...]
-    cautions: tuple[str, ...]
+    cautions: tuple[str, ...]  # one of a kind, the gravest first
     contrasts: tuple[Contrast, ...]  # the selected trial against each control, on the split of the verdict
 
 
@@ -51,12 +52,20 @@ def verdict(study: Study) -> Verdict:
             contrasts=contrasts,
         )
     return Verdict(
-        tone=TONES[main.finding],
+        tone=tone(main, contrasts),
         headline=_headline(study, main, contrasts),
         facts=tuple(_facts(study, main)),
         cautions=tuple(_cautions(study, main, contrasts)),
         contrasts=contrasts,
     )
+
+
+def tone(main: Contrast, contrasts: Sequence[Contrast]) -> Tone:
+    """The colour of the answer: better only where no control is shown to be better than the arm."""
+    if main.finding in BAD:
+        return "worse"
+    beaten = any(c.finding in BAD for c in contrasts)
+    return "better" if main.finding in GOOD and not beaten else "none"
 
 
 def _no_verdict(study: Study, main: Contrast | None) -> str:
@@ -67,31 +76,53 @@ def _no_verdict(study: Study, main: Contrast | None) -> str:
     return f"No verdict: no trial could be compared with {study.control} on {metric}{reason}."
 
 
-def _headline(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> str:
-    exploratory = "" if study.split == "test" else "Exploratory: "
+def _headline(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
     where = f"on {HELD_OUT} prompts" if study.split == "test" else "on the prompts it was selected on"
-    metric = metric_name(study.primary)
-    others = [c.control for c in contrasts if c.control != main.control and c.finding != main.finding]
-    match main.finding:
-        case "none":
-            return f"{exploratory}No difference from {main.control} shown {where}, by {metric}."
-        case "better" | "higher":
-            word = "Better" if main.finding == "better" else f"Higher {metric}"
+    found = f"this adapter is {compared(main, contrasts, study.decimals[study.primary])}"
+    if main.finding == "undecided":
+        found = f"undecided: {found}"
+    if study.split == "dev":
+        found = f"exploratory: {found}"
+    return f"{found[0].upper()}{found[1:]}, {where}, by {metric_name(study.primary)}."
+
+
+def compared(main: Contrast, contrasts: Sequence[Contrast], decimals: int) -> str:
+    """The arm against every control, as `better than placebo but worse than baseline`; the main one first."""
+    findings = [main.finding, *(f for f in WORST_FIRST if f != main.finding)]
+    groups = [(f, [c.control for c in contrasts if c.finding == f]) for f in findings]
+    groups = [(f, names) for f, names in groups if names]
+    if len(groups) == 1 and len(contrasts) > 1:
+        return _relation(main, ["every control"], main.finding, decimals, conjunction="or")
+    parts = [
+        _relation(main, sorted(names, key=lambda name: name != main.control), f, decimals)
+        for f, names in groups
+    ]
+    but = " but " if {main.finding} <= GOOD or {main.finding} <= BAD else ", "
+    return parts[0] + (but + listed(parts[1:]) if parts[1:] else "")
+
+
+def _relation(
+    main: Contrast, names: list[str], finding: Finding, decimals: int, *, conjunction: str = "or"
+) -> str:
+    whom = listed(names, "and" if finding in SHOWN or finding == "equivalent" else conjunction)
+    match finding:
+        case "equivalent" if main.margin is not None:
+            return f"equivalent to {whom} (within ±{plain(main.margin, decimals)})"
+        case "equivalent":
+            return f"the same as {whom}"
+        case "undecided" if main.finding in GOOD:
+            return f"not shown to beat {whom}"
+        case "undecided":
+            return f"not shown to differ from {whom}"
+        case "missing":
+            return f"not compared with {whom}"
         case _:
-            word = "Worse" if main.finding == "worse" else f"Lower {metric}"
-    by = f", by {metric}" if main.finding in ("better", "worse") else ""
-    if others and main.finding in ("better", "higher"):
-        but = f"but not shown to beat {listed(others, 'or')}"
-        return f"{exploratory}{word} than {main.control}, {but}, {where}{by}."
-    beaten = [c.control for c in contrasts if c.finding == main.finding]
-    whom = "every control" if len(beaten) == len(contrasts) > 1 else listed(beaten)
-    return f"{exploratory}{word} than {whom} {where}{by}."
+            return f"{finding} than {whom}"
 
 
-def _facts(study: Study, main: Contrast) -> list[str]:
-    """What was selected and how; what it measured; what is left of the dev difference."""
+def _facts(study: Study, main: Contrast) -> Iterator[str]:
+    """What was selected and how; what it measured; what the design finds; what is left of the difference."""
     decimals = study.decimals[study.primary]
-    metric = metric_name(study.primary)
     label = study.labels[main.trial_id]
     usable = sum(
         1
@@ -99,29 +130,27 @@ def _facts(study: Study, main: Contrast) -> list[str]:
         if (c := study.contrast(trial_id, control=study.control, split="dev")) and c.difference is not None
     )
     dev = study.contrast(main.trial_id, control=study.control, split="dev")
-    facts = []
-    if usable > 1:
-        n_dev = count(dev.n_prompts, "dev prompt") if dev else "the dev prompts"
-        n_arms = len(study.adapter_arms)
-        drawn = f", drawn as {study.arm}" if n_arms > 1 else ""
-        among = count(usable, "usable trial") + f" in {n_arms} arms" * (n_arms > 1)
-        facts.append(
-            f"Selected: {label}{drawn}. Of {among} it had the largest gain in {metric} over "
-            f"{study.control} on {n_dev}."
-        )
-    else:
-        facts.append(_only_one(study, label))
+    yield _selected(study, label, dev, usable)
     if study.pareto_front:
         labels = [study.labels[trial_id] for trial_id in study.pareto_front]
-        facts.append(f"On the Pareto front of the search's objectives, on dev prompts: {listed(labels)}.")
-    facts.append(_measured(main, decimals))
+        yield f"On the Pareto front of the search's objectives, on dev prompts: {listed(labels)}."
+    yield _measured(main, decimals)
+    if main.detectable is not None or main.prompts_to_decide is not None:
+        yield _design(main, decimals)
     if study.split == "test" and dev is not None and dev.difference is not None:
-        facts.append(_shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1))
-    return facts
+        yield _shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1)
 
 
-def _only_one(study: Study, label: str) -> str:
+def _selected(study: Study, label: str, dev: Contrast | None, usable: int) -> str:
     n_arms = len(study.adapter_arms)
+    if usable > 1:
+        n_dev = count(dev.n_prompts, "dev prompt") if dev else "the dev prompts"
+        drawn = f", drawn as {study.arm}" if n_arms > 1 else ""
+        among = count(usable, "usable trial") + f" in {n_arms} arms" * (n_arms > 1)
+        return (
+            f"Selected: {label}{drawn}. Of {among} it had the best difference in "
+            f"{metric_name(study.primary)} from {study.control} on {n_dev}."
+        )
     if n_arms > 1:
         return f"The trial: {label}, the only usable one; of its {n_arms} arms, {study.arm} was best on dev."
     return f"The trial: {label}. It was the only usable one, so nothing was selected."
@@ -131,15 +160,40 @@ def _measured(main: Contrast, decimals: int) -> str:
     wins = f", {main.arm} ahead in {percent(main.win_rate)} of the pairs" if main.win_rate is not None else ""
     where = "held-out test" if main.split == "test" else "dev"
     means = f"{plain(main.mean_arm, decimals)} against {plain(main.mean_control, decimals)}"
-    confidence = f"{100 * main.confidence:g}\u202f% interval"
-    certainty = f"{confidence} {interval(main.low, main.high, decimals)}, {p_clause(main.p)}"
+    certainty = f"{100 * main.confidence:g}\u202f% interval {interval(main.low, main.high, decimals)}, "
+    certainty += p_clause(main.p) + (f" among {main.family} comparisons" if main.family > 1 else "")
     if main.low is None and main.reason:
         certainty = main.reason
+    lost = f", {count(main.n_missing, 'pair')} lost" if main.n_missing else ""
     return (
         f"{main.arm} − {main.control} = {signed(main.difference, decimals)}, {certainty}, "
         f"on {count(main.n_prompts, f'{where} prompt')} ({count(main.n_pairs, 'pair')} of images with "
-        f"the same prompt and seed){wins}. Means: {means}."
+        f"the same prompt and seed{lost}){wins}. Means: {means}."
     )
+
+
+def _design(main: Contrast, decimals: int) -> str:
+    """What these prompts could have found, and how many would decide what is open."""
+    said = []
+    if main.detectable is not None:
+        said.append(
+            f"{count(main.n_prompts, 'prompt')} find a true difference of {plain(main.detectable, decimals)} "
+            f"in 80\u202f% of studies; less is likely missed"
+        )
+    if main.finding == "undecided":
+        aim = (
+            f"a difference of the size observed, {signed(main.difference, decimals)}, were it the true one"
+            if main.margin is None
+            else f"between no difference and one of ±{plain(main.margin, decimals)}"
+        )
+        decide = "would show" if main.margin is None else "would decide"
+        how_many = (
+            "No number of prompts up to 100,000"
+            if main.prompts_to_decide is None
+            else f"About {count(main.prompts_to_decide, 'prompt')}"
+        )
+        said.append(f"{how_many} {decide} {aim}")
+    return ". ".join(said) + "."
 
 
 def _shrinkage(dev: Contrast, test: Contrast, decimals: int, *, selected: bool) -> str:
@@ -156,11 +210,14 @@ def _shrinkage(dev: Contrast, test: Contrast, decimals: int, *, selected: bool) 
 
 
 def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> list[str]:
+    """At most one of each kind, the gravest first."""
+    others = [c for c in contrasts if c is not main]
     return [
         *_exploratory(study),
-        *_explanations(study, main, contrasts),
-        *_guards(study),
-        *_power(main),
+        *_beaten(study, others),
+        *_not_beaten(study, main, others),
+        *_other_metrics(study),
+        *_numbers(main),
         *_losses(study),
     ]
 
@@ -179,97 +236,122 @@ def _exploratory(study: Study) -> list[str]:
     ]
 
 
+def _beaten(study: Study, others: Sequence[Contrast]) -> list[str]:
+    """Controls that are better than the arm."""
+    worse = [c for c in others if c.finding in BAD]
+    if not worse:
+        return []
+    decimals = study.decimals[study.primary]
+    shown = [f"{c.control} ({signed(c.difference, decimals)} {_limits(c, decimals)})" for c in worse]
+    what = "is better than" if worse[0].finding == "worse" else "is higher than"
+    plural = "each " if len(worse) > 1 else ""
+    return [f"{listed(shown)} {plural}{what} {worse[0].arm}: what it is compared with first is not the best."]
+
+
 EXPLAINS = {
-    "sham": "an adapter trained in the same way on other images ({control}) does the same, so the gain "
-    "cannot be put down to the bad images",
-    "others": "the other adapters without the trial's own ({control}) do the same, so the gain cannot be put "
-    "down to the trial's own",
-    "alone": "the trial's own adapter by itself ({control}) does the same, so the gain cannot be put down to "
-    "the adapters together",
-    "guidance": "another guidance alone ({control}) does the same, so the gain cannot be put down to "
-    "the adapter",
-    "word": "the negative prompt alone ({control}) does the same, so the gain cannot be put down to "
-    "the adapter",
-    "plain": "drawing without any of this ({control}) does the same",
+    "sham": "an adapter trained in the same way on other images does the same, so the gain cannot be put "
+    "down to the bad images",
+    "others": "the other adapters without the trial's own do the same, so the gain cannot be put down to "
+    "the trial's own",
+    "alone": "the trial's own adapter by itself does the same, so the gain cannot be put down to the "
+    "adapters together",
+    "guidance": "another guidance alone does the same, so the gain cannot be put down to the adapter",
+    "word": "the negative prompt alone does the same, so the gain cannot be put down to the adapter",
+    "plain": "drawing without any of this does the same",
 }
 
 
-def _explanations(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> list[str]:
-    """For each control that was not beaten, what therefore remains possible."""
-    if not any(c.finding in ("better", "higher") for c in contrasts):
+def _not_beaten(study: Study, main: Contrast, others: Sequence[Contrast]) -> list[str]:
+    """For the controls that an arm with a gain does not beat, what therefore remains possible: one bullet."""
+    if main.finding not in GOOD:
         return []
     decimals = study.decimals[study.primary]
-    found = []
-    for c in contrasts:
-        if c.finding in ("better", "higher"):
-            continue
-        if c.difference is None:
-            found.append(f"No comparison with {c.control}: {c.reason or 'no numbers'}.")
-            continue
-        text = f"It is not shown to beat {c.control} ({signed(c.difference, decimals)} "
-        text += f"{interval(c.low, c.high, decimals)}, {p_clause(c.p)}): it remains possible that "
-        text += EXPLAINS[study.control_kind(c.control)].format(control=c.control) + "."
-        own = _own_gain(c, main)
-        if c.control != main.control and own is not None:
-            text += f" By itself, {c.control} differs from {main.control} by {signed(own, decimals)}, "
-            text += f"the adapter by {signed(main.difference, decimals)}."
-        found.append(text)
-    return found
+    open_ = [c for c in others if c.finding in ("undecided", "equivalent")]
+    kinds = sorted(open_, key=lambda c: list(EXPLAINS).index(study.control_kind(c.control)))
+    said = []
+    for kind, group in groupby(kinds, key=lambda c: study.control_kind(c.control)):
+        shown = [
+            f"{c.control} ({signed(c.difference, decimals)} {_limits(c, decimals)}, {p_clause(c.p)}"
+            f"{_own_difference(c, main, decimals)})"
+            for c in group
+        ]
+        said.append(
+            f"It is not shown to beat {listed(shown, 'or')}: it remains possible that {EXPLAINS[kind]}."
+        )
+    if missing := [c for c in others if c.difference is None]:
+        reasons = listed([f"{c.control} ({c.reason or 'no numbers'})" for c in missing])
+        said.append(f"There is no comparison with {reasons}.")
+    return [" ".join(said)] if said else []
 
 
-def _own_gain(control: Contrast, main: Contrast) -> float | None:
+def _own_difference(control: Contrast, main: Contrast, decimals: int) -> str:
     """Control − main control, where both were measured on the same pairs."""
     if control.mean_control is None or main.mean_control is None or control.n_pairs != main.n_pairs:
-        return None
-    return control.mean_control - main.mean_control
+        return ""
+    own = signed(control.mean_control - main.mean_control, decimals)
+    return f"; by itself {own} from {main.control}"
 
 
-def _guards(study: Study) -> list[str]:
-    """Other metrics that moved: a guard, or a metric that became worse."""
+def _other_metrics(study: Study) -> list[str]:
+    """Metrics beside the primary that moved: a guard, or one that became worse."""
     moved, worse = [], []
     for metric in study.metrics:
         c = study.contrast(study.selected, control=study.control, metric=metric, split=study.split)
         if metric == study.primary or c is None or c.difference is None:
             continue
-        text = f"{metric_name(metric)} {signed(c.difference, study.decimals[metric])} "
-        text += interval(c.low, c.high, study.decimals[metric])
+        decimals = study.decimals[metric]
+        text = f"{metric_name(metric)} {signed(c.difference, decimals)} {_limits(c, decimals)}"
         if c.finding in ("higher", "lower"):
             moved.append(text)
         elif c.finding == "worse":
             worse.append(text)
-    found = []
+    said = []
+    if worse:
+        said.append(f"It costs something: against {study.control}, {listed(worse)} became worse.")
     if moved:
-        found.append(
+        said.append(
             f"Against {study.control} the images also changed in {listed(moved)}. A scorer may reward that "
             "alone; look at the images."
         )
-    if worse:
-        found.append(f"It costs something: against {study.control}, {listed(worse)} became worse.")
-    return found
+    return [" ".join(said)] if said else []
 
 
-def _power(main: Contrast) -> list[str]:
-    """Too few prompts for the test to say anything at all."""
-    smallest = 2.0 ** (1 - main.n_prompts)  # two-sided sign flips of n prompt means
-    if smallest < 1 - main.confidence:
-        return []
-    return [
-        f"With {count(main.n_prompts, 'prompt')} the sign-flip test cannot give a p below {smallest:.2g}, "
-        "so no difference could be shown whatever its size. Use more prompts."
-    ]
+def _numbers(main: Contrast) -> list[str]:
+    """What the numbers of the main contrast do not say by themselves."""
+    said = []
+    if main.note:
+        said.append(f"Against {main.control}: {main.note}.")
+    smallest = 2.0 ** (1 - main.n_prompts)  # two-sided sign flips of n prompt means, however many contrasts
+    if smallest > 1 - main.confidence:
+        said.append(
+            f"With {count(main.n_prompts, 'prompt')} the sign-flip test cannot give a p below "
+            f"{p_text(smallest)}, so no difference could be shown whatever its size. Use more prompts."
+        )
+    if main.skewness is not None and abs(main.skewness) > SKEWED and main.n_prompts < MANY_PROMPTS:
+        said.append(
+            f"A few of the {main.n_prompts} prompts differ far more than the others (skewness "
+            f"{signed(main.skewness, 1)}): a claim errs in up to 7\u202f% instead of 2.5 on one side; use "
+            f"{MANY_PROMPTS} prompts or more."
+        )
+    return [" ".join(said)] if said else []
 
 
 def _losses(study: Study) -> list[str]:
-    found = []
+    said = []
     failed, missing, stopped = (study.n_trials(status) for status in ("failed", "missing", "stopped"))
     if failed or missing or stopped:
         parts = [f"{stopped} stopped early by {study.scheduler}"] * bool(stopped)
         parts += [f"{failed} failed"] * bool(failed) + [f"{missing} did not run"] * bool(missing)
-        found.append(f"Of {count(study.n_trials(), 'trial')}, {listed(parts)}; they were not in the running.")
+        said.append(f"Of {count(study.n_trials(), 'trial')}, {listed(parts)}; they were not in the running.")
     scores = study.results.scores
     lost = int(scores["value"].isna().sum())
     if lost:
-        found.append(
-            f"{lost:,} of {count(len(scores), 'score')} could not be computed; their pairs are left out."
+        said.append(
+            f"{lost:,} of {count(len(scores), 'score')} could not be computed; a verdict holds whatever "
+            "their pairs would have shown."
         )
-    return found
+    return [" ".join(said)] if said else []
+
+
+def _limits(c: Contrast, decimals: int) -> str:
+    return interval(c.low, c.high, decimals)

@@ -54,33 +54,6 @@ class Estimates:
         width_K = stdtrit(self.freedom_K, (1 + confidence) / 2) * self.error_K
         return self.mean_K - width_K, self.mean_K + width_K
 
-    def disagree(self, confidence: float) -> Bools:
-        """Contrasts [K] whose interval and p do not say the same about a difference."""
-        low_K, high_K = self.interval(confidence)
-        excludes_0 = (low_K > 0) | (high_K < 0)
-        disagree_K: Bools = np.isfinite(self.error_K) & (excludes_0 != (self.p_K <= 1 - confidence))
-        return disagree_K
-
-    def cautions(self, confidence: float) -> list[tuple[str, ...]]:
-        """What each contrast's reader should know before trusting its interval."""
-        found = []
-        disagree_K = self.disagree(confidence)
-        low_K, high_K = self.interval(confidence)
-        for k, skewness in enumerate(self.skewness_K):
-            lines = []
-            if disagree_K[k]:
-                two = ["interval", "sign-flip test"]
-                shows, denies = two if low_K[k] > 0 or high_K[k] < 0 else two[::-1]
-                lines.append(f"the {shows} shows a difference and the {denies} does not: none is claimed")
-            if abs(skewness) > SKEWED and self.prompts_K[k] < MANY_PROMPTS:
-                lines.append(
-                    f"a few of the {self.prompts_K[k]} prompts differ far more than the others (skewness "
-                    f"{skewness:+.1f}): a claim errs in up to 7 % instead of 2.5 % on one side; use "
-                    f"{MANY_PROMPTS} prompts or more"
-                )
-            found.append(tuple(lines))
-        return found
-
 
 def too_few(prompts: int, confidence: float) -> bool:
     """Whether so few prompts cannot carry a verdict of this confidence.

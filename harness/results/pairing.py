@@ -16,6 +16,7 @@ from harness.errors import ArtifactError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,11 @@ class Grid:
     def values(self, rows_K: Ints, cells_C: Ints) -> Floats:
         """Scores [K, M, C] of some draws on some cells; NaN for a draw without images."""
         return _take(self.value_DMC[:, :, cells_C], rows_K, np.nan)
+
+    def extremes(self, metric: int) -> tuple[float, float]:
+        """The lowest and the highest score of a metric, by its place, in the sweep; NaN without any."""
+        values = self.value_DMC[:, metric][np.isfinite(self.value_DMC[:, metric])]
+        return (float(values.min()), float(values.max())) if len(values) else (np.nan, np.nan)
 
     def image_rows(self, rows_K: Ints, cells_C: Ints) -> Ints:
         """Rows of `images` [K, C]; −1 where there is no image."""

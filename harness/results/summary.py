@@ -8,7 +8,7 @@ Shape legend: K contrasts (trial × arm), M metrics, C cells (prompt × seed), N
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import pandas as pd
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import MetricConfig
 from harness.errors import ConfigError
-from harness.results.inference import estimate_crossed, estimate_prompts, max_t_p, too_few
+from harness.results.inference import Estimates, estimate_crossed, estimate_prompts, max_t_p, too_few
 from harness.results.pairing import (
+    Bools,
     Floats,
     Grid,
     Ints,
@@ -29,8 +30,15 @@ from harness.results.pairing import (
     split_cells,
 )
 from harness.results.tables import SUMMARY, typed
-
-NOISES_FOR_A_VERDICT = 8  # starting noises that all prompts share; a two-way interval covers 95 % from 4 on
+from harness.results.verdicts import (
+    FEWEST_NOISES,
+    Losses,
+    Rule,
+    decide,
+    detectable,
+    fill_lost,
+    prompts_to_decide,
+)
 
 
 def summarise(
@@ -148,33 +156,127 @@ def prompt_means(arm_KC: Floats, control_KC: Floats, prompt_C: Ints, *, sign_K: 
     )
 
 
-def infer(difference_NK: Floats, analysis: AnalysisConfig, shared_NSK: Floats | None = None) -> pd.DataFrame:
-    """ci_low, ci_high, p_value and reason of each contrast, from prompt-level differences (NaN: no pairs).
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Scores of K contrasts with one control on one metric and split, by prompt and starting noise."""
 
-    `shared_NSK` holds the differences by starting noise where all prompts meet the same S noises: these are
-    then a second random factor, the interval is two-way, and below 8 noises there is no p.
+    arm_KC: Floats  # NaN where there is no score
+    control_KC: Floats
+    prompt_C: Ints  # the prompt of each cell, from 0
+    noise_C: Ints  # its starting noise, from 0
+
+    @property
+    def shared_NSK(self) -> Floats | None:
+        """Differences by prompt and starting noise; None where no two prompts share a noise."""
+        return _shared_noises(self.arm_KC - self.control_KC, self.prompt_C, self.noise_C)
+
+    @property
+    def lost_KC(self) -> Bools:
+        """Pairs without a difference, of contrasts that have others."""
+        missing_KC: Bools = np.isnan(self.arm_KC - self.control_KC)
+        return missing_KC & ~missing_KC.all(axis=1, keepdims=True)
+
+    def filled(self, *, lowest: float, highest: float) -> tuple["Cells", "Cells"]:
+        """The same with lost pairs at the lowest difference that they could have had, and at the highest."""
+        low, high = fill_lost(self.arm_KC, self.control_KC, lowest=lowest, highest=highest)
+        lost_KC = self.lost_KC
+
+        def with_lost(filled: tuple[Floats, Floats]) -> Cells:
+            arm_KC, control_KC = filled
+            return replace(
+                self,
+                arm_KC=np.where(lost_KC, arm_KC, self.arm_KC),
+                control_KC=np.where(lost_KC, control_KC, self.control_KC),
+            )
+
+        return with_lost(low), with_lost(high)
+
+
+def estimated(cells: Cells, analysis: AnalysisConfig) -> tuple[Estimates, Floats]:
+    """Estimates of K contrasts, and p [K] adjusted for all of them (NaN where noises are shared).
+
+    Where all prompts meet the same noises these are a second random factor, and the interval is two-way.
     """
+    sign_K = np.ones(len(cells.arm_KC))
+    difference_NK = prompt_means(cells.arm_KC, cells.control_KC, cells.prompt_C, sign_K=sign_K).difference_NK
+    patterns, seed = analysis.resamples, analysis.seed
+    found = estimate_prompts(difference_NK, patterns=patterns, seed=seed)
+    shared_NSK = cells.shared_NSK
     if shared_NSK is None:
-        estimates = estimate_prompts(difference_NK, patterns=analysis.resamples, seed=analysis.seed)
-    elif shared_NSK.shape[1] == 1:
-        reason = "all prompts share one starting noise: no interval and no p"
-        columns = dict.fromkeys(("ci_low", "ci_high", "p_value"), np.full(difference_NK.shape[1], np.nan))
-        return pd.DataFrame(columns).assign(reason=reason)
-    else:
-        estimates = estimate_crossed(shared_NSK, factor="noise")
-    found = pd.DataFrame({"p_value": estimates.p_K, "reason": pd.Series(estimates.reason_K, dtype="str")})
-    found["ci_low"], found["ci_high"] = estimates.interval(analysis.confidence)
-    for k in np.flatnonzero(found["reason"].isna()):
-        if too_few(prompts := int(estimates.prompts_K[k]), analysis.confidence):
-            found.loc[k, ["ci_low", "ci_high"]] = np.nan
-            found.loc[k, "reason"] = (
+        adjusted_K = max_t_p(difference_NK, patterns=patterns, seed=seed)
+        return found, np.where(np.isnan(found.p_K), np.nan, adjusted_K)
+    none_K = np.full(len(sign_K), np.nan)
+    if shared_NSK.shape[1] > 1:
+        return estimate_crossed(shared_NSK, factor="noise"), none_K
+    reason_K = np.full(
+        len(sign_K), "all prompts share one starting noise: no interval and no p", dtype=object
+    )
+    reason_K[found.prompts_K == 0] = "no pairs"
+    return replace(found, error_K=none_K, p_K=none_K, reason_K=reason_K, crossed="noise"), none_K
+
+
+def infer(found: Estimates, analysis: AnalysisConfig) -> pd.DataFrame:
+    """ci_low, ci_high, p_value and reason of each contrast: the numbers that are shown, and why not others.
+
+    Too few prompts have no interval, and too few shared noises no p.
+    """
+    frame = pd.DataFrame({"p_value": found.p_K, "reason": pd.Series(found.reason_K, dtype="str")})
+    frame["ci_low"], frame["ci_high"] = found.interval(analysis.confidence)
+    for k in np.flatnonzero(frame["reason"].isna()):
+        if too_few(prompts := int(found.prompts_K[k]), analysis.confidence):
+            frame.loc[k, ["ci_low", "ci_high"]] = np.nan
+            frame.loc[k, "reason"] = (
                 f"{prompts} prompts are too few for a {100 * analysis.confidence:g} % interval"
             )
-    if shared_NSK is not None and (noises := shared_NSK.shape[1]) < NOISES_FOR_A_VERDICT:
-        found["p_value"] = np.nan
-        reason = f"prompts share {noises} starting noises: no verdict below {NOISES_FOR_A_VERDICT}"
-        found["reason"] = found["reason"].fillna(reason)
-    return found
+    if found.crossed == "noise" and found.levels < FEWEST_NOISES:
+        frame["p_value"] = np.nan
+        reason = f"prompts share {found.levels} starting noises: no verdict below {FEWEST_NOISES}"
+        frame["reason"] = frame["reason"].fillna(reason)
+    return frame
+
+
+def judged(
+    cells: Cells, analysis: AnalysisConfig, metric: MetricConfig, *, lowest: float, highest: float
+) -> pd.DataFrame:
+    """All that the summary says of K contrasts from their estimates on: interval, p, verdict, power.
+
+    `lowest` and `highest` are the extreme scores of the metric in the sweep: a verdict must hold whatever the
+    lost pairs would have shown between them.
+    """
+    found, adjusted_K = estimated(cells, analysis)
+    frame = infer(found, analysis).assign(p_adjusted=adjusted_K)
+    frame.loc[frame["p_value"].isna(), "p_adjusted"] = np.nan
+    lost_KC, losses = cells.lost_KC, None
+    if lost_KC.any():
+        low, high = (
+            _tested(*estimated(filled, analysis)) for filled in cells.filled(lowest=lowest, highest=highest)
+        )
+        losses = Losses(lowest=low, highest=high, share_K=lost_KC.mean(axis=1))
+    margin = analysis.margin if metric.kind == analysis.primary else None
+    rule = Rule(confidence=analysis.confidence, margin=margin)
+    tested = _tested(found, adjusted_K)
+    words_K, bars_K = decide(tested, rule, higher_is_better=metric.higher_is_better, losses=losses)
+    identical_K = (found.error_K == 0) & (words_K == "undecided") & ~bars_K.astype(bool)
+    words_K[identical_K], bars_K[identical_K] = "equivalent", "every pair has the same score in both arms"
+    family = int((found.prompts_K > 0).sum())
+    planned = replace(rule, confidence=1 - (1 - analysis.confidence) / max(family, 1))
+    detectable_K = np.where([too_few(int(n), planned.confidence) for n in found.prompts_K], np.nan, 1.0)
+    frame = frame.assign(
+        verdict=pd.Series(words_K, dtype="str").where(found.prompts_K > 0),
+        verdict_reason=bars_K,
+        margin=np.nan if margin is None else margin,
+        family=family,
+        detectable=detectable_K * detectable(found, planned),
+        prompts_to_decide=pd.Series(prompts_to_decide(found, planned), dtype="Int64"),
+        skewness=found.skewness_K,
+    )
+    frame.loc[frame["verdict"] != "undecided", "prompts_to_decide"] = pd.NA
+    return frame
+
+
+def _tested(found: Estimates, adjusted_K: Floats) -> Estimates:
+    """The estimates with the p that a verdict rests on: adjusted where there is such a p."""
+    return replace(found, p_K=np.where(np.isfinite(adjusted_K), adjusted_K, found.p_K))
 
 
 def _shared_noises(difference_KC: Floats, prompt_C: Ints, noise_C: Ints) -> Floats | None:
@@ -199,55 +301,48 @@ def _summarise_split(
     arm_K, control_K = grid.rows(frame["draw_arm"]), grid.rows(frame["draw_control"])
     grid.check_latents(arm_K, control_K, cells_C)
 
-    # From here on a contrast is trial × arm × metric.
-    flat = (len(frame) * len(metrics), len(cells_C))
-    k, m = (axis.ravel() for axis in np.indices((len(frame), len(metrics))))
-    better = [metric.higher_is_better for metric in metrics]
-    arm_KC = grid.values(arm_K, cells_C).reshape(flat)
-    control_KC = grid.values(control_K, cells_C).reshape(flat)
-    prompt_C = pd.factorize(grid.cells["prompt_id"].to_numpy()[cells_C])[0]
-    means = prompt_means(
-        arm_KC,
-        control_KC,
-        prompt_C,
-        sign_K=np.array([-1.0 if direction is False else 1.0 for direction in better])[m],
-    )
+    cells = {
+        "prompt_C": pd.factorize(grid.cells["prompt_id"].to_numpy()[cells_C])[0],
+        "noise_C": grid.noises(cells_C),
+    }
+    frames = []
+    for place, metric in enumerate(metrics):
+        scores_C = [grid.values(rows_K, cells_C)[:, place] for rows_K in (arm_K, control_K)]
+        of_metric = Cells(arm_KC=scores_C[0], control_KC=scores_C[1], **cells)
+        at = (np.arange(len(frame)), np.full(len(frame), place))
+        rows = _rows(of_metric, analysis, metric, grid.extremes(place))
+        if (rows["n_pairs"] == 0).any():
+            unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame["trial_reason"])
+            rows["reason"] = rows["reason"].where(rows["n_pairs"] > 0, unpaired)
+        named = frame[["trial_id", "index", "arm", "arm_place"]]
+        frames.append(pd.concat([named.assign(metric_place=place), rows], axis=1))
+    return pd.concat(frames, ignore_index=True).assign(split=split, confidence=analysis.confidence)
+
+
+def _rows(
+    cells: Cells,
+    analysis: AnalysisConfig,
+    metric: MetricConfig,
+    extremes: tuple[float, float],
+) -> pd.DataFrame:
+    """The columns of K contrasts on one metric."""
+    better, k = metric.higher_is_better, len(cells.arm_KC)
+    sign_K = np.full(k, -1.0 if better is False else 1.0)
+    means = prompt_means(cells.arm_KC, cells.control_KC, cells.prompt_C, sign_K=sign_K)
     pairs_K = means.pairs_NK.sum(axis=0)
-    shared_NSK = _shared_noises(arm_KC - control_KC, prompt_C, grid.noises(cells_C))
-    inferred = infer(means.difference_NK, analysis, shared_NSK)
-    adjusted_K = np.full(len(k), np.nan)
-    if shared_NSK is None:
-        for metric in range(len(metrics)):
-            family = means.difference_NK[:, m == metric]
-            adjusted_K[m == metric] = max_t_p(family, patterns=analysis.resamples, seed=analysis.seed)
-        adjusted_K[inferred["p_value"].isna()] = np.nan
-    at = (k, m, np.zeros_like(k))
-    unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame["trial_reason"])
-    return pd.DataFrame(
-        {
-            "trial_id": frame["trial_id"].to_numpy()[k],
-            "index": frame["index"].to_numpy()[k],
-            "arm": frame["arm"].to_numpy()[k],
-            "arm_place": frame["arm_place"].to_numpy()[k],
-            "metric": np.array([metric.kind for metric in metrics], dtype=object)[m],
-            "metric_place": m,
-            "split": split,
-            "n_prompts": (means.pairs_NK > 0).sum(axis=0),
-            "n_pairs": pairs_K.astype(int),
-            "n_missing": len(cells_C) - pairs_K.astype(int),
-            "mean_arm": _mean_of_prompts(means.arm_NK),
-            "mean_control": _mean_of_prompts(means.control_NK),
-            "mean_difference": _mean_of_prompts(means.difference_NK),
-            "ci_low": inferred["ci_low"],
-            "ci_high": inferred["ci_high"],
-            "confidence": analysis.confidence,
-            "p_value": inferred["p_value"],
-            "p_adjusted": adjusted_K,
-            "win_rate": np.divide(means.wins_K, pairs_K, out=np.full(len(k), np.nan), where=pairs_K > 0),
-            "higher_is_better": pd.Series([better[metric] for metric in m], dtype="boolean"),
-            "reason": inferred["reason"].where(pairs_K > 0, unpaired),
-        }
-    )
+    inferred = judged(cells, analysis, metric, lowest=extremes[0], highest=extremes[1])
+    counts = {
+        "metric": metric.kind,
+        "n_prompts": (means.pairs_NK > 0).sum(axis=0),
+        "n_pairs": pairs_K.astype(int),
+        "n_missing": cells.arm_KC.shape[1] - pairs_K.astype(int),
+        "mean_arm": _mean_of_prompts(means.arm_NK),
+        "mean_control": _mean_of_prompts(means.control_NK),
+        "mean_difference": _mean_of_prompts(means.difference_NK),
+        "win_rate": np.divide(means.wins_K, pairs_K, out=np.full(k, np.nan), where=pairs_K > 0),
+        "higher_is_better": pd.Series([better] * k, dtype="boolean"),
+    }
+    return inferred.assign(**counts)
 
 
 def _mean_of_prompts(means_NK: Floats) -> Floats:
@@ -264,13 +359,14 @@ def _no_pairs(
     arm_K: Ints,
     control_K: Ints,
     cells_C: Ints,
-    at: tuple[Ints, Ints, Ints],
+    at: tuple[Ints, Ints],
     trial_reason: pd.Series,
 ) -> pd.Series:
     """Why a contrast would have no pair at all, told by its first cell."""
     if len(cells_C) == 0:
         return pd.Series("no pairs: there are no images", index=range(len(at[0])), dtype="str")
-    sides: list[Any] = [side(grid, rows_K, cells_C, at) for rows_K in (arm_K, control_K)]
+    at_first_cell = (*at, np.zeros_like(at[0]))
+    sides: list[Any] = [side(grid, rows_K, cells_C, at_first_cell) for rows_K in (arm_K, control_K)]
     metric = pd.Series(np.array(grid.metrics, dtype=object)[at[1]], dtype="str")
     reasons = missing_reasons(
         grid, sides[0], sides[1], metric=metric, trial_reason=trial_reason.iloc[at[0]].reset_index(drop=True)

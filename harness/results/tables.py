@@ -21,7 +21,7 @@ from harness.errors import ArtifactError, WorkspaceError
 from harness.store.artifact import UMASK, read_json, sha256, write_json
 
 ANEW = "run `harness run` again to write it anew (nothing is trained or generated twice)"
-SCHEMA_VERSION = "5"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "6"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -109,6 +109,13 @@ SUMMARY = _schema(  # one row per trial × arm × control × metric × split
     confidence=pa.float64(),
     p_value=pa.float64(),
     p_adjusted=pa.float64(),  # for all trials × arms of (control, metric, split)
+    family=pa.int64(),  # how many those are
+    verdict=pa.string(),  # better, worse, equivalent, undecided; higher or lower without a better direction
+    verdict_reason=pa.string(),  # why it is what it is, where the numbers alone do not say so
+    margin=pa.float64(),  # within which equivalent was asked for: `analysis.margin`, of the primary metric
+    detectable=pa.float64(),  # the true difference that this design finds in 80 %
+    prompts_to_decide=pa.int64(),  # that would decide what is undecided; null: no number up to 100,000
+    skewness=pa.float64(),  # of prompts' mean differences
     win_rate=pa.float64(),
     higher_is_better=pa.bool_(),  # null: the metric has no better direction
     reason=pa.string(),  # why a number is null
@@ -251,6 +258,8 @@ def _to_pandas(table: pa.Table, schema: pa.Schema) -> pd.DataFrame:
     for field in schema:
         if pa.types.is_boolean(field.type):
             frame[field.name] = frame[field.name].astype("boolean")  # keeps null apart from False
+        elif field.name == "prompts_to_decide":
+            frame[field.name] = frame[field.name].astype("Int64")
         elif pa.types.is_list(field.type):
             frame[field.name] = [list(value) for value in frame[field.name]]
     return frame

@@ -8,15 +8,17 @@ Shape legend: K contrasts. Arrays of scores may have any shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.results.inference import Bools, Estimates, Floats, Texts, too_few
-from harness.results.power import detectable_in_errors, equivalence_in_errors, fewest
+from harness.results.power import MOST_PROMPTS, detectable_in_errors, equivalence_in_errors, fewest
 
 FEWEST_NOISES = 8  # where all prompts share them, before a verdict may rest on them
 MOST_LOST = 0.1  # share of pairs
+EXACT_PROMPTS = np.arange(2, 512)  # up to which t is exact; beyond, the normal distribution
 
 Words = NDArray[np.str_]
 
@@ -49,8 +51,7 @@ def decide(
     - better or worse: the interval excludes 0, and p ≤ α. For a metric without a better direction
       (`higher_is_better` None): higher or lower.
     - undecided: all else, and whatever lacks an interval, has too few prompts for p to reach α, or shares
-      fewer
-      than 8 noises between its prompts.
+      fewer than 8 noises between its prompts.
 
     For many trials and arms on the same prompts, put the p of `max_t_p` in place of `estimates.p_K`.
 
@@ -90,7 +91,9 @@ def prompts_to_decide(estimates: Estimates, rule: Rule) -> list[int | None]:
     effect_K = (
         np.abs(estimates.mean_K) if rule.margin is None else np.full_like(estimates.mean_K, rule.margin)
     )
-    return [_prompts_for(estimates, k, float(effect), rule) for k, effect in enumerate(effect_K)]
+    if estimates.crossed is None:
+        return _nested_prompts_for(estimates, effect_K, rule)
+    return [_crossed_prompts_for(estimates, k, float(effect), rule) for k, effect in enumerate(effect_K)]
 
 
 def fill_lost(
@@ -160,20 +163,52 @@ def _bars(estimates: Estimates, confidence: float, losses: Losses | None) -> Tex
     return reason_K
 
 
-def _prompts_for(estimates: Estimates, k: int, effect: float, rule: Rule) -> int | None:
+def _nested_prompts_for(estimates: Estimates, effect_K: Floats, rule: Rule) -> list[int | None]:
+    """N with sqrt(n) / (errors needed at n prompts) ≥ the same of the wanted precision, for all K at once."""
+    reach_N, limit = _reach(rule.confidence, rule.power, rule.margin is not None)
+    least = next(n for n in range(2, 64) if not too_few(n, rule.confidence))
+    found: list[int | None] = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted_K = np.sqrt(estimates.prompts_K) * estimates.error_K / effect_K
+    for wanted, error in zip(wanted_K, estimates.error_K, strict=True):
+        if not error > 0 or not np.isfinite(wanted):
+            found.append(None)
+            continue
+        place = int(np.searchsorted(reach_N, wanted))
+        beyond = int(np.ceil((wanted * limit) ** 2))
+        prompts = max(least, int(EXACT_PROMPTS[place]) if place < len(EXACT_PROMPTS) else beyond)
+        found.append(prompts if prompts <= MOST_PROMPTS else None)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _reach(confidence: float, power: float, with_margin: bool) -> tuple[Floats, float]:
+    """sqrt(n) / (errors needed) at each of `EXACT_PROMPTS`, and those of any number of prompts."""
+    rule = Rule(confidence=confidence, power=power, margin=1.0 if with_margin else None)
+    needed_N = _errors_needed((EXACT_PROMPTS - 1).astype(np.float64), rule)
+    return np.sqrt(EXACT_PROMPTS) / needed_N, float(_errors_needed(1e9, rule))
+
+
+def _errors_needed(freedom: Floats | float, rule: Rule) -> Floats:
+    """The effect that is decided with `rule.power`, in standard errors."""
+    needed = detectable_in_errors(freedom, confidence=rule.confidence, power=rule.power)
+    if rule.margin is None:
+        return needed
+    within = equivalence_in_errors(freedom, confidence=rule.confidence, power=rule.power)
+    return np.maximum(needed, within)
+
+
+def _crossed_prompts_for(estimates: Estimates, k: int, effect: float, rule: Rule) -> int | None:
     error, prompts = estimates.error_K[k], int(estimates.prompts_K[k])
     if not error > 0 or not effect > 0:
         return None
-    shrinking = error**2 - estimates.floor_K[k]
+    floor, freedom = estimates.floor_K[k], float(estimates.freedom_K[k])
+    shrinking = max(error**2 - floor, 0.0)
+    needed = float(_errors_needed(freedom, rule))
+    if needed**2 * floor >= effect**2:
+        return None
 
     def enough(n: int) -> bool:
-        freedom = n - 1.0 if estimates.crossed is None else float(estimates.freedom_K[k])
-        error_n = np.sqrt(estimates.floor_K[k] + max(shrinking, 0.0) * prompts / n)
-        settings = {"confidence": rule.confidence, "power": rule.power}
-        needed = detectable_in_errors(freedom, **settings)
-        if rule.margin is not None:
-            needed = np.maximum(needed, equivalence_in_errors(freedom, **settings))
-        return bool(needed * error_n <= effect)
+        return bool(needed * np.sqrt(floor + shrinking * prompts / n) <= effect)
 
-    least = next(n for n in range(2, 64) if not too_few(n, rule.confidence))
-    return fewest(enough, least=least)
+    return fewest(enough, least=next(n for n in range(2, 64) if not too_few(n, rule.confidence)))

@@ -1,5 +1,8 @@
 """Each sentence of the verdict appears when, and only when, the numbers call for it."""
 
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,10 +10,11 @@ from typing import Any
 import pytest
 
 from harness.results.contrast import Contrast, Finding
-from harness.results.headline import HELD_OUT, Verdict, verdict
+from harness.results.headline import HELD_OUT, Verdict, compared, tone, verdict
 from harness.results.study import Study
 from tests.reporting.report import example
 
+WHERE = f"on {HELD_OUT} prompts, by aesthetic."
 ONE_TRIAL: dict[str, Any] = {"axes": {}}
 
 
@@ -26,7 +30,7 @@ def said(found: Verdict) -> str:
 def test_a_real_effect_is_better_than_every_control(study: Study) -> None:
     found = verdict(study)
     assert found.tone == "better"
-    assert found.headline == f"Better than every control on {HELD_OUT} prompts, by aesthetic."
+    assert found.headline == f"This adapter is better than every control, {WHERE}"
     assert [c.control for c in found.contrasts] == ["baseline", "placebo", "sham"]
     assert all(c.split == "test" for c in found.contrasts)
 
@@ -36,11 +40,13 @@ def test_the_facts_are_the_tables_numbers(study: Study) -> None:
     main = summary.query(
         "trial_id == @study.selected and control == 'placebo' and metric == 'aesthetic' and split == 'test'"
     ).iloc[0]
-    selected, measured, shrinkage = verdict(study).facts
+    selected, measured, design, shrinkage = verdict(study).facts
     assert study.labels[str(study.selected)] in selected and "Of 11 usable trials" in selected
     assert f"+{main['mean_difference']:.2f}" in measured
     assert f"[+{main['ci_low']:.2f}, +{main['ci_high']:.2f}]" in measured
     assert "12 held-out test prompts" in measured and f"({main['n_pairs']} pairs" in measured
+    finds = f"12 prompts find a true difference of {main['detectable']:.2f} in 80\u202f% of studies"
+    assert design == f"{finds}; less is likely missed."
     dev = study.contrast(study.selected, control="placebo", split="dev")
     assert dev is not None and f"from +{dev.difference:.2f} to +{main['mean_difference']:.2f}" in shrinkage
 
@@ -53,16 +59,21 @@ def test_failed_trials_and_lost_scores_are_counted(study: Study) -> None:
     assert f"{lost} of " in cautions
 
 
-def test_no_effect_is_no_difference_shown(tmp_path: Path) -> None:
+def test_no_effect_is_undecided_with_the_prompts_that_would_decide(tmp_path: Path) -> None:
     _, found = judge(tmp_path, gain=0.0, failed=())
     assert found.tone == "none"
-    assert found.headline == f"No difference from placebo shown on {HELD_OUT} prompts, by aesthetic."
+    start = "Undecided: this adapter is not shown to differ from every control"
+    assert found.headline == f"{start}, {WHERE}"
+    (design,) = [fact for fact in found.facts if "would show" in fact]
+    assert (
+        "less is likely missed. About " in design and "prompts would show a difference of the size" in design
+    )
 
 
 def test_a_harmful_adapter_is_worse(tmp_path: Path) -> None:
     _, found = judge(tmp_path, config=ONE_TRIAL, gain=-4.0, failed=())
     assert found.tone == "worse"
-    assert found.headline == f"Worse than every control on {HELD_OUT} prompts, by aesthetic."
+    assert found.headline == f"This adapter is worse than every control, {WHERE}"
     assert "nothing was selected" in found.facts[0]
 
 
@@ -72,13 +83,13 @@ def test_a_sham_as_good_as_the_adapter_explains_the_gain(tmp_path: Path) -> None
     assert "but not shown to beat sham" in found.headline
     (explained,) = [text for text in found.cautions if "not shown to beat sham" in text]
     assert "cannot be put down to the bad images" in explained
-    assert "By itself, sham differs from placebo by +" in explained
+    assert "; by itself +" in explained and "from placebo)" in explained
 
 
 def test_a_sweep_without_test_prompts_is_exploratory(tmp_path: Path) -> None:
     study, found = judge(tmp_path, config={"test_share": 0.0}, gain=0.8)
     assert study.split == "dev"
-    assert found.headline.startswith("Exploratory: Better than")
+    assert found.headline.startswith("Exploratory: this adapter is better than")
     assert "the sweep has no test prompts" in found.cautions[0]
 
 
@@ -107,7 +118,7 @@ def test_stopped_trials_are_told_apart_from_failed_ones(study: Study) -> None:
     sweep = {**study.sweep, "scheduler": {"kind": "asha"}}
     found = verdict(Study(replace(study.results, trials=stopped, sweep=sweep)))
     line = "Of 12 trials, 1 stopped early by asha; they were not in the running."
-    assert line in found.cautions
+    assert line in found.cautions[-1]
 
 
 def test_the_front_of_several_objectives_is_named(study: Study) -> None:
@@ -126,24 +137,91 @@ def test_the_front_of_several_objectives_is_named(study: Study) -> None:
 
 CONTRAST = Contrast(
     trial_id="t", arm="a", control="c", metric="m", split="dev", n_prompts=12, n_pairs=24, n_missing=0,
-    difference=0.2, low=0.1, high=0.3, confidence=0.95, p=0.01, p_raw=0.01, win_rate=0.7, mean_arm=1.0,
-    mean_control=0.8, higher_is_better=True, reason=None,
+    difference=0.2, low=0.1, high=0.3, confidence=0.95, p=0.01, p_raw=0.01, family=1, win_rate=0.7,
+    mean_arm=1.0, mean_control=0.8, higher_is_better=True, verdict="better", verdict_reason=None, margin=None,
+    detectable=0.2, prompts_to_decide=None, skewness=0.0, reason=None,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("changes", "finding"),
+    ("changes", "note"),
     [
-        ({}, "better"),
-        ({"higher_is_better": False}, "worse"),
-        ({"higher_is_better": None}, "higher"),
-        ({"difference": -0.2, "low": -0.3, "high": -0.1}, "worse"),
-        ({"difference": -0.2, "low": -0.3, "high": -0.1, "higher_is_better": False}, "better"),
-        ({"p": 0.2}, "none"),  # the interval alone is not enough
-        ({"low": -0.1}, "none"),  # nor is p alone
-        ({"low": None, "high": None}, "none"),
-        ({"difference": None, "low": None, "high": None, "p": None}, "missing"),
+        ({}, None),
+        ({"low": -0.1}, "the sign-flip test shows a difference and the interval does not"),
+        ({"p": 0.12, "family": 48}, "p is 0.010 by itself, 0.12 among 48 comparisons"),
+        ({"p": 0.06, "p_raw": 0.06}, "the interval shows a difference and the sign-flip test does not"),
+        ({"n_missing": 2}, "does not hold whatever the 2 lost pairs would have shown"),
+        ({"p": 0.4, "low": -0.1}, None),
+        ({"verdict_reason": "11 % of the pairs are lost: more than 10 %"}, "11 % of the pairs are lost: more "
+         "than 10 %"),
+        ({"difference": None, "reason": "no pairs"}, "no pairs"),
     ],
-)
-def test_interval_and_test_must_agree(changes: dict[str, Any], finding: Finding) -> None:
-    assert replace(CONTRAST, **changes).finding == finding
+)  # fmt: skip
+def test_a_row_says_what_its_numbers_do_not(changes: dict[str, Any], note: str | None) -> None:
+    verdict = "better" if not changes else "undecided"
+    assert replace(CONTRAST, verdict=verdict, **changes).note == note
+
+
+FINDINGS: tuple[Finding, ...] = ("better", "worse", "equivalent", "undecided", "missing")
+
+
+def combinations(controls: int) -> Iterator[tuple[Finding, ...]]:
+    """Every combination of findings; the arm is measured against the first control."""
+    return itertools.product(FINDINGS[:4], *[FINDINGS] * (controls - 1))
+
+
+NAMED = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "undecided": "not shown to",
+    "missing": "not compared with",
+}
+
+
+def test_every_control_is_named_as_what_it_was_found_to_be() -> None:
+    for found in itertools.chain(*(combinations(controls) for controls in (1, 2, 3, 4))):
+        check_named(found)
+
+
+def check_named(found: tuple[Finding, ...]) -> None:
+    contrasts = [
+        replace(CONTRAST, control=f"control{place}", verdict=None if f == "missing" else f, margin=0.1,
+                difference=None if f == "missing" else -0.2 if f == "worse" else 0.2)
+        for place, f in enumerate(found)
+    ]  # fmt: skip
+    main = contrasts[0]
+    said = compared(main, contrasts, 2)
+    every = len(contrasts) > 1 and len({c.finding for c in contrasts}) == 1
+    assert said.startswith(NAMED[main.finding])
+    for c in contrasts:
+        clauses = [part for part in re.split(f"(?={'|'.join(NAMED.values())})", said) if part]
+        (clause,) = [part for part in clauses if c.control in part or every]
+        assert clause.startswith(NAMED[c.finding])
+    beaten = any(c.finding == "worse" for c in contrasts)
+    assert (tone(main, contrasts) == "better") == (main.finding == "better" and not beaten)
+    assert (tone(main, contrasts) == "worse") == (main.finding == "worse")
+
+
+def test_no_gain_where_none_is_shown_and_few_cautions(study: Study) -> None:
+    for found in itertools.product(FINDINGS[:4], repeat=len(study.controls)):
+        check_said(study, found)
+
+
+def check_said(study: Study, found: tuple[Finding, ...]) -> None:
+    """All that the example's verdict says, had its test contrasts come out otherwise."""
+    rows = study.results.summary.copy()
+    for control, finding in zip(study.controls, found, strict=True):
+        here = (rows["split"] == "test") & (rows["metric"] == "aesthetic") & (rows["control"] == control)
+        rows.loc[here, "verdict"] = finding
+    answer = verdict(Study(replace(study.results, summary=rows)))
+    main = found[study.controls.index("placebo")]
+    if main != "better":
+        assert not re.search(r"\bgain", said(answer))
+    assert (answer.tone == "better") == (main == "better" and "worse" not in found)
+    assert len(answer.cautions) <= 6
+    bullets = [caution for caution in answer.cautions if "placebo (" in caution]
+    assert not bullets, "the main control has no bullet of its own"
+    for control, finding in zip(study.controls, found, strict=True):
+        if finding == "worse" and control != "placebo":
+            assert any(control in c and f"better than {study.arm}" in c for c in answer.cautions)

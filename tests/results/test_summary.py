@@ -212,9 +212,9 @@ def test_images_of_one_prompt_are_not_independent() -> None:
     rng = np.random.default_rng(5)
     prompts, seeds, samples = 12, 8, 600
     gain = rng.normal(0, 1, size=(prompts, 1, samples)) + rng.normal(0, 1, size=(prompts, seeds, samples))
-    analysis = AnalysisConfig(resamples=500)
-    clustered = infer(gain.mean(axis=1), analysis)
-    naive = infer(gain.reshape(prompts * seeds, samples), analysis)
+    analysis = AnalysisConfig()
+    clustered = infer(estimate_prompts(gain.mean(axis=1), patterns=500), analysis)
+    naive = infer(estimate_prompts(gain.reshape(prompts * seeds, samples), patterns=500), analysis)
 
     def misses(found: pd.DataFrame) -> float:
         return float(((found["ci_low"] > 0) | (found["ci_high"] < 0)).mean())

@@ -277,6 +277,13 @@ class AnalysisConfig(Frozen):
 
     primary: Annotated[Name, Field(description="metric that selects the best trial")] = "aesthetic"
     control: Annotated[Name, Field(description="control arm that the selection is made against")] = "placebo"
+    margin: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="smallest difference of the primary metric worth having; null: none is equivalent",
+        ),
+    ] = None
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100, description="patterns of signs, where there are more")] = 10_000
     seed: Annotated[int, Field(ge=0)] = 0

@@ -15,6 +15,7 @@ from harness.reporting.export.subject import Subject, portable
 from harness.results.contrast import Contrast, is_own
 from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
 from harness.results.guidance import guidance_text
+from harness.results.headline import compared
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
@@ -210,7 +211,7 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
         reason = "it was not compared" if headline is None else headline.reason
         verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
     else:
-        verdict = _verdict(headline, prompt, evidence.decimals[headline.metric])
+        verdict = _verdict(evidence, headline, prompt)
     caution = (
         ""
         if evidence.split == "test"
@@ -218,22 +219,26 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
     )
     return (
         f"{verdict}{caution}\n\nThe arm `{evidence.arm}`: {_arm_text(subject, evidence)}. Each image is "
-        "compared "
-        "with the control's of the same prompt and seed, which started from the same latents; intervals "
-        "are over "
-        "prompts, and a control with a difference of its own shows what the adapter alone does not explain."
+        "compared with the control's of the same prompt and seed, which started from the same latents; "
+        "intervals are over prompts, and a control with a difference of its own shows what the adapter alone "
+        "does not explain."
     )
 
 
-def _verdict(headline: Contrast, prompt: str, decimals: int) -> str:
+def _verdict(evidence: Evidence, headline: Contrast, prompt: str) -> str:
+    decimals = evidence.decimals[headline.metric]
     limits = "no interval" if headline.low is None else interval(headline.low, headline.high, decimals)
-    numbers = (
-        f"{headline.metric} differs by {signed(headline.difference, decimals)} "
-        f"({limits}, {p_clause(headline.p)}) on {count(headline.n_prompts, prompt)}"
+    primary = [c for c in evidence.contrasts if c.metric == evidence.primary]
+    undecided = "undecided: " if headline.finding == "undecided" else ""
+    found = f"{undecided}this adapter is {compared(headline, primary, decimals)}"
+    finds = ""
+    if headline.detectable is not None:
+        finds = f" This design finds a true difference of {plain(headline.detectable, decimals)} in 80 %."
+    return (
+        f"**{found[0].upper()}{found[1:]}.** Against `{headline.control}` {headline.metric} differs by "
+        f"{signed(headline.difference, decimals)} ({limits}, {p_clause(headline.p)}) on "
+        f"{count(headline.n_prompts, prompt)}.{finds}"
     )
-    if headline.finding == "none":
-        return f"**No difference is shown** against `{headline.control}`: {numbers}."
-    return f"**{headline.finding.capitalize()}** than `{headline.control}`: {numbers}."
 
 
 def _arm_text(subject: Subject, evidence: Evidence) -> str:
@@ -269,7 +274,7 @@ def _table(evidence: Evidence) -> str:
         return ""
     confidence = f"{100 * evidence.contrasts[0].confidence:g} % interval"
     head = ["metric", "against", f"`{evidence.arm}`", "control", "difference", confidence, "p"]
-    head += ["prompts", "pairs"]
+    head += ["prompts", "pairs", "verdict"]
     lines = [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
@@ -287,6 +292,7 @@ def _row(c: Contrast, decimals: int) -> str:
     means = [plain(c.mean_arm, decimals), plain(c.mean_control, decimals)]
     cells = [f"{c.metric}{arrow}", f"`{c.control}`", *means, signed(c.difference, decimals)]
     cells += [interval(c.low, c.high, decimals), p_text(c.p), str(c.n_prompts), str(c.n_pairs)]
+    cells.append(c.finding + (f" ({c.note})" if c.note and c.difference is not None else ""))
     if c.difference is None and c.reason:
         cells[4] = f"{MISSING} ({c.reason})"
     return f"| {' | '.join(cells)} |"

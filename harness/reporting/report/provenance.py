@@ -109,6 +109,7 @@ def method(study: Study) -> dict[str, Any]:
         "n_test": splits.count("test"),
         "seeds": [str(seed) for seed in sweep["seeds"]],
         "confidence": f"{100 * sweep['analysis']['confidence']:g}\u202f%",
+        "equivalence": f"{100 * (2 * sweep['analysis']['confidence'] - 1):g}\u202f%",
         "alpha": f"{1 - sweep['analysis']['confidence']:.2g}",
         "n_images": len(study.results.images),
     }

@@ -179,7 +179,7 @@ def _heat_cell(axes: Axes, x: int, y: int, contrast: Contrast | None, study: Stu
         ha="center",
         va="center",
         color=ink,
-        fontweight="bold" if contrast.decided else "normal",
+        fontweight="bold" if contrast.shown else "normal",
     )
     axes.text(x, y + 0.24, f"n = {contrast.n_prompts}", ha="center", va="center", color=ink, fontsize=7)
 
