@@ -57,6 +57,41 @@ def check_prompt_lengths(sweep: SweepConfig, trials: PointsAndTrials) -> Iterato
                 return
 
 
+def check_disjoint_prompts(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """No test prompt reads like a dev prompt, and neither like one that training images are drawn from.
+
+    Upper case, punctuation and compel's weights do not tell two prompts apart.
+    """
+    from harness.config.loading.tokens import plain_text
+
+    def read(text: str) -> str:
+        return " ".join(re.findall(r"\w+", plain_text(text).lower()))
+
+    by_split = {
+        split: {read(p.text): p.text for p in sweep.prompts if p.split == split} for split in ("dev", "test")
+    }
+    if both := sorted(by_split["dev"].keys() & by_split["test"].keys()):
+        dev, test = (by_split[split][both[0]] for split in ("dev", "test"))
+        yield (
+            f"prompts: {test!r} (test) reads like {dev!r} (dev), {_and_more(both)}and a prompt that selects "
+            "cannot confirm; change or remove one of the two"
+        )
+    known = {**by_split["test"], **by_split["dev"]}
+    for where, texts in _texts(sweep, [config for _, config in trials]).items():
+        if not where.endswith(("recipe", "training.prior")):
+            continue
+        drawn = {read(text): text for text in texts}
+        if both := sorted(drawn.keys() & known.keys()):
+            yield (
+                f"{where}: {drawn[both[0]]!r} is also one of prompts ({known[both[0]]!r}), {_and_more(both)}"
+                "and an adapter is not tested on what its training images show; change or remove one"
+            )
+
+
+def _and_more(found: Sequence[str]) -> str:
+    return f"as {len(found) - 1} more do, " if len(found) > 1 else ""
+
+
 def _sampler(sweep: SweepConfig) -> Iterator[str]:
     if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
         yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"

@@ -6,6 +6,7 @@ prompt without a split gets one from a hash of its text.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,18 +204,46 @@ def read_prompts(path: Path) -> list[Any]:
     return list(found)
 
 
-def with_split(prompt: Any) -> Any:
-    """A prompt as a mapping that has a split. What is not a prompt is left for validation to refuse."""
-    if isinstance(prompt, str):
-        prompt = {"text": prompt}
-    if isinstance(prompt, dict) and "split" not in prompt and isinstance(prompt.get("text"), str):
-        return {**prompt, "split": split_of(prompt["text"].strip())}
-    return prompt
+def with_splits(prompts: Sequence[Any]) -> list[Any]:
+    """Prompts as mappings that have a split. What is not a prompt is left for validation to refuse."""
+    found = [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    open_ = [
+        place
+        for place, prompt in enumerate(found)
+        if isinstance(prompt, dict) and "split" not in prompt and isinstance(prompt.get("text"), str)
+    ]
+    texts = [found[place]["text"].strip() for place in open_]
+    tags = [next(iter(found[place].get("tags") or ()), None) for place in open_]
+    for place, split in zip(open_, splits_of(texts, tags), strict=True):
+        found[place] = {**found[place], "split": split}
+    return found
 
 
-def split_of(text: str) -> str:
-    """Either dev or test, by an even chance that depends on the text alone: another prompt moves none."""
-    return ("dev", "test")[hashlib.sha256(f"split {text}".encode(errors="surrogatepass")).digest()[0] % 2]
+MANY = 16  # prompts from which neither side of a split by hash may be short
+LEAST, LEAST_SHARE = 6, 0.4  # prompts of each side: six are the fewest that carry a verdict
+
+
+def splits_of(texts: Sequence[str], first_tags: Sequence[Any]) -> list[str]:
+    """Dev or test for each prompt: an even chance by a hash of its text, so that another prompt moves none.
+
+    Only where chance leaves one side short of 40 % (of a first tag's prompts; of all, from 16 on, and of six)
+    are prompts of the other side moved, those first that their hash puts nearest to it.
+    """
+    hashes = [hashlib.sha256(f"split {text}".encode(errors="surrogatepass")).digest() for text in texts]
+    splits = ["dev" if digest[0] % 2 == 0 else "test" for digest in hashes]
+
+    def balance(places: Sequence[int], least: int) -> None:
+        for short, long in (("dev", "test"), ("test", "dev")):
+            movable = sorted((p for p in places if splits[p] == long), key=lambda p: hashes[p][1:9])
+            for place in movable[: max(0, least - sum(splits[p] == short for p in places))]:
+                splits[place] = short
+
+    for tag in dict.fromkeys(map(str, first_tags)):
+        stratum = [place for place, own in enumerate(first_tags) if str(own) == tag]
+        balance(stratum, int(LEAST_SHARE * len(stratum)))
+    if len(texts) >= MANY:
+        balance(range(len(texts)), max(LEAST, math.ceil(LEAST_SHARE * len(texts))))
+    return splits
 
 
 def _read_tsv(path: Path) -> list[dict[str, Any]]:

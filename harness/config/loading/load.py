@@ -21,8 +21,12 @@ from harness.config.loading.check_axes import (
     with_checked_values,
 )
 from harness.config.loading.check_named_files import check_adapters, check_captions
-from harness.config.loading.check_sweep import check_combinations, check_prompt_lengths
-from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_split
+from harness.config.loading.check_sweep import (
+    check_combinations,
+    check_disjoint_prompts,
+    check_prompt_lengths,
+)
+from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_splits
 from harness.config.loading.local_files import LocalFiles
 from harness.config.loading.messages import faults, show
 from harness.config.plan.axes import PointsAndTrials, require_enough_points
@@ -145,6 +149,7 @@ def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTr
     raise_if(files.check_digests(sweep, samples))
     raise_if(check_distinct(sweep, trials))
     raise_if(check_combinations(sweep, samples))
+    raise_if(check_disjoint_prompts(sweep, samples))
     raise_if(check_prompt_lengths(sweep, samples))
     configs = [config for _, config in samples]
     raise_if(check_adapters(sweep.arms, list(dict.fromkeys(config.model for config in configs))))
@@ -201,7 +206,7 @@ def _with_prompts(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise ConfigError(f"prompts: {error}") from error
     if not isinstance(prompts, list):
         return raw
-    return {**raw, "prompts": [with_split(prompt) for prompt in prompts]}
+    return {**raw, "prompts": with_splits(prompts)}
 
 
 def _validated(raw: dict[str, Any]) -> SweepConfig:

@@ -159,3 +159,39 @@ def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Pat
     (alone,) = {trial.arms["subject"] for trial in plan.trials}
     owners = [run for run in plan.runs if alone in {arm.arm_id for arm in plan.arms_of_run(run)}]
     assert owners == [plan.arms[alone].adapters[0].run_id]
+
+
+FOX = "a fox on a blue background"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "A fox on a blue background",
+        f"{FOX}.",
+        "(a fox)++ on a blue background",
+        "a fox, on a blue+ background",
+    ],
+)
+def test_a_test_prompt_that_reads_like_a_dev_prompt_is_refused(tmp_path: Path, other: str) -> None:
+    prompts = [{"text": FOX, "split": "dev"}, {"text": other, "split": "test"}]
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, prompts=prompts)
+    assert f"prompts: {other!r} (test) reads like {FOX!r} (dev)" in str(caught.value)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+    load(tmp_path, prompts=[prompts[0], {"text": "a fox on a green background", "split": "test"}])
+
+
+def test_a_prompt_that_training_images_are_drawn_from_is_refused(tmp_path: Path) -> None:
+    plain = {"kind": "plain", "prompts": ["a Cat!", "a dog"], "count": 2}
+    prompts = [{"text": "a fox", "split": "dev"}, {"text": "a cat", "split": "test"}]
+    prior = {"prompt": "a dog", "recipe": plain}
+    for changes, where in (
+        ({"recipe": plain}, "recipe"),
+        ({"arms": lora(recipe=plain)[:1] + lora()[1:] + [{"name": "sham", "adapters": [{"recipe": plain}]}]},
+         "arms.sham.adapters[0].recipe"),
+        ({"training": {"prior": prior}}, "training.prior"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, prompts=prompts, **changes)
+        assert f"{where}: 'a Cat!' is also one of prompts ('a cat')" in str(caught.value)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.loading.files import read_prompts, split_of
+from harness.config.loading.files import read_prompts, splits_of
 from harness.errors import ConfigError
 from tests.config.example import load
 
@@ -13,9 +13,9 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_yaml_of_texts_and_mappings(tmp_path: Path) -> None:
-    written(tmp_path / "p.yaml", '- a fox\n- {text: an owl, tags: [bird], split: test}\n- "a cat"\n')
+    written(tmp_path / "p.yaml", '- a fox\n- {text: an owl, tags: [bird], split: test}\n- "a cow"\n')
     prompts = load(tmp_path, prompts="p.yaml").prompts
-    assert [prompt.text for prompt in prompts] == ["a fox", "an owl", "a cat"]
+    assert [prompt.text for prompt in prompts] == ["a fox", "an owl", "a cow"]
     assert prompts[1].tags == ("bird",)
     assert prompts[1].split == "test"
 
@@ -71,7 +71,19 @@ def test_split_hangs_on_the_text_alone(tmp_path: Path) -> None:
 
 
 def test_split_never_changes_between_versions() -> None:
-    assert [split_of(text) for text in ("a fox", "an owl", "a cat", "a dog")] == ["test", "dev", "dev", "dev"]
+    texts = ("a fox", "an owl", "a cat", "a dog")
+    assert splits_of(texts, [None] * 4) == ["test", "dev", "dev", "dev"]
+
+
+def test_neither_side_of_a_split_is_short_in_all_or_in_a_tag() -> None:
+    for trial in range(200):
+        texts = [f"prompt {trial} {place}" for place in range(16)]
+        tags = ["animal"] * 8 + ["hands"] * 8
+        splits = splits_of(texts, tags)
+        assert 7 <= splits.count("test") <= 9  # 40 % of 16, upwards
+        assert all(3 <= splits[part].count("test") <= 5 for part in (slice(8), slice(8, 16)))
+        assert splits_of(texts[::-1], tags[::-1]) == splits[::-1]
+    assert {splits_of([f"p {trial}"], [None])[0] for trial in range(20)} == {"dev", "test"}
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.tsv", "p.yaml"])
