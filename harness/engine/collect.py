@@ -25,6 +25,7 @@ from harness.store.artifact import read_json, versions
 from harness.store.workspace import PLAN, Workspace
 
 FEWEST_PATTERNS = 100  # that a sweep may ask for
+TESTED = ("p_value", "p_adjusted", "verdict", "verdict_reason", "prompts_to_decide")  # columns of the summary
 NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
 
 
@@ -53,7 +54,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
 def so_far(workspace: Workspace, name: str) -> results.Results | None:
     """The tables of a sweep that is being run, in memory, by its `plan.json`; None where it has none.
 
-    Nothing is selected or tested: no trial is `selected`, every p is null, `finished_at` is None. Raises
+    Nothing is selected or tested: no trial is `selected`, every p and verdict is null, `finished_at` is None. Raises
     ArtifactError where something it reads is damaged, or was written by another version.
     """
     folder = workspace.fetch_sweep(name)
@@ -76,7 +77,7 @@ def so_far(workspace: Workspace, name: str) -> results.Results | None:
         "arms": arms,
         "images": images,
         "scores": scores,
-        "summary": summary[summary["split"] == "dev"].assign(p_value=None, p_adjusted=None),
+        "summary": summary[summary["split"] == "dev"].assign(**dict.fromkeys(TESTED)),
     }
     about = described(sweep, {}, [], seconds=0.0) | {"finished_at": None, "seconds": None}
     typed = {table: tables.typed(frame, tables.SCHEMAS[table]) for table, frame in frames.items()}
@@ -91,9 +92,10 @@ def _frames(
     kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
     with surveyed(plan, workspace):
         images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
-        trials = _trials(plan, workspace, images, blank, reasons, decisions)
-        scores = _valid(_scores(kept, workspace, images), images, blank, trials)
-    arms = _arms(plan)
+        broken = _broken_arms(plan, images, blank, reasons)
+        trials = _trials(plan, workspace, images, broken, reasons, decisions)
+        scores = _valid(_scores(kept, workspace, images), images, blank, broken)
+    arms = _arms(plan, broken)
     summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     return trials, arms, images, scores, summary
 
@@ -121,15 +123,40 @@ def _asked_for(plan: Plan, images: pd.DataFrame, best: str | None) -> pd.Series:
     return (images["split"] == "dev") | images["arm_id"].isin(confirmed)
 
 
-def _arms(plan: Plan) -> pd.DataFrame:
+def _arms(plan: Plan, broken: Mapping[str, str]) -> pd.DataFrame:
     control = {arm.name: arm.is_control for arm in plan.sweep.arms}
     return pd.DataFrame(
         [
-            {"trial_id": trial.trial_id, "arm": arm, "arm_id": arm_id, "is_control": control[arm]}
+            {
+                "trial_id": trial.trial_id,
+                "arm": arm,
+                "arm_id": arm_id,
+                "is_control": control[arm],
+                "reason": broken.get(arm_id),
+            }
             for trial in plan.trials
             for arm, arm_id in trial.arms.items()
         ]
     )
+
+
+def _broken_arms(
+    plan: Plan, images: pd.DataFrame, blank: frozenset[str], reasons: Mapping[str, str]
+) -> dict[str, str]:
+    """Why an arm with a trial's own adapter is not in the running, by its id; the trial's other arms are.
+
+    An arm that draws an image of one colour would look better without it, so all of it is left out.
+    """
+    drawn = set(images["image_id"])
+    broken = {}
+    for arm_id in _owners(plan):
+        cells = plan.cells(plan.arms[arm_id], "dev")
+        nothing = sum(cell.image_id in blank for cell in cells)
+        if nothing:
+            broken[arm_id] = f"{nothing} of {len(cells)} dev images are of one colour"
+        elif arm_id in reasons and not all(cell.image_id in drawn for cell in cells):
+            broken[arm_id] = reasons[arm_id]
+    return broken
 
 
 def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
@@ -192,12 +219,11 @@ def _of_one_colour(plan: Plan, workspace: Workspace) -> frozenset[str]:
 
 
 def _valid(
-    scores: pd.DataFrame, images: pd.DataFrame, blank: frozenset[str], trials: pd.DataFrame
+    scores: pd.DataFrame, images: pd.DataFrame, blank: frozenset[str], broken: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Scores that count. Images that show nothing, and all of a failed trial, have a reason instead."""
-    failed = trials[trials["status"] == "failed"].set_index("trial_id")["reason"]
-    of_trial = images.set_index("image_id")["trial_id"].map(failed)
-    why = "its trial failed: " + scores["image_id"].map(of_trial).astype("str")
+    """Scores that count. Images that show nothing, and all of a broken arm, have a reason instead."""
+    of_arm = images.set_index("image_id")["arm_id"].map(broken)
+    why = "its arm failed: " + scores["image_id"].map(of_arm).astype("str")
     why = why.mask(scores["image_id"].isin(blank), "the image is of one colour")
     return scores.assign(
         value=scores["value"].where(why.isna()), reason=scores["reason"].where(why.isna(), why)
@@ -208,13 +234,13 @@ def _trials(
     plan: Plan,
     workspace: Workspace,
     images: pd.DataFrame,
-    blank: frozenset[str],
+    broken: Mapping[str, str],
     reasons: Mapping[str, str],
     decisions: Decisions,
 ) -> pd.DataFrame:
     drawn = images.groupby("arm_id").agg(count=("split", lambda split: int((split == "dev").sum())))["count"]
     counts = dict(drawn)
-    rows = [_trial_row(plan, workspace, trial, counts, blank, reasons) for trial in plan.trials]
+    rows = [_trial_row(plan, workspace, trial, counts, broken, reasons) for trial in plan.trials]
     for trial, row in zip(plan.trials, rows, strict=True):
         look = decisions.stops.get(trial.run_id)
         if look is not None and look.step < trial.config.training.steps:
@@ -230,18 +256,16 @@ def _trial_row(
     workspace: Workspace,
     trial: Trial,
     drawn: dict[Any, int],
-    blank: frozenset[str],
+    broken: Mapping[str, str],
     reasons: Mapping[str, str],
 ) -> dict[str, Any]:
     checkpoint = workspace.checkpoint(trial.run_id, trial.config.training.steps)
     own = [plan.arms[d] for name, d in trial.arms.items() if not _is_control(plan, name)]
-    cells = [cell for arm in own for cell in plan.cells(arm, "dev")]
-    made = checkpoint.done and all(drawn.get(d.arm_id, 0) == len(plan.cells(d, "dev")) for d in own)
-    nothing = sum(cell.image_id in blank for cell in cells)
-    complete = made and not nothing
-    reason = None if complete else _reason(trial, own, reasons)
-    if made and nothing:
-        reason = f"{nothing} of {len(cells)} dev images are of one colour"
+    made = checkpoint.done and all(
+        arm.arm_id in broken or drawn.get(arm.arm_id, 0) == len(plan.cells(arm, "dev")) for arm in own
+    )
+    complete = made and not all(arm.arm_id in broken for arm in own)
+    reason = None if complete else _reason(trial, own, {**broken, **reasons})
     return {
         "trial_id": trial.trial_id,
         "index": trial.index,

@@ -79,8 +79,8 @@ class Contrast:
 
     @property
     def finding(self) -> Finding:
-        """The verdict; missing where there is no difference."""
-        return cast(Finding, self.verdict) if self.difference is not None and self.verdict else "missing"
+        """The verdict; missing where there is no difference, undecided where nothing was tested yet."""
+        return "missing" if self.difference is None else cast(Finding, self.verdict or "undecided")
 
     @property
     def shown(self) -> bool:

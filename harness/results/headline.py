@@ -343,6 +343,9 @@ def _losses(study: Study) -> list[str]:
         parts = [f"{stopped} stopped early by {study.scheduler}"] * bool(stopped)
         parts += [f"{failed} failed"] * bool(failed) + [f"{missing} did not run"] * bool(missing)
         said.append(f"Of {count(study.n_trials(), 'trial')}, {listed(parts)}; they were not in the running.")
+    arms = study.results.arms
+    for row in arms[arms["reason"].notna()].drop_duplicates("arm_id").to_dict("records")[:3]:
+        said.append(f"Left out: {row['arm']} of {study.labels[row['trial_id']]}: {row['reason']}.")
     scores = study.results.scores
     lost = int(scores["value"].isna().sum())
     if lost:

@@ -56,6 +56,7 @@ ARMS = _schema(  # one row per trial × arm; a shared control's draw recurs
     arm=pa.string(),
     arm_id=pa.string(),
     is_control=pa.bool_(),
+    reason=pa.string(),  # why it is not in the running, as for images of one colour; its trial's others are
 )
 IMAGES = _schema(  # one row per image
     "images",

@@ -280,3 +280,57 @@ def test_a_metric_that_nobody_scored_says_so() -> None:
         **tables, analysis=ANALYSIS, metrics=(AestheticMetric(encoder="emoji", head="emoji"),)
     )
     assert set(summary["reason"]) == {"no pairs: arm: not scored; control: not scored"}
+
+
+def test_lost_pairs_cannot_turn_no_difference_into_a_better_arm() -> None:
+    """The arm's worst images of a null effect are lost: without them it looks better."""
+    rng = np.random.default_rng(11)
+    own = rng.normal(0.25, 0.6, size=(12, 2))
+    worst = set(map(tuple, np.argwhere(own <= np.sort(own.ravel())[1])))
+
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float | None:
+        if arm == ARM and (prompt, seed) in worst:
+            return None
+        return 5.0 + 0.3 * prompt + (float(own[prompt, seed]) if arm == ARM else 0.0)
+
+    row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 12})))
+    assert row["n_missing"] == 2
+    assert row["ci_low"] > 0 and row["p_adjusted"] < 0.05, "without the lost pairs it is better"
+    assert row["verdict"] == "undecided"
+    worst.clear()
+    assert row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 12})))["n_missing"] == 0
+
+
+def test_more_than_a_tenth_lost_is_no_verdict() -> None:
+    def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float | None:
+        lost = arm == ARM and prompt < 3 and seed == 1
+        return None if lost else 5.0 + 0.01 * prompt * seed + (1.0 + 0.1 * prompt if arm == ARM else 0.0)
+
+    row = row_of(summary_of(make_tables(value, trials=1, prompts={"dev": 12})))
+    assert row["verdict"] == "undecided" and "12 % of the pairs are lost" in row["verdict_reason"]
+
+
+def test_a_margin_makes_small_differences_equivalent_on_the_primary_metric_alone() -> None:
+    tables = make_tables(noise(7), trials=1, prompts={"dev": 40}, seeds=2)
+    wide = ANALYSIS.model_copy(update={"margin": 2.0})
+    assert row_of(summary_of(tables))["verdict"] == "undecided"
+    row = row_of(summary_of(tables, wide))
+    assert (row["verdict"], row["margin"]) == ("equivalent", 2.0) and pd.isna(row["prompts_to_decide"])
+    assert pd.isna(row_of(summary_of(tables, wide), metric="saturation")["margin"])
+
+
+def test_undecided_comes_with_what_the_design_finds_and_what_would_decide_it() -> None:
+    row = row_of(summary_of(make_tables(noise(8, 0.1), trials=1, prompts={"dev": 12})))
+    assert row["verdict"] == "undecided" and row["family"] == 1
+    error = (row["ci_high"] - row["ci_low"]) / 2 / 2.200985  # t of 11 degrees of freedom
+    assert row["detectable"] == pytest.approx(3.0784 * error, rel=1e-3)
+    assert row["prompts_to_decide"] > 12
+    family = summary_of(make_tables(noise(8, 0.1), trials=6, prompts={"dev": 12}))
+    assert set(family["family"]) == {6}
+    assert row_of(family, trial_id="t0")["detectable"] > row["detectable"]
+
+
+def test_identical_images_are_equivalent_with_the_reason() -> None:
+    row = row_of(summary_of(make_tables(lambda *_: 1.0, trials=1, prompts={"dev": 8})))
+    assert row["verdict"] == "equivalent"
+    assert row["verdict_reason"] == "every pair has the same score in both arms"

@@ -173,6 +173,8 @@ def test_images_of_one_colour_fail_their_trial_and_have_no_score(
     scores = run.results.scores
     assert len(scores) and scores["value"].isna().all()
     assert set(scores["reason"]) == {"the image is of one colour"}
+    own = run.results.arms[~run.results.arms["is_control"]]
+    assert set(own["reason"]) == {"4 of 4 dev images are of one colour"}
     summary = run.results.summary
     assert len(summary) and summary["mean_difference"].isna().all() and summary["reason"].notna().all()
     assert not trial["selected"]

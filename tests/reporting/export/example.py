@@ -74,6 +74,7 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
                 "arm": arm.name,
                 "arm_id": t.arms[arm.name],
                 "is_control": arm.is_control,
+                "reason": None,
             }
             for t in plan.trials
             for arm in plan.sweep.arms

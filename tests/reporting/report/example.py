@@ -199,7 +199,13 @@ def _train(workspace: Workspace, trial: Trial) -> None:
 def _arms(plan: Plan) -> pd.DataFrame:
     arms = {arm.name: arm for arm in plan.sweep.arms}
     rows = [
-        {"trial_id": trial.trial_id, "arm": arm, "arm_id": arm_id, "is_control": arms[arm].is_control}
+        {
+            "trial_id": trial.trial_id,
+            "arm": arm,
+            "arm_id": arm_id,
+            "is_control": arms[arm].is_control,
+            "reason": None,
+        }
         for trial in plan.trials
         for arm, arm_id in trial.arms.items()
     ]
