@@ -54,8 +54,8 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
 def so_far(workspace: Workspace, name: str) -> results.Results | None:
     """The tables of a sweep that is being run, in memory, by its `plan.json`; None where it has none.
 
-    Nothing is selected or tested: no trial is `selected`, every p and verdict is null, `finished_at` is None. Raises
-    ArtifactError where something it reads is damaged, or was written by another version.
+    Nothing is selected or tested: no trial is `selected`, every p and verdict is null, `finished_at` is None.
+    Raises ArtifactError where something it reads is damaged, or was written by another version.
     """
     folder = workspace.fetch_sweep(name)
     try:
