@@ -11,8 +11,10 @@ from markupsafe import Markup
 
 from harness.errors import WorkspaceError
 from harness.reporting.report.data import as_script, page_data
-from harness.reporting.report.figures.curves import family_curves, loss_curves
+from harness.reporting.report.figures.curves import family_curves
 from harness.reporting.report.figures.effects import dose_response, forest, forest_hidden, heatmap
+from harness.reporting.report.figures.losses import loss_curves, run_losses
+from harness.reporting.report.figures.search import search_figures
 from harness.reporting.report.figures.strip import strips
 from harness.reporting.report.images import family_row, image_rows
 from harness.reporting.report.layout import param_name, shown_arms
@@ -126,14 +128,14 @@ def render(
             every=every,
             forest=forest(study),
             heatmap=heatmap(study),
-            found=[],
+            found=search_figures(study),
             dose=dose_response(study),
             trials=_trials(study),
             failures=_failures(study),
             events=events(study.sweep.get("events", [])),
             arms=arm_rows(study),
             curves=curves,
-            losses=loss_curves(study),
+            losses=loss_curves(run_losses(study, workspace)),
             hidden=forest_hidden(study),
             unseen=_unseen(study),
             latents=_latents(study),

@@ -1,11 +1,10 @@
 """Arms of one family make a curve, and many arms leave room on the page."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.reporting.report.figures.curves import family_curves, loss_curves, run_losses
+from harness.reporting.report.figures.curves import family_curves
 from harness.reporting.report.figures.effects import MOST_ROWS, forest, forest_hidden
 from harness.reporting.report.images import family_row
 from harness.reporting.report.layout import MOST_SHOWN, families, matched_control, shown_arms
@@ -156,17 +155,6 @@ def test_controls_that_hold_a_part_of_the_arm_are_told_apart(wide: Study) -> Non
 def test_the_choice_among_arms_is_told(wide: Study) -> None:
     selected = verdict(wide).facts[0]
     assert "200 steps, drawn as scaled-scale-2. Of 2 usable trials in 6 arms it had" in selected
-
-
-def test_losses_need_held_out_images(wide: Study, many: Results, folder: Path) -> None:
-    assert loss_curves(wide) is None
-    assert "Losses" not in render(many, Workspace(folder))
-    trials = many.trials.assign(final_loss=[0.2, 0.1], validation_loss=[0.3, 0.25])
-    study = Study(replace(many, trials=trials))
-    (run,) = run_losses(study)
-    assert (run.steps, run.training, run.validation) == ((50, 200), (0.2, 0.1), (0.3, 0.25))
-    assert run.selected
-    assert {"training", "held-out images", "50", "200"} <= set(words(loss_curves(study)))
 
 
 def test_the_page_has_the_curves(many: Results, folder: Path) -> None:

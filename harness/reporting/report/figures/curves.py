@@ -1,19 +1,26 @@
-"""Figures of curves: the effect over an arm's parameter, and losses over a run's checkpoints."""
+"""Figures of curves: the effect over an arm's parameter."""
 
-import json
 from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.report.figures.svg import BLUE, GREEN, MUTED, ORANGE, PALETTE, inline, page_style
-from harness.reporting.report.layout import STEPS, Family, Point, families, matched_control, param_name
+from harness.reporting.report.figures.svg import (
+    BLUE,
+    GREEN,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    PALETTE,
+    inline,
+    page_style,
+)
+from harness.reporting.report.layout import Family, Point, families, matched_control, param_name
 from harness.results.contrast import Contrast
-from harness.results.format import axis_value, metric_name
+from harness.results.format import metric_name
 from harness.results.study import Study
 
-MARKERS = "osD^vP"
 Found = list[tuple[float, float, Contrast]]  # x, difference
 
 
@@ -115,65 +122,3 @@ def _line(axes: Axes, found: Found, colour: str, marker: str, label: str, *, shi
     for at, (_, _, c) in zip(x, found, strict=True):
         if c.low is not None and c.high is not None:
             axes.plot([at, at], [c.low, c.high], color=colour, linewidth=1.2, alpha=0.7)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLosses:
-    """One training run: its losses at each checkpoint, by steps."""
-
-    label: str
-    selected: bool
-    steps: tuple[int, ...]
-    training: tuple[float, ...]
-    validation: tuple[float, ...]
-
-
-def loss_curves(study: Study) -> Markup | None:
-    """Training and held-out loss over the checkpoints of each run. Null where nothing was held out."""
-    runs = run_losses(study)
-    if not runs:
-        return None
-    highlighted = len(runs) > len(PALETTE)
-    with page_style():
-        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-        left, right = figure.subplots(1, 2, sharex=True)
-        for place, run in enumerate(runs):
-            muted = highlighted and not run.selected
-            colour = MUTED if muted else BLUE if highlighted else PALETTE[place % len(PALETTE)]
-            for axes, losses in ((left, run.training), (right, run.validation)):
-                axes.plot(
-                    run.steps, losses, color=colour, marker=MARKERS[place % len(MARKERS)], markersize=4.5,
-                    linewidth=0.8 if muted else 1.5, label=None if muted else run.label,
-                    zorder=3 if run.selected else 2,
-                )  # fmt: skip
-        left.set_title("training")
-        right.set_title("held-out images")
-        left.set_ylabel("loss")
-        for axes in (left, right):
-            axes.set_xticks(sorted({step for run in runs for step in run.steps}))
-            axes.set_xlabel("training steps")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        return inline(figure, name="losses", alt="Training and held-out loss over the training steps.")
-
-
-def run_losses(study: Study) -> list[RunLosses]:
-    """Runs that have a held-out loss, in the sweep's order."""
-    trials = study.results.trials
-    known = trials[trials["validation_loss"].notna() & trials["final_loss"].notna()]
-    others = [axis for axis in study.axes if axis != STEPS]
-    found = []
-    for _, rows in known.groupby("run_id", sort=False):
-        steps = [int(json.loads(config)["training"]["steps"]) for config in rows["config"]]
-        ordered = rows.assign(steps=steps).sort_values("steps")
-        first = ordered.iloc[0]
-        label = " · ".join(axis_value(axis, first[axis]) for axis in others)
-        found.append(
-            RunLosses(
-                label=label or "the run",
-                selected=study.selected in set(rows["trial_id"]),
-                steps=tuple(ordered["steps"]),
-                training=tuple(float(loss) for loss in ordered["final_loss"]),
-                validation=tuple(float(loss) for loss in ordered["validation_loss"]),
-            )
-        )
-    return found

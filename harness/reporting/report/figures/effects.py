@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from harness.reporting.report.figures.svg import BLUE, INK, MUTED, ORANGE, PALETTE, RULE, inline, page_style
+from harness.reporting.report.figures.svg import BLUE, INK, MUTED, ORANGE, RULE, inline, look, page_style
 from harness.reporting.report.layout import STEPS, Layout, Panel, is_numeric, layout
 from harness.results.contrast import Contrast, known
 from harness.results.format import axis_name, axis_value, interval, metric_name, signed
@@ -21,6 +21,7 @@ from harness.results.study import Study
 
 DIVERGING = "PuOr_r"  # orange above zero, purple below; safe for colour-blind readers and in grey
 ROW = 0.25  # inches per row of the effect plot
+MOST_LINES = 8  # of one panel of the dose–response
 MOST_ROWS = 40  # of the effect plot; the tables have all
 
 
@@ -192,11 +193,15 @@ def dose_response(study: Study) -> Markup | None:
     others = [axis for axis in study.axes if axis != STEPS]
     lines = [axis for axis in others if is_numeric(study, axis)][:1] or others[:1]
     panels = [axis for axis in others if axis not in lines]
+    if lines and trials[lines[0]].nunique(dropna=False) > MOST_LINES:
+        lines, panels = [], others  # small multiples: no eye follows so many lines
     groups = list(trials.groupby(panels, sort=False, dropna=False)) if panels else [((), trials)]
-    across = min(len(groups), 2)
+    many = not lines and len(groups) > MOST_LINES
+    across = min(len(groups), 4 if many else 2)
     down = math.ceil(len(groups) / across)
     with page_style():
-        figure = Figure(figsize=(7.2 if across > 1 else 4.6, 2.7 * down), layout="constrained")
+        size = (2.1 * across, 1.7 * down) if many else (7.2 if across > 1 else 4.6, 2.7 * down)
+        figure = Figure(figsize=size, layout="constrained")
         all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, (key, group) in zip(all_axes, groups, strict=False):
             axes.set_title(
@@ -227,19 +232,18 @@ def _dose_panel(axes: Axes, study: Study, trials: pd.DataFrame, lines: Sequence[
         ]
         x = [at for at, _ in found]
         y = np.array([c.difference for _, c in found], dtype=float)
-        colour = PALETTE[index % len(PALETTE)]
-        marker = "osD^vP"[index % 6]
+        style = look(index)
         axes.plot(
             x,
             y,
-            marker=marker,
             markersize=4.5,
             linewidth=1.3,
-            color=colour,
+            color=style["color"],
+            marker=style["marker"],
             label=axis_value("", known(value)),
         )
         for at, c in found:
             if c.low is not None and c.high is not None:
-                axes.plot([at, at], [c.low, c.high], color=colour, linewidth=1, alpha=0.6)
+                axes.plot([at, at], [c.low, c.high], color=style["color"], linewidth=1, alpha=0.6)
     axes.set_xticks(steps, [f"{s:g}" for s in steps])
     axes.set_xlabel("training steps")

@@ -16,6 +16,7 @@ PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", "
 
 # Okabe and Ito (2008): told apart with any common colour vision deficiency.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
+MARKERS = "osD^vP"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 
 STYLE: dict[Any, Any] = {
@@ -39,6 +40,14 @@ STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
     "legend.frameon": False,
 }
+
+
+def look(place: int) -> dict[str, str]:
+    """Colour and marker of a line; the first 36 differ from each other."""
+    return {
+        "color": PALETTE[place % len(PALETTE)],
+        "marker": MARKERS[(place + place // len(PALETTE)) % len(MARKERS)],
+    }
 
 
 @contextmanager
