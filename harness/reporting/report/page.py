@@ -12,7 +12,13 @@ from markupsafe import Markup
 from harness.errors import WorkspaceError
 from harness.reporting.report.data import as_script, page_data
 from harness.reporting.report.figures.curves import family_curves
-from harness.reporting.report.figures.effects import dose_response, forest, forest_hidden, heatmap
+from harness.reporting.report.figures.effects import (
+    dose_response,
+    forest,
+    forest_hidden,
+    forest_narrow,
+    heatmap,
+)
 from harness.reporting.report.figures.losses import loss_curves, run_losses
 from harness.reporting.report.figures.search import search_figures
 from harness.reporting.report.figures.strip import strips
@@ -127,6 +133,7 @@ def render(
             groups=groups,
             every=every,
             forest=forest(study),
+            forest_narrow=forest_narrow(study),
             heatmap=heatmap(study),
             found=search_figures(study),
             dose=dose_response(study),

@@ -49,6 +49,30 @@ def forest(study: Study) -> Markup | None:
         return inline(figure, name="forest", alt=alt)
 
 
+def forest_narrow(study: Study) -> Markup | None:
+    """The same for a narrow screen: each name stands above its bar."""
+    rows = _forest_rows(study)
+    if not rows:
+        return None
+    decimals = study.decimals[study.primary]
+    with page_style():
+        figure = Figure(figsize=(3.3, 1.9 * ROW * len(rows) + 0.7))
+        axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
+        for y, (label, contrast) in enumerate(rows):
+            weight = "bold" if _is_chosen(study, contrast) else "normal"
+            _bar(axes, y, contrast)
+            words = f"{label}   {signed(contrast.difference, decimals)}"
+            place = axes.get_yaxis_transform()
+            axes.text(0, y - 0.3, words, transform=place, va="center", fontsize=8, fontweight=weight)
+        axes.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+        axes.set_ylim(len(rows) - 0.4, -0.7)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.06)
+        axes.set_xlabel(f"difference from {study.control}")
+        return inline(figure, name="forest-narrow", alt=f"Effect plot: {_what(study)} for each trial.")
+
+
 def forest_hidden(study: Study) -> int:
     """How many contrasts the effect plot has no room for."""
     contrasts = (
@@ -85,9 +109,19 @@ def _is_chosen(study: Study, contrast: Contrast) -> bool:
 
 
 def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: int, *, chosen: bool) -> None:
+    weight = "bold" if chosen else "normal"
+    _bar(axes, y, contrast)
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontweight": weight}
+    axes.text(-0.04, y, label, ha="right", **beside)
+    numbers = f"{signed(contrast.difference, decimals)}  {interval(contrast.low, contrast.high, decimals)}"
+    axes.text(1.04, y, numbers, ha="left", **beside)
+    axes.text(1.62, y, f"n = {contrast.n_prompts}", ha="left", color=MUTED, **beside)
+
+
+def _bar(axes: Axes, y: float, contrast: Contrast) -> None:
+    """Difference and interval of one row."""
     test = contrast.split == "test"
     colour = ORANGE if test else BLUE
-    weight = "bold" if chosen else "normal"
     if contrast.low is not None and contrast.high is not None:
         axes.plot(
             [contrast.low, contrast.high],
@@ -105,11 +139,6 @@ def _forest_row(axes: Axes, y: int, label: str, contrast: Contrast, decimals: in
         markersize=6.5 if test else 5,
         linestyle="",
     )
-    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontweight": weight}
-    axes.text(-0.04, y, label, ha="right", **beside)
-    numbers = f"{signed(contrast.difference, decimals)}  {interval(contrast.low, contrast.high, decimals)}"
-    axes.text(1.04, y, numbers, ha="left", **beside)
-    axes.text(1.62, y, f"n = {contrast.n_prompts}", ha="left", color=MUTED, **beside)
 
 
 def heatmap(study: Study) -> Markup | None:

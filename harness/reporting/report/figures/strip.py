@@ -84,7 +84,7 @@ def _figure(study: Study, contrast: Contrast, points: Sequence[Point], reach: tu
         pairs = ";".join(f"{control},{own}" for control, own in point.pairs)
         parts.append(
             f'<circle class="point" cx="{x(point.difference)}" cy="{y}" r="{RADIUS}" data-pairs="{pairs}" '
-            f'aria-label="{escape(label)}"><title>{escape(label)}</title></circle>'
+            f'role="img" aria-label="{escape(label)}"><title>{escape(label)}</title></circle>'
         )
     middle = HEIGHT - 7
     if contrast.low is not None and contrast.high is not None:

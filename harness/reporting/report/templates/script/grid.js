@@ -223,7 +223,8 @@ const grid = (() => {
     const seen = some.map((image) => {
       const source = sourceOf(image);
       if (source === null) return el("span", { class: "noimage" }, "image left out");
-      const shown = el("img", { src: source, alt: nameOf(image), loading: "lazy", decoding: "async" });
+      const [width, height] = data.images.size[image]; // keep the room before it is loaded
+      const shown = el("img", { src: source, alt: nameOf(image), width, height, loading: "lazy", decoding: "async" });
       shown.classList.toggle("crisp", isCrisp(image));
       return shown;
     });
