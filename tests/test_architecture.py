@@ -51,7 +51,8 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
     "torchmetrics": {"metrics.clip_score"},
     "transformers": {"diffusion.models"},
     "typer": {"cli"},
-    "wandb": {"reporting.wandb_tracker"},
+    "wandb": {"reporting.wandb_report", "reporting.wandb_tracker"},
+    "wandb_workspaces": {"reporting.wandb_report"},
     "yaml": {"config.loading.files"},
 }
 BROAD_EXCEPTS = {  # function: why no narrower class will do
@@ -59,6 +60,8 @@ BROAD_EXCEPTS = {  # function: why no narrower class will do
     "config.loading.image_folder.read_image": "a damaged file leads Pillow's decoders to any error",
     "config.loading.tokens._tokenizer": "tokenizers raises bare Exception for whatever it cannot read",
     "engine.executors.local.LocalExecutor.run": "a trial that fails is a row with its reason",
+    "reporting.wandb_live.LiveMirror._finish_all": "as for its `_tick`; the rest is sent at the end",
+    "reporting.wandb_live.LiveMirror._tick": "wandb's exceptions have no common base",
     "reporting.wandb_tracker.WandbTracker.publish": "wandb's exceptions have no common base",
     "store.artifact.explaining_lack_of_room": "safetensors reports a full disk as an error of its own class",
     "store.objects.Bucket._call": "each file system of fsspec has errors of its own",
@@ -70,6 +73,7 @@ PRIVATE_APIS = {  # module and name: why there is no public way
     "diffusion.training.run_state._foreach_copy_": "as above",
     "diffusion.training.run_state._foreach_mul_": "as above",
     "diffusion.training.run_state._foreach_sub": "as above",
+    "reporting.wandb_report._to_model": "no public way to a report's JSON without a server",
     "engine.executors.ray_tune.run_metadata": "its running means keep 20 KiB a trial in the driver",
 }
 PRIVATE_WITHOUT_UNDERSCORE = {"run_metadata"}  # of Tune's Trial: not documented

@@ -233,6 +233,12 @@ def print_verdict(results: "Results", folder: str) -> None:
     out.print(f"tables  harness.results.load({folder!r})", highlight=False)
 
 
+def print_next_steps(lines: Sequence[str]) -> None:
+    """Commands and addresses for what a tracker has written, whole, so that they can be copied."""
+    for line in lines:
+        out.print(f"W&B     {escape(line)}", highlight=False, soft_wrap=True)
+
+
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
     """One trial against each control on each metric."""
     from harness.results.study import Study

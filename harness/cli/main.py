@@ -17,6 +17,7 @@ from harness.cli.console import (
     out,
     print_contrasts,
     print_inventory,
+    print_next_steps,
     print_plan,
     print_scheduler,
     print_search,
@@ -145,10 +146,11 @@ def run(
     display = Display(err)
     with interruptible(display) as stop:
         workers = make_executor(executor, address=address)
-        finished = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
+        finished, next_steps = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
     if not finished.outcomes:
         out.print("Nothing to train, draw or score: the store has all of it.")
     print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
+    print_next_steps(next_steps)
     failed = [outcome for outcome in finished.outcomes if outcome.failed]
     if failed:
         lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)

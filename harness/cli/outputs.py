@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from harness.cli.console import out, trial_number
+from harness.cli.console import out, print_next_steps, trial_number
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def publish(
     mode: Annotated[
         Literal["offline", "online"], typer.Option(help="offline writes files that `wandb sync` sends.")
     ] = ("offline"),
+    report: Annotated[
+        bool, typer.Option("--report", help="A W&B report as well: verdict, panels, images, methods.")
+    ] = False,
 ) -> None:
     """Publish a finished sweep to Weights & Biases. A second call changes nothing."""
     from harness.config.schema.sweep import WandbTracking
@@ -123,10 +126,11 @@ def publish(
     from harness.results import load
     from harness.store.workspace import Workspace
 
-    config = WandbTracking(project=project, entity=entity, mode=mode)
+    config = WandbTracking(project=project, entity=entity, mode=mode, report=report)
     workspace, here = Workspace.of_sweep(folder)
-    make_tracker(config, folder=here).publish(load(here), workspace)
-    out.print(f"published to W&B ({mode}): {here / 'wandb'}")
+    published = make_tracker(config, folder=here).publish(load(here), workspace)
+    out.print(f"published to W&B ({mode})")
+    print_next_steps(published.next_steps)
 
 
 @app.command()

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 import typer
@@ -15,6 +15,7 @@ from harness.cli.console import err
 from harness.cli.growing import GrowingPage
 from harness.cli.progress import Display
 from harness.config.plan.plan import Plan
+from harness.config.schema.sweep import WandbTracking
 from harness.engine.accounting import inventory
 from harness.engine.pipeline import SweepRun, run_sweep
 from harness.engine.stages.context import Context, Count, Event, Kind, Stop
@@ -22,6 +23,7 @@ from harness.engine.tasks import Task
 from harness.engine.worker import Executor
 from harness.errors import HarnessError, Interrupted
 from harness.reporting.report import write_report
+from harness.reporting.wandb_live import LiveMirror
 from harness.reporting.wandb_tracker import make_tracker
 from harness.results import Results
 from harness.store.workspace import REPORT, Workspace
@@ -76,34 +78,52 @@ def carry_out(
     plan: Plan,
     address: str,
     workers: AbstractContextManager[Executor],
-) -> SweepRun:
-    """Carry a sweep to its end in the workspace at the address."""
+) -> tuple[SweepRun, tuple[str, ...]]:
+    """Carry a sweep to its end in the workspace at the address; with it, what to do with its mirror."""
+    workspace = Workspace(address)
+    workspace.check_writable()
+    here = workspace.sweep(plan.sweep.name)
+    tracker = make_tracker(plan.sweep.tracking, folder=here)
+    live = _live_mirror(plan, workspace, display)
     growing = GrowingPage(address, plan.sweep.name, display.warn)
+    next_steps: tuple[str, ...] = ()
 
     def report(kind: Kind | Event, count: int) -> None:
         display.report(kind, count)
         growing.noticed()
-
-    ctx = Context(plan=plan, workspace=Workspace(address), report=report, stop=stop)
-    ctx.workspace.check_writable()
+        if live is not None:
+            live.count(kind, count)
 
     def announce(artifact: str, tasks: Sequence[Task], ctx: Context) -> None:
         display.begin(artifact, work_of(tasks, ctx))
+        if live is not None:
+            live.see(ctx.plan)
 
     def publish(results: Results) -> bool:
-        here = ctx.workspace.sweep(plan.sweep.name)
+        nonlocal next_steps
         with growing.final():
-            write_report(results, ctx.workspace, here / REPORT)
-            ctx.workspace.upload_sweep(plan.sweep.name, [REPORT])
+            write_report(results, workspace, here / REPORT)
+            workspace.upload_sweep(plan.sweep.name, [REPORT])
         try:
-            make_tracker(plan.sweep.tracking, folder=here).publish(results, ctx.workspace)
+            with live.resting() if live is not None else nullcontext():
+                next_steps = tracker.publish(results, workspace).next_steps
         except HarnessError as error:  # a mirror that fails costs no result
             display.warn(f"tracking: {error}")
             return False
         return True
 
-    with workers as executor, growing.every(plan.sweep.compute.report_every):
-        return run_sweep(ctx, executor, announce=announce, publish=publish)
+    ctx = Context(plan=plan, workspace=workspace, report=report, stop=stop)
+    mirroring = live.running() if live is not None else nullcontext()
+    with workers as executor, mirroring, growing.every(plan.sweep.compute.report_every):
+        finished = run_sweep(ctx, executor, announce=announce, publish=publish)
+    return finished, next_steps
+
+
+def _live_mirror(plan: Plan, workspace: Workspace, display: Display) -> LiveMirror | None:
+    tracking = plan.sweep.tracking
+    if not isinstance(tracking, WandbTracking) or not tracking.live:
+        return None
+    return LiveMirror(tracking, workspace.sweep(plan.sweep.name), workspace, display.warn)
 
 
 def work_of(tasks: Sequence[Task], ctx: Context) -> dict[Kind, Count]:

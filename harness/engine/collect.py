@@ -13,7 +13,6 @@ import pyarrow as pa
 from harness import results
 from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
 from harness.config.schema.sweep import SweepConfig
-from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
 from harness.engine.stages.sampling import IMAGES, read_arrow
@@ -22,6 +21,7 @@ from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.summary import select_best, summarise
 from harness.store.artifact import read_json, versions
+from harness.store.training_record import RECORD, TrainingRecord
 from harness.store.workspace import PLAN, Workspace
 
 FEWEST_PATTERNS = 100  # that a sweep may ask for
@@ -81,7 +81,7 @@ def so_far(workspace: Workspace, name: str) -> results.Results | None:
     }
     about = described(sweep, {}, [], seconds=0.0) | {"finished_at": None, "seconds": None}
     typed = {table: tables.typed(frame, tables.SCHEMAS[table]) for table, frame in frames.items()}
-    return results.Results(sweep=about, **typed)
+    return results.Results(sweep=about, workspace=workspace, **typed)
 
 
 def _frames(

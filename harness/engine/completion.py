@@ -13,7 +13,6 @@ from pathlib import Path
 import harness
 from harness import results
 from harness.config.plan.plan import Plan
-from harness.diffusion.training.record import RECORD
 from harness.engine.early_stopping import DECISIONS
 from harness.engine.stages.sampling import IMAGES
 from harness.engine.stages.scoring import SCORES, metric_name
@@ -21,6 +20,7 @@ from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
 from harness.store.artifact import Artifact, read_json, sha256, versions, write_json
+from harness.store.training_record import RECORD
 from harness.store.workspace import REPORT, Workspace
 
 MARK = "finished.json"

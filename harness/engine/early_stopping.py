@@ -17,12 +17,12 @@ from harness.config.plan.rungs import Look, probe_cells, probe_draws, probe_obje
 from harness.config.schema.base import fingerprint
 from harness.config.schema.search import FifoScheduler, ProbeObjective, SchedulerConfig
 from harness.config.schema.sweep import SweepConfig
-from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.engine.stages.context import Context
 from harness.engine.stages.sampling import IMAGES, ensure_all_images, read_parquet
 from harness.engine.stages.scoring import SCORES, ensure_scores, metric_name
 from harness.results.summary import mean_difference
 from harness.store.artifact import read_json, write_json
+from harness.store.training_record import RECORD, TrainingRecord
 from harness.store.workspace import Workspace
 
 DECISIONS = "decisions.json"  # in a sweep's folder

@@ -1,16 +1,21 @@
-"""What a tracker shows of a sweep, as plain values: a run per trial and one for the sweep."""
+"""What a tracker shows of a sweep, as plain values: a run per trial, per control, and one for the sweep.
+
+Keys are the same in all runs, so that W&B's panels line up: `train/…` and `eval/…` by training step,
+`primary/…` (on dev prompts, so that trials compare) and `test/…` in the summary, `images/ARM` with the same
+prompts and seeds in the same order in every run.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from PIL import Image
 
-from harness.diffusion.training.record import RECORD, TrainingRecord
+from harness.store.training_record import RECORD, TrainingRecord
 from harness.store.workspace import REPORT
 
 if TYPE_CHECKING:
@@ -22,18 +27,25 @@ CONTRAST_COLUMNS = {  # column of the summary → last part of the key in W&B
     "mean_difference": "difference",
     "ci_low": "ci_low",
     "ci_high": "ci_high",
-    "p_value": "p",
-    "p_adjusted": "p_adjusted",
+    "p_adjusted": "p",
     "win_rate": "win_rate",
-    "n_pairs": "n_pairs",
+    "n_prompts": "n_prompts",
 }
+STEP = "train/step"  # the x axis of `train/…` and `eval/…`
+LOSS = "train/loss"
+VALIDATION_LOSS = "train/validation_loss"
+EVAL_DIFFERENCE = "eval/primary/difference"
+DIFFERENCE = "primary/difference"
+DEV_IMAGES, TEST_IMAGES = "images", "test_images"
+OWN_KEYS = ("trial", "trial_id", "trial_config", "arm", "arm_config")  # of a run's config, beside its axes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip:
-    """Images of one prompt and seed in several arms, side by side, and what they are."""
+class Shown:
+    """One image. Without a path it is missing, and its place in the list is kept."""
 
-    paths: tuple[str, ...]  # relative to the workspace, in the caption's order
+    path: str | None  # relative to the workspace
+    sha256: str | None
     caption: str
 
 
@@ -45,158 +57,291 @@ class Run:
     name: str
     group: str
     job_type: str
+    tags: tuple[str, ...]
     config: dict[str, Any]
     summary: dict[str, float | int | str | bool]  # nothing null: what has no number has a reason
-    losses: tuple[float, ...] = ()
-    strips: tuple[Strip, ...] = ()
-    tables: dict[str, list[dict[str, Any]]]
-    report: str | None = None  # path of the page
+    history: tuple[dict[str, float], ...] = ()  # one row per training step, `STEP` among its keys
+    images: dict[str, tuple[Shown, ...]] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    page: str | None = None  # path of the HTML page
+    page_sha256: str | None = None
     failed: bool = False
 
     def digest(self) -> str:
-        """Hex sha256 of the content."""
+        """Hex sha256 of the content, that of images and page included."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def trial_runs(results: "Results", workspace: "Workspace", *, images_per_trial: int) -> Iterator[Run]:
-    """One run per trial, failed and missing ones too.
+def all_runs(results: "Results", workspace: "Workspace", *, images_per_arm: int) -> list[Run]:
+    """Every run of a sweep: trials (failed and missing ones too), controls, and the sweep itself.
 
     Raises ArtifactError if the training record of an adapter is missing or damaged.
     """
+    shown = _Images(results, images_per_arm)
+    return [
+        *_trial_runs(results, workspace, shown),
+        *_control_runs(results, shown),
+        _sweep_run(results, workspace),
+    ]
+
+
+def flat_names(axes: Sequence[str]) -> dict[str, str]:
+    """Axis → its key in a run's config: the last part of its name, or all of it where that is not its own."""
+    tails = Counter(axis.rpartition(".")[2] for axis in axes)
+    names = {}
+    for axis in axes:
+        tail = axis.rpartition(".")[2]
+        alone = tails[tail] == 1 and tail not in (*OWN_KEYS, "kind", "name")
+        names[axis] = tail if alone else axis.replace(".", "_")
+    return names
+
+
+def own_arm(results: "Results", trial_id: str) -> str:
+    """The arm that a trial is judged by: of several with its adapter, the best on dev prompts."""
+    rows = _primary_rows(results, trial_id, "dev").dropna(subset=["mean_difference"])
+    if rows.empty:
+        return str(results.arms.loc[~results.arms["is_control"].astype(bool), "arm"].iloc[0])
+    up = rows["higher_is_better"].astype("boolean").fillna(True).astype(bool)
+    gain = rows["mean_difference"].where(up, -rows["mean_difference"])
+    return str(rows["arm"].iloc[int(gain.to_numpy(dtype=float).argmax())])
+
+
+def training_rows(workspace: "Workspace", run_id: str, steps: int) -> dict[int, dict[str, float]]:
+    """By step: the losses of a training run as its last checkpoint up to `steps` has them; none without."""
+    reached = [step for step in workspace.checkpoints(run_id) if step <= steps]
+    if not reached:
+        return {}
+    record = TrainingRecord.parse(workspace.checkpoint(run_id, reached[-1]).read(RECORD))
+    rows = {step: {STEP: step, LOSS: loss} for step, loss in enumerate(record.losses, start=1)}
+    for step, loss in (record.validation or {}).items():
+        if step in rows:
+            rows[step][VALIDATION_LOSS] = loss
+    return rows
+
+
+def trial_identity(sweep: Mapping[str, Any], trial: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a trial's run is called, and its config; `trial` has the columns of the table, axes included.
+
+    Known before anything is trained, so that a run may begin with it.
+    """
+    names = flat_names(sweep["axes"])
+    axes = {names[axis]: _plain(trial[axis]) for axis in sweep["axes"] if axis in trial}
+    return {
+        "run_id": f"{sweep['name']}-{trial['trial_id']}",
+        "name": " ".join(f"{name}={value}" for name, value in axes.items()) or trial["trial_id"],
+        "group": sweep["name"],
+        "job_type": "trial",
+        "config": {
+            **axes,
+            "trial": trial["index"],
+            "trial_id": trial["trial_id"],
+            "trial_config": json.loads(trial["config"]),
+        },
+    }
+
+
+def _trial_runs(results: "Results", workspace: "Workspace", shown: "_Images") -> Iterator[Run]:
     sweep = results.sweep
-    axes = [axis for axis in sweep["axes"] if axis in results.trials]
-    scores = _mean_scores(results)
+    means = _mean_scores(results)
     for trial in results.trials.to_dict("records"):
-        labels = {axis.replace(".", "/"): _plain(trial[axis]) for axis in axes}
+        trial_id, selected = trial["trial_id"], _plain(trial["selected"]) is True
+        facts = ("status", "reason", "selected", "final_loss", "validation_loss", "train_seconds")
         yield Run(
-            run_id=f"{sweep['name']}-{trial['trial_id']}",
-            name=" ".join(f"{axis.rpartition('/')[2]}={value}" for axis, value in labels.items())
-            or trial["trial_id"],
-            group=sweep["name"],
-            job_type="trial",
-            config={
-                **json.loads(trial["config"]),
-                "axes": labels,
-                "trial_id": trial["trial_id"],
-                "index": trial["index"],
-            },
+            **trial_identity(sweep, trial),
+            tags=(*["selected"] * selected, trial["status"], sweep.get("search", {}).get("kind", "grid")),
             summary=_known(
-                {key: trial[key] for key in ("status", "reason", "selected", "final_loss", "train_seconds")}
-                | scores.get(trial["trial_id"], {})
-                | _contrasts(results.summary[results.summary["trial_id"] == trial["trial_id"]])
+                _primary(results, trial_id, "dev", "primary")
+                | _primary(results, trial_id, "test", "test")
+                | {key: trial[key] for key in facts}
             ),
-            losses=_losses(workspace, trial["adapter_path"]),
-            strips=tuple(_strips(results, trial["trial_id"], images_per_trial)),
-            tables={},
-            failed=trial["status"] != "completed",
+            history=_history(results, workspace, trial, means),
+            images=shown.of_trial(trial_id, selected=selected),
+            tables={"contrasts": _contrasts(results, trial_id)},
+            failed=trial["status"] in ("failed", "missing"),
         )
 
 
-def sweep_run(results: "Results", workspace: "Workspace") -> Run:
+def _control_runs(results: "Results", shown: "_Images") -> Iterator[Run]:
+    """One run per control and setting of it: a sham control, say, is trained once for each rank."""
+    arms = results.arms[results.arms["is_control"].astype(bool)]
+    names = flat_names(results.axes)
+    wide = results.wide()
+    for arm, of_arm in arms.groupby("arm", sort=False):
+        config = next(config for config in results.sweep["arms"] if config["name"] == arm)
+        for arm_id, rows in of_arm.groupby("arm_id", sort=False):
+            trials = results.trials[results.trials["trial_id"].isin(rows["trial_id"])]
+            fixed = {names[a]: _plain(trials[a].iloc[0]) for a in names if _tells(results.trials, trials, a)}
+            images = wide[wide["arm_id"] == arm_id]
+            means = {
+                f"{split}/{metric['kind']}": images.loc[images["split"] == split, metric["kind"]].mean()
+                for split in ("dev", "test")
+                for metric in results.sweep["metrics"]
+            }
+            yield Run(
+                run_id=f"{results.sweep['name']}-control-{arm_id}",
+                name=" ".join([str(arm), *(f"{name}={value}" for name, value in fixed.items())]),
+                group=results.sweep["name"],
+                job_type="control",
+                tags=("control",),
+                config={**fixed, "arm": arm, "arm_config": config},
+                summary=_known({**means, "n_images": len(images)}),
+                images=shown.of_arm(str(arm), str(arm_id)),
+            )
+
+
+def _tells(every: pd.DataFrame, some: pd.DataFrame, axis: str) -> bool:
+    """Whether these trials share a value of an axis that not all trials have."""
+    return some[axis].nunique(dropna=False) == 1 < every[axis].nunique(dropna=False)
+
+
+def _sweep_run(results: "Results", workspace: "Workspace") -> Run:
     """The run of the sweep as a whole: its tables, its page, which trial was selected."""
     sweep = results.sweep
     status = results.trials["status"].value_counts()
     selected = results.trials.loc[results.trials["selected"].fillna(False).astype(bool), "trial_id"]
-    report = workspace.sweep(sweep["name"]) / REPORT
+    page = workspace.sweep(sweep["name"]) / REPORT
     counts = {f"trials/{name}": int(status[name]) for name in status.index}
     best = (
         {"selected_trial": selected.iloc[0]}
         if len(selected)
         else {"selected_trial/reason": "no usable trial"}
     )
+    kept = ("name", "question", "model", "axes", "arms", "seeds", "sampler", "analysis")
     return Run(
         run_id=f"{sweep['name']}-sweep",
         name=sweep["name"],
         group=sweep["name"],
         job_type="sweep",
-        config={
-            key: sweep[key]
-            for key in ("name", "question", "model", "axes", "arms", "seeds", "sampler", "analysis")
-        },
+        tags=("sweep",),
+        config={key: sweep[key] for key in kept},
         summary={**counts, **best},
         tables={
-            "summary": _records(results.summary),
-            "trials": _records(results.trials.drop(columns=["config", "selected"])),
+            "contrasts": _contrasts(results),
+            "trials": _records(results.trials.drop(columns=["config"])),
         },
-        report=str(report) if report.is_file() else None,
+        page=str(page) if page.is_file() else None,
+        page_sha256=hashlib.sha256(page.read_bytes()).hexdigest() if page.is_file() else None,
     )
 
 
-def side_by_side(workspace: "Workspace", strip: Strip) -> Image.Image | None:
-    """The strip as one image; null where one of its images is gone or unreadable."""
-    images = []
-    for path in strip.paths:
-        try:
-            with Image.open(workspace.file(path)) as opened:
-                images.append(opened.convert("RGB"))
-        except OSError:
-            return None
-    gap = max(2, images[0].width // 32)
-    sheet = Image.new(
-        "RGB", (sum(p.width + gap for p in images) - gap, max(p.height for p in images)), "white"
-    )
-    x = 0
-    for image in images:
-        sheet.paste(image, (x, 0))
-        x += image.width + gap
-    return sheet
+def _history(
+    results: "Results", workspace: "Workspace", trial: dict[Any, Any], means: dict[str, dict[str, float]]
+) -> tuple[dict[str, float], ...]:
+    """Losses at each step, and scores where the trial or a shorter one of the same training was scored."""
+    steps = _steps(trial)
+    if isinstance(trial["adapter_path"], str):
+        workspace.artifact(trial["adapter_path"]).read(RECORD)  # an adapter without its losses is damaged
+    rows = training_rows(workspace, trial["run_id"], steps)
+    arm = own_arm(results, trial["trial_id"])
+    for other in results.trials[results.trials["run_id"] == trial["run_id"]].to_dict("records"):
+        at = _steps(other)
+        if at not in rows or other["status"] != "completed":
+            continue
+        rows[at] |= means.get(other["trial_id"], {})
+        difference = _primary_rows(results, other["trial_id"], "dev", arm)["mean_difference"].dropna()
+        if len(difference):
+            rows[at][EVAL_DIFFERENCE] = float(difference.iloc[0])
+    return tuple(rows[step] for step in sorted(rows))
+
+
+def _steps(trial: Mapping[Any, Any]) -> int:
+    return int(json.loads(trial["config"])["training"]["steps"])
 
 
 def _mean_scores(results: "Results") -> dict[str, dict[str, float]]:
-    """Trial id → mean score of each split, arm and metric over the images that have one."""
-    images = results.images[["arm_id", "image_id", "split"]]
+    """Trial id → `eval/METRIC/ARM`: mean score over the dev images that have one."""
+    images = results.images.loc[results.images["split"] == "dev", ["arm_id", "image_id"]]
     table = results.arms.merge(images, on="arm_id").merge(results.scores, on="image_id")
-    means = table.dropna(subset=["value"]).groupby(["trial_id", "split", "arm", "metric"])["value"].mean()
+    means = table.dropna(subset=["value"]).groupby(["trial_id", "metric", "arm"], sort=False)["value"].mean()
     found: dict[str, dict[str, float]] = {}
     for row in means.reset_index().to_dict("records"):
-        key = f"score/{row['split']}/{row['arm']}/{row['metric']}"
-        found.setdefault(row["trial_id"], {})[key] = float(row["value"])
+        found.setdefault(row["trial_id"], {})[f"eval/{row['metric']}/{row['arm']}"] = float(row["value"])
     return found
 
 
-def _contrasts(summary: pd.DataFrame) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for row in summary.to_dict("records"):
-        key = f"contrast/{row['split']}/{row['arm']}/{row['control']}/{row['metric']}"
-        found |= {f"{key}/{part}": row[column] for column, part in CONTRAST_COLUMNS.items()}
-        found[f"{key}/reason"] = row["reason"]
-    return found
+def _primary_rows(results: "Results", trial_id: str, split: str, arm: str | None = None) -> pd.DataFrame:
+    """The summary's rows of a trial on the primary metric against the control of the selection."""
+    analysis, table = results.sweep["analysis"], results.summary
+    chosen = (table["trial_id"] == trial_id) & (table["split"] == split)
+    chosen &= (table["metric"] == analysis["primary"]) & (table["control"] == analysis["control"])
+    return table[chosen if arm is None else chosen & (table["arm"] == arm)]
 
 
-def _strips(results: "Results", trial_id: str, limit: int) -> Iterator[Strip]:
-    """The first `limit` dev pairs in the order of the prompts, every arm that has one, controls first."""
-    primary = results.sweep["analysis"]["primary"]
-    scores = results.scores.loc[results.scores["metric"] == primary, ["image_id", "value"]]
-    arms = results.arms[results.arms["trial_id"] == trial_id].drop(columns="trial_id")
-    if arms["is_control"].all() or limit == 0:
-        return
-    frame = results.images.loc[results.images["split"] == "dev"].drop(columns=["arm", "trial_id"])
-    images = arms.merge(frame, on="arm_id").merge(scores, on="image_id", how="left")
-    names = [arm["name"] for arm in results.sweep["arms"]]
-    prompts = [prompt["text"] for prompt in results.sweep["prompts"]]
-    images["place"] = images["is_control"].map({True: 0, False: 1}) * len(names) + images["arm"].map(
-        names.index
-    )
-    images["prompt_place"] = images["prompt"].map(prompts.index)
-    shown = 0
-    for (_, seed), cell in images.groupby(["prompt_place", "seed"]):
-        if cell["is_control"].all() or shown == limit:
-            continue
-        cell = cell.sort_values("place")
-        words = [
-            f"{r['arm']} {'–' if pd.isna(r['value']) else format(r['value'], '.2f')}"
-            for r in cell.to_dict("records")
-        ]
-        caption = f"{cell['prompt'].iloc[0]} (seed {seed}), {primary}, left to right: {', '.join(words)}"
-        yield Strip(paths=tuple(cell["path"]), caption=caption)
-        shown += 1
+def _primary(results: "Results", trial_id: str, split: str, prefix: str) -> dict[str, Any]:
+    """The contrast that a trial is judged by; nothing on a split on which it was not generated."""
+    rows = _primary_rows(results, trial_id, split, arm := own_arm(results, trial_id))
+    if rows.empty:
+        return {}
+    row = rows.iloc[0].to_dict()
+    p_value = row["p_value"] if pd.isna(row["p_adjusted"]) else row["p_adjusted"]
+    row["p_adjusted"] = p_value
+    numbers = {f"{prefix}/{part}": row[column] for column, part in CONTRAST_COLUMNS.items()}
+    words = {
+        f"{prefix}/verdict": row["verdict"],
+        f"{prefix}/arm": arm,
+        f"{prefix}/control": row["control"],
+        f"{prefix}/reason": row["reason"],
+    }
+    return numbers | words
 
 
-def _losses(workspace: "Workspace", adapter_path: str | None) -> tuple[float, ...]:
-    """The loss of each training step; none if the trial has no adapter."""
-    if not isinstance(adapter_path, str):
-        return ()
-    return tuple(TrainingRecord.parse(workspace.artifact(adapter_path).read(RECORD)).losses)
+def _contrasts(results: "Results", trial_id: str | None = None) -> list[dict[str, Any]]:
+    """The summary's rows with the axes of their trials in front."""
+    table = results.with_axes(results.summary).rename(columns=flat_names(results.axes))
+    return _records(table if trial_id is None else table[table["trial_id"] == trial_id])
+
+
+class _Images:
+    """The images that runs show: the first (prompt, seed) of the sweep, in its order, whatever the run."""
+
+    def __init__(self, results: "Results", limit: int) -> None:
+        sweep = self.sweep = results.sweep
+        self.results = results
+        primary = sweep["analysis"]["primary"]
+        scores = results.scores.loc[results.scores["metric"] == primary, ["image_id", "value"]]
+        table = results.images.merge(scores, on="image_id", how="left")
+        keys = zip(table["arm_id"], table["prompt"], table["seed"], strict=True)
+        self.found: dict[Any, dict[Any, Any]] = dict(zip(keys, table.to_dict("records"), strict=True))
+        self.cells = {
+            split: [
+                (prompt["text"], seed)
+                for prompt in sweep["prompts"]
+                if prompt["split"] == split
+                for seed in sweep["seeds"]
+            ][:limit]
+            for split in ("dev", "test")
+        }
+
+    def of_trial(self, trial_id: str, *, selected: bool) -> dict[str, tuple[Shown, ...]]:
+        """The trial's own arms, and beside them the control that it is selected against."""
+        arms = self.results.arms[self.results.arms["trial_id"] == trial_id]
+        own = arms[~arms["is_control"].astype(bool)]
+        drawn = own["arm_id"].isin([arm_id for arm_id, _, _ in self.found])
+        if not drawn.any():
+            return {}
+        control = arms[arms["arm"] == self.sweep["analysis"]["control"]]
+        found: dict[str, tuple[Shown, ...]] = {}
+        for row in [*control.to_dict("records"), *own.to_dict("records")]:
+            found |= self.of_arm(row["arm"], row["arm_id"], test=selected)
+        return found
+
+    def of_arm(self, arm: str, arm_id: str, *, test: bool = True) -> dict[str, tuple[Shown, ...]]:
+        """`images/ARM` of dev prompts, and `test_images/ARM` where the arm was generated on those."""
+        found = {}
+        for split, key in (("dev", DEV_IMAGES), ("test", TEST_IMAGES)):
+            shown = tuple(self._shown(arm, arm_id, *cell) for cell in self.cells[split])
+            if any(image.path for image in shown) and (test or split == "dev"):
+                found[f"{key}/{arm}"] = shown
+        return found
+
+    def _shown(self, arm: str, arm_id: str, prompt: str, seed: int) -> Shown:
+        row = self.found.get((arm_id, prompt, seed))
+        caption = f"{prompt} · seed {seed} · {arm}"
+        if row is None:
+            return Shown(path=None, sha256=None, caption=f"{caption}: no image")
+        value = "–" if pd.isna(row["value"]) else format(row["value"], ".2f")
+        caption += f" · {self.sweep['analysis']['primary']} {value}"
+        return Shown(path=row["path"], sha256=row["sha256"], caption=caption)
 
 
 def _known(values: dict[str, Any]) -> dict[str, float | int | str | bool]:

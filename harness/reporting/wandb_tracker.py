@@ -7,15 +7,21 @@ tracker costs no results.
 import json
 import logging
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from PIL import Image
+
 from harness.config.schema.sweep import NoTracking, TrackingConfig, WandbTracking
 from harness.errors import TrackingError
-from harness.reporting.wandb_runs import Run, side_by_side, sweep_run, trial_runs
+from harness.reporting import wandb_report
+from harness.reporting.wandb_runs import DEV_IMAGES, STEP, TEST_IMAGES, Run, Shown, all_runs
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -24,12 +30,23 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 60.0  # online: to begin a run
 FINISH_SECONDS = 120.0  # online: to send the rest of a run
+LONGEST_SIDE = 1024  # px of an image in W&B
+LOSSLESS_SIDE = 256  # px; below, lossy compression shows and saves little
+FOLDER = "wandb"  # in the sweep's folder
+REPORT_ROW = "report"  # of the ledger, beside the runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Where the mirror is: what to tell the user to do next."""
+
+    next_steps: tuple[str, ...] = ()  # one command or address each, with what it is for
 
 
 class Tracker(Protocol):
     """Shows a sweep in another program."""
 
-    def publish(self, results: "Results", workspace: "Workspace") -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> Published:
         """Mirror the results; doing it again changes nothing. A failure is a TrackingError."""
         ...
 
@@ -46,132 +63,233 @@ def make_tracker(config: TrackingConfig, *, folder: Path) -> Tracker:
 class NoTracker:
     """Mirrors nothing."""
 
-    def publish(self, results: "Results", workspace: "Workspace") -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> Published:
         """Does nothing."""
+        return Published()
 
 
 class WandbTracker:
-    """One W&B run per trial and one for the sweep, grouped by sweep.
+    """One W&B run per trial and per control and one for the sweep, grouped by sweep.
 
-    Run ids follow from sweep and trial, so a run is continued, never doubled. What was published is kept in
-    `wandb/published.json`: a run whose content has not changed is left alone, and an offline run that has is
-    replaced as long as it was not synced.
+    Run ids follow from sweep, trial and control, so a run is continued, never doubled. What was published is
+    kept in `wandb/published.json`: a run whose content has not changed is left alone, and an offline run that
+    has is replaced as long as it was not synced.
     """
 
     def __init__(self, config: WandbTracking, folder: Path) -> None:
-        """Nothing is written before `publish`."""
+        """Nothing is written before `publish`. Raises TrackingError where the extra `report` is missing."""
+        if config.report:
+            wandb_report.require_library()
         self.config = config
         self.folder = folder.resolve()
-        self._ledger = self.folder / "wandb" / "published.json"
+        self.shown_folder = folder
+        self.ledger = Ledger.of_folder(self.folder, config)
 
-    def publish(self, results: "Results", workspace: "Workspace") -> None:
+    def publish(self, results: "Results", workspace: "Workspace") -> Published:
         """Mirror the results. Any failure of W&B is a TrackingError."""
-        runs = [
-            *trial_runs(results, workspace, images_per_trial=self.config.images_per_trial),
-            sweep_run(results, workspace),
-        ]
-        target = f"{self.config.mode} {self.config.entity or ''}/{self.config.project}"
+        runs = all_runs(results, workspace, images_per_arm=self.config.images_per_trial)
         try:
-            with _quiet_wandb(self.folder):
-                published = self._read_ledger()
+            with quiet_wandb(self.folder):
                 for run in runs:
-                    known = published.get(f"{target} {run.run_id}")
-                    if known is None or known["digest"] != run.digest():
-                        self._drop_unsynced(known)
-                        folder = self._write(run, workspace)
-                        published[f"{target} {run.run_id}"] = {"digest": run.digest(), "folder": folder}
-                        self._write_ledger(published)
+                    known = self.ledger.of(run.run_id)
+                    if known.get("digest") != run.digest():
+                        self.ledger.drop_unsynced(run.run_id)
+                        self._write(run, workspace)
+                if self.config.report:
+                    self._write_report(results, runs)
         except Exception as error:  # wandb's exceptions have no common base, and a mirror must cost no sweep
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrackingError(
-                f"W&B: {line}; the tables and the report are complete, `harness publish` tries again"
+                f"W&B: {one_line(error)}; the tables and the page are complete, `harness publish` tries again"
             ) from error
+        return Published(next_steps=tuple(self._next_steps()))
 
-    def _write(self, run: Run, workspace: "Workspace") -> str:
-        """Write one run; gives the folder it was written to, relative to `wandb/`."""
-        import wandb
+    def _next_steps(self) -> Iterator[str]:
+        shown = shlex.quote(f"{self.shown_folder}/{FOLDER}")
+        if self.config.mode == "offline":
+            yield f"wandb sync {shown}/offline-run-*"
+            yield f"wandb leet {shown}"
+        report = self.ledger.of(REPORT_ROW)
+        if self.config.report and report:
+            yield report.get("url") or f"{shown}/{wandb_report.FILE}"
 
-        if self.config.mode == "online" and not wandb.login(prompt=False):
-            raise TrackingError("not logged in; run `wandb login`, or set tracking.mode: offline")
-        handle = wandb.init(
-            project=self.config.project,
-            entity=self.config.entity,
-            id=run.run_id,
-            name=run.name,
-            group=run.group,
-            job_type=run.job_type,
-            config=run.config,
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(
-                mode=self.config.mode,
-                root_dir=str(self.folder),
-                quiet=True,
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                finish_timeout_raises=True,
-            ),
-        )
-        try:
-            if handle.step == 0:  # a continued run has its history already
-                for step, loss in enumerate(run.losses, start=1):
-                    handle.log({"loss": loss}, step=step)
-            shown: dict[str, Any] = {
-                name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-                for name, rows in run.tables.items()
-                if rows
-            }
-            strips = [
-                (image, strip.caption) for strip in run.strips if (image := side_by_side(workspace, strip))
-            ]
-            if strips:
-                shown["images"] = [wandb.Image(image, caption=caption) for image, caption in strips]
-            if run.report is not None:
-                shown["report"] = wandb.Html(Path(run.report).read_text(encoding="utf-8"), inject=False)
+    def _write_report(self, results: "Results", runs: Sequence[Run]) -> None:
+        known = self.ledger.of(REPORT_ROW)
+        report = wandb_report.build(results, runs, self.config)
+        row = wandb_report.save(report, known, self.config, self.folder / FOLDER)
+        if row != known:
+            self.ledger.note(REPORT_ROW, **row)
+
+    def _write(self, run: Run, workspace: "Workspace") -> None:
+        """Write one run, or what an earlier call has not sent of it."""
+        known = self.ledger.of(run.run_id)
+        sent, scored = known.get("step", 0), known.get("scored", [])
+        with opened(self.config, self.folder, run=run) as handle, tempfile.TemporaryDirectory() as scratch:
+            handle.summary.update(run.summary)
+            for row in run.history:
+                is_scored = any(key.startswith("eval/") for key in row)
+                if row[STEP] > sent:
+                    handle.log(row)
+                elif is_scored and row[STEP] not in scored:
+                    handle.log({key: row[key] for key in row if key == STEP or key.startswith("eval/")})
+            shown = _media(run, workspace, Path(scratch))
             if shown:
                 handle.log(shown)
-            handle.summary.update(run.summary)
-        finally:
-            handle.finish(exit_code=int(run.failed))
-        return Path(handle.dir).parent.name
+        self.ledger.note(
+            run.run_id,
+            digest=run.digest(),
+            folder=Path(handle.dir).parent.name,
+            step=max((int(row[STEP]) for row in run.history), default=0),
+            scored=[int(row[STEP]) for row in run.history if any(key.startswith("eval/") for key in row)],
+        )
 
-    def _drop_unsynced(self, known: dict[str, str] | None) -> None:
-        """Remove our earlier offline copy of a run, unless W&B has it already."""
-        if known is None or self.config.mode != "offline":
+
+class Ledger:
+    """What was published, by target (mode, entity, project) and run, in a file that outlives the driver."""
+
+    def __init__(self, path: Path, config: WandbTracking) -> None:
+        """The file is read at each question: a live mirror and a tracker of one driver share it."""
+        self.path = path
+        self.target = f"{config.mode} {config.entity or ''}/{config.project}"
+        self.offline = config.mode == "offline"
+
+    @classmethod
+    def of_folder(cls, folder: Path, config: WandbTracking) -> "Ledger":
+        """The ledger of a sweep's folder."""
+        return cls(folder / FOLDER / "published.json", config)
+
+    def of(self, run_id: str) -> dict[str, Any]:
+        """`digest`, `folder`, last training `step` sent, steps `scored`; empty for a run not written yet."""
+        known: dict[str, Any] = self._read().get(f"{self.target} {run_id}", {})
+        return known
+
+    def note(self, run_id: str, **facts: Any) -> None:
+        """Keep what was written."""
+        content = {**self._read(), f"{self.target} {run_id}": facts}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+        temporary.replace(self.path)
+
+    def drop_unsynced(self, run_id: str) -> None:
+        """Remove our earlier offline copy of a run, unless W&B has it already; it is written whole again."""
+        known = self.of(run_id)
+        if not self.offline or not known:
             return
-        earlier = self._ledger.parent / known["folder"]
+        earlier = self.path.parent / known["folder"]
         if earlier.is_dir() and not list(earlier.glob("*.synced")):
             shutil.rmtree(earlier)
+        self.note(run_id)
 
-    def _read_ledger(self) -> dict[str, dict[str, str]]:
-        if not self._ledger.is_file():
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
             return {}
-        ledger: dict[str, dict[str, str]] = json.loads(self._ledger.read_text())
-        return ledger
-
-    def _write_ledger(self, published: dict[str, dict[str, str]]) -> None:
-        temporary = self._ledger.with_suffix(".tmp")
-        temporary.write_text(json.dumps(published, indent=1, sort_keys=True))
-        temporary.replace(self._ledger)
+        content: dict[str, Any] = json.loads(self.path.read_text())
+        return content
 
 
 @contextmanager
-def _quiet_wandb(folder: Path) -> Iterator[None]:
+def opened(config: WandbTracking, folder: Path, *, run: Run) -> Iterator[Any]:
+    """A W&B run, begun or continued, and finished with the block."""
+    handle = begin(config, folder, run=run)
+    try:
+        yield handle
+    finally:
+        handle.finish(exit_code=int(run.failed))
+
+
+def begin(config: WandbTracking, folder: Path, *, run: Run) -> Any:
+    """A W&B run, begun or continued. Raises TrackingError where nobody is logged in."""
+    import wandb
+
+    if config.mode == "online" and not wandb.login(prompt=False):
+        raise TrackingError("not logged in; run `wandb login`, or set tracking.mode: offline")
+    handle = wandb.init(
+        project=config.project,
+        entity=config.entity,
+        id=run.run_id,
+        name=run.name,
+        group=run.group,
+        job_type=run.job_type,
+        tags=list(run.tags),
+        config=run.config,
+        resume="allow",
+        reinit="create_new",
+        settings=wandb.Settings(
+            mode=config.mode,
+            root_dir=str(folder),
+            quiet=True,
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+        ),
+    )
+    handle.define_metric(STEP, hidden=True, summary="none")
+    for part in ("train", "eval"):  # in the summary they would be a hundred columns
+        handle.define_metric(f"{part}/*", step_metric=STEP, summary="none")
+    for part in (DEV_IMAGES, TEST_IMAGES):
+        handle.define_metric(f"{part}/*", summary="none")
+    return handle
+
+
+def _media(run: Run, workspace: "Workspace", scratch: Path) -> dict[str, Any]:
+    """Tables, page and images as W&B takes them."""
+    import wandb
+
+    shown: dict[str, Any] = {
+        name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        for name, rows in run.tables.items()
+        if rows
+    }
+    for place, (key, images) in enumerate(run.images.items()):
+        shown[key] = [
+            wandb.Image(
+                str(_shrunk(workspace, image, scratch / f"{place}-{index}.webp")), caption=image.caption
+            )
+            for index, image in enumerate(images)
+        ]
+    if run.page is not None:
+        shown["report"] = wandb.Html(Path(run.page).read_text(encoding="utf-8"), inject=False)
+    return shown
+
+
+def _shrunk(workspace: "Workspace", image: Shown, file: Path) -> Path:
+    """The image as WebP of at most `LONGEST_SIDE`; a grey one where it is missing or cannot be read."""
+    found = Image.new("RGB", (64, 64), "#888888")
+    if image.path is not None:
+        with suppress(OSError), Image.open(workspace.file(image.path)) as opened_file:
+            found = opened_file.convert("RGB")
+    found.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    found.save(file, quality=90, lossless=max(found.size) <= LOSSLESS_SIDE)
+    return file
+
+
+def one_line(error: Exception) -> str:
+    """What an error of W&B says, on one line of at most 200 characters; all of its lines, if it has several.
+
+    The first line of a settings error only counts them.
+    """
+    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith("For further information"))
+    return text[:199] + "…" if len(text) > 200 else text or type(error).__name__
+
+
+@contextmanager
+def quiet_wandb(folder: Path) -> Iterator[None]:
     """W&B without terminal output, reports of errors, or files outside `folder`.
 
     Its background process ends with the block.
     """
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     ours = {
-        "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
-        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
-        "WANDB_CONFIG_DIR": str(folder / "wandb" / "config"),
+        "WANDB_DATA_DIR": str(folder / FOLDER / "data"),
+        "WANDB_CACHE_DIR": str(folder / FOLDER / "cache"),
+        "WANDB_CONFIG_DIR": str(folder / FOLDER / "config"),
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_SILENT": "true",
     }

@@ -2,7 +2,7 @@
 
 from harness import results
 r = results.load("workspace/sweeps/quickstart")
-r.summary, r.pairs(control="placebo"), r.wide()
+r.summary, r.pairs(), r.wide(), r.losses, r.image(r.images["image_id"][0])
 """
 
 from pathlib import Path
@@ -19,4 +19,5 @@ def load(path: str | Path) -> Results:
     Raises WorkspaceError if the folder is missing or holds no finished sweep, ArtifactError if a table is
     damaged or of another schema version.
     """
-    return Results.read(Workspace.of_sweep(path)[1])
+    workspace, folder = Workspace.of_sweep(path)
+    return Results.read(folder, workspace)

@@ -14,7 +14,7 @@ from harness.results.guidance import guidance_text
 from harness.results.objectives import front, gains
 
 if TYPE_CHECKING:
-    from harness.results import Results
+    from harness.results.sweep_results import Results
 
 
 ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]

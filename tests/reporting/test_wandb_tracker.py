@@ -2,17 +2,18 @@
 
 import json
 import os
-import struct
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from harness.cli.main import main
 from harness.config.schema.model import SdxlModel
@@ -24,55 +25,10 @@ from harness.results import Results, load
 from harness.store.workspace import Workspace
 from tests.reporting import wandb_server
 from tests.reporting.report import example
+from tests.reporting.wandb_files import captions, content, offline_runs
 from tests.sweeps.small import write_sweep
 
 OFFLINE = WandbTracking(project="tests", images_per_trial=2)
-
-
-def records(folder: Path) -> Iterator[Any]:
-    """Records of an offline run: protobufs in LevelDB's log format (32 KiB blocks, 7 byte headers)."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob("run-*.wandb")
-    data, at, whole = file.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """Run, config, history and last summary of an offline run."""
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
-    for record in records(folder):
-        match record.WhichOneof("record_type"):
-            case "run":
-                found["run"] = record.run
-                found["config"] |= {
-                    item.key: json.loads(item.value_json) for item in record.run.config.update
-                }
-            case "history":
-                row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                found["history"].append(row)
-            case "summary":
-                for item in record.summary.update:
-                    found["summary"][item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-            case "exit":
-                found["exit"] = record.exit.exit_code
-    return found
-
-
-def offline_runs(folder: Path) -> dict[str, Path]:
-    return {path.name.split("-", 3)[3]: path for path in sorted((folder / "wandb").glob("offline-run-*"))}
 
 
 @pytest.fixture(scope="module")
@@ -96,39 +52,57 @@ def published(results: Results, workspace: Path, tmp_path_factory: pytest.TempPa
     return folder
 
 
-def test_there_is_a_run_per_trial_and_one_for_the_sweep(published: Path, results: Results) -> None:
+def test_there_is_a_run_per_trial_per_control_and_one_for_the_sweep(
+    published: Path, results: Results
+) -> None:
     ids = [f"example-{trial_id}" for trial_id in results.trials["trial_id"]]
-    assert set(offline_runs(published)) == {*ids, "example-sweep"}
+    arms = results.arms[results.arms["is_control"].astype(bool)]
+    controls = {f"example-control-{arm_id}" for arm_id in arms["arm_id"]}
+    assert len(controls) == 4 and set(offline_runs(published)) == {*ids, *controls, "example-sweep"}
 
 
-def test_a_trials_run_holds_its_config_losses_contrasts_and_images(published: Path, results: Results) -> None:
+def test_a_trials_run_holds_its_config_losses_contrast_and_images(published: Path, results: Results) -> None:
     trial_id = results.trials["trial_id"].iloc[0]
     folder = offline_runs(published)[f"example-{trial_id}"]
     found = content(folder)
-    assert (found["run"].run_id, found["run"].run_group) == (f"example-{trial_id}", "example")
-    assert (found["run"].project, found["run"].job_type) == ("tests", "trial")
-    assert found["config"]["adapter"]["rank"] == 4
-    losses = [(row["_step"], row["loss"]) for row in found["history"] if "loss" in row]
+    assert (found["run_id"], found["group"], found["name"]) == (f"example-{trial_id}", "example", "rank=4")
+    assert (found["project"], found["job_type"], found["state"]) == ("tests", "trial", "finished")
+    assert sorted(found["tags"]) == ["completed", "grid", "selected"]
+    assert found["config"]["rank"] == 4 and found["config"]["trial_config"]["adapter"]["rank"] == 4
+    losses = [(row["train/step"], row["train/loss"]) for row in found["history"] if "train/loss" in row]
     assert [step for step, _ in losses] == list(range(1, 201))
     assert losses[0][1] > losses[-1][1]
     row = results.summary.query(
         "trial_id == @trial_id and control == 'placebo' and metric == 'aesthetic' and split == 'test'"
     ).iloc[0]
-    key = "contrast/test/wrong_lora/placebo/aesthetic"
-    assert found["summary"][f"{key}/difference"] == pytest.approx(row["mean_difference"])
+    assert found["summary"]["test/difference"] == pytest.approx(row["mean_difference"])
     assert found["summary"]["status"] == "completed" and found["summary"]["selected"] is True
-    (shown,) = [row for row in found["history"] if "images/filenames" in row]
-    assert len(shown["images/filenames"]) == 2
-    assert "left to right: baseline" in shown["images/captions"][0]
-    assert all((folder / "files" / name).is_file() for name in shown["images/filenames"])
-    assert found["exit"] == 0
+    assert len(found["summary"]) <= 40 and not [key for key in found["summary"] if key.startswith("train/")]
+    shown = captions(found["history"])
+    assert set(shown) == {
+        f"{key}/{arm}" for key in ("images", "test_images") for arm in ("placebo", "wrong_lora")
+    }
+    assert len(shown["images/wrong_lora"]) == 2
+    files = [path for path in (folder / "files" / "media" / "images").rglob("*") if path.is_file()]
+    assert len(files) == 8 and all(Image.open(path).format == "WEBP" for path in files)
+
+
+def test_images_of_the_store_are_shown_as_they_are(
+    published: Path, results: Results, workspace: Path
+) -> None:
+    trial_id = results.trials["trial_id"].iloc[0]
+    media = offline_runs(published)[f"example-{trial_id}"] / "files" / "media" / "images" / "images"
+    shown = [np.asarray(Image.open(path).convert("RGB")) for path in media.glob("wrong_lora*")]
+    first = results.images[results.images["trial_id"] == trial_id].iloc[0]["path"]
+    wanted = np.asarray(Image.open(workspace / first).convert("RGB"))
+    assert any(np.array_equal(image, wanted) for image in shown)
 
 
 def test_a_failed_trial_is_a_failed_run_with_its_reason(published: Path, results: Results) -> None:
     found = content(offline_runs(published)[f"example-{results.trials['trial_id'].iloc[1]}"])
-    assert found["exit"] == 1
+    assert found["exit_code"] == 1
     assert found["summary"]["status"] == "failed" and "NaN at step 61" in found["summary"]["reason"]
-    assert not [row for row in found["history"] if "loss" in row or "images/filenames" in row]
+    assert not [row for row in found["history"] if "train/loss" in row] and not captions(found["history"])
 
 
 def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: Results) -> None:
@@ -139,7 +113,7 @@ def test_the_sweeps_run_holds_the_tables_and_the_page(published: Path, results: 
         path.name.split("_")[0]: json.loads(path.read_text())
         for path in (folder / "files" / "media" / "table").iterdir()
     }
-    assert len(tables["summary"]["data"]) == len(results.summary)
+    assert len(tables["contrasts"]["data"]) == len(results.summary)
     at = tables["trials"]["columns"].index("final_loss")
     assert tables["trials"]["data"][1][at] is None
 
@@ -202,6 +176,26 @@ def test_online_without_a_key_says_what_to_do(
         make_tracker(WandbTracking(mode="online"), folder=tmp_path).publish(results, Workspace(workspace))
 
 
+def test_a_settings_error_is_shown_with_its_reason(
+    results: Results, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    with pytest.raises(TrackingError, match="mode") as caught:
+        make_tracker(OFFLINE, folder=tmp_path).publish(results, Workspace(workspace))
+    assert len(str(caught.value)) < 300
+
+
+def test_it_says_what_to_do_next(results: Results, workspace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    published = make_tracker(OFFLINE, folder=folder).publish(results, Workspace(workspace))
+    sync, leet = published.next_steps
+    assert sync == f"wandb sync '{folder}/wandb'/offline-run-*" and leet == f"wandb leet '{folder}/wandb'"
+    arguments = sync.removeprefix("wandb sync ")
+    command = f"{sys.executable} -m wandb sync --dry-run {arguments}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout + done.stderr).count(".wandb") == len(offline_runs(folder))
+
+
 def test_no_tracking_does_nothing(results: Results, workspace: Path, tmp_path: Path) -> None:
     make_tracker(NoTracking(), folder=tmp_path).publish(results, Workspace(workspace))
     assert not list(tmp_path.iterdir())
@@ -240,7 +234,7 @@ def test_a_sweep_does_not_care_whether_wandb_answers(
         main()
     out, said = capfd.readouterr()
     (warning,) = [line for line in said.splitlines() if "W&B" in line]
-    assert "the tables and the report are complete, `harness publish` tries again" in warning
+    assert "the tables and the page are complete, `harness publish` tries again" in warning
     assert told in warning
     assert "Traceback" not in said and "wandb:" not in out + said
     assert (load(tmp_path / "sweeps/small").trials["status"] == "completed").all()

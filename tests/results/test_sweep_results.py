@@ -1,11 +1,16 @@
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from harness.errors import ArtifactError, ConfigError
+from harness.errors import ArtifactError, ConfigError, WorkspaceError
 from harness.results import Results
+from harness.store.workspace import Workspace
+from tests.reporting.report import example
 from tests.results.sweeps import ARM, METRICS, make_tables
 
 
@@ -109,3 +114,45 @@ def test_a_notebook_pays_for_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pairs_and_summary_carry_the_axes(tmp_path: Path) -> None:
+    results = example.build(tmp_path, example.config(n_prompts=12, seeds=(0,)))
+    for frame in (results.pairs(), results.summary):
+        assert list(frame.columns)[:4] == ["trial_id", "recipe", "adapter.rank", "training.steps"]
+        ranks = results.trials.set_index("trial_id")["adapter.rank"]
+        assert frame["adapter.rank"].tolist() == ranks[frame["trial_id"]].tolist()
+    assert set(results.pairs()["control"]) == {"placebo"}  # the sweep's own
+
+
+def test_losses_and_images_come_from_the_workspace(tmp_path: Path) -> None:
+    results = example.build(tmp_path, example.config(ranks=(4,), n_prompts=12, seeds=(0,)), failed=())
+    losses = results.losses
+    assert list(losses.columns) == ["run_id", "step", "loss", "validation_loss"]
+    assert losses.groupby("run_id")["step"].max().tolist() == [200, 200]
+    assert losses["loss"].iloc[0] == pytest.approx(0.28) and losses["validation_loss"].isna().all()
+    first = results.images.iloc[0]
+    assert results.path(first["image_id"]) == tmp_path / first["path"]
+    assert results.image(first["image_id"]).size == (64, 64)
+    (tmp_path / first["path"]).unlink()
+    with pytest.raises(WorkspaceError, match="is gone from the workspace"):
+        results.image(first["image_id"])
+    with pytest.raises(ConfigError, match="no image 'x'"):
+        results.path("x")
+
+
+def test_images_come_from_a_bucket(s3: str, tmp_path: Path) -> None:
+    results = example.build(tmp_path, example.config(ranks=(4,), n_prompts=12, seeds=(0,)))
+    one = results.images.iloc[0]
+    store = Workspace(s3)
+    arm_id, chunk = Path(one["path"]).parts[1:3]
+    with store.images(arm_id, chunk).build() as folder:
+        shutil.copy(tmp_path / one["path"], folder)
+    shown = replace(results, workspace=store).image(one["image_id"])
+    assert shown.tobytes() == results.image(one["image_id"]).tobytes()
+
+
+def test_tables_without_a_workspace_say_so(results: Results) -> None:
+    with pytest.raises(WorkspaceError, match=r"open the sweep with results\.load"):
+        results.image("d-t1-test001-0")
+    assert results == results and hash(results) == hash(results)

@@ -77,7 +77,9 @@ class WandbTracking(Frozen):
     project: Text = "lora-sweep-harness"
     entity: str | None = None
     mode: Literal["offline", "online"] = "offline"
-    images_per_trial: Annotated[int, Field(ge=0, le=100)] = 4
+    images_per_trial: Annotated[int, Field(ge=0, le=100, description="of each arm that a run shows")] = 4
+    report: Annotated[bool, Field(description="a W&B report as well; needs the extra `report`")] = False
+    live: Annotated[bool, Field(description="runs appear and grow while the sweep runs")] = False
 
 
 Objective = ContrastObjective | LossObjective

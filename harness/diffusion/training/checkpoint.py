@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.errors import ArtifactError
+from harness.store.training_record import RECORD, TrainingRecord
 
 TENSORS = "training_state.safetensors"
 

@@ -13,12 +13,12 @@ import pandas as pd
 from harness.config.plan.plan import Plan, ResolvedArm
 from harness.config.schema.evaluation import Split
 from harness.config.schema.metric import MetricConfig
-from harness.diffusion.training.record import RECORD
 from harness.engine.stages.context import Context, resident_scorer
 from harness.engine.stages.sampling import IMAGES, ensure_images, image_ids, read_parquet
 from harness.metrics import metric_fingerprint
 from harness.results import tables
 from harness.store.artifact import Artifact
+from harness.store.training_record import RECORD
 from harness.store.workspace import Workspace
 
 SCORES = "scores.parquet"  # of a chunk's images, by one metric

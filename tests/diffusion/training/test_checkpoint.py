@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from harness.diffusion.training.checkpoint import Checkpoint
-from harness.diffusion.training.record import RECORD
 from harness.errors import ArtifactError
+from harness.store.training_record import RECORD
 from tests.diffusion.training.runs import same
 
 
