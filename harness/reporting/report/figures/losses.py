@@ -8,13 +8,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.diffusion.training.record import RECORD, TrainingRecord
 from harness.errors import ArtifactError
 from harness.reporting.report.figures.svg import BLUE, MARKERS, MUTED, PALETTE, inline, page_style
 from harness.reporting.report.layout import STEPS
 from harness.results.contrast import known
 from harness.results.format import axis_value
 from harness.results.study import Study
+from harness.store.training_record import RECORD, TrainingRecord
 from harness.store.workspace import Workspace
 
 MOST_POINTS = 12_000  # of all lines of the figure
