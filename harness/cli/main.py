@@ -91,9 +91,12 @@ def check(
     from harness.engine.early_stopping import Decisions, as_decided
     from harness.engine.stages.context import Count
     from harness.engine.stages.scoring import surveyed
+    from harness.metrics import metric_fingerprint
 
     ctx = _bench(sweep, workspace, override)
     plan = ctx.plan
+    for metric in plan.sweep.metrics:
+        metric_fingerprint(metric)  # says what is missing of its weights
     decisions = Decisions(plan.sweep, ctx.workspace)
     left = replace(ctx, plan=as_decided(plan, decisions))
     with surveyed(plan, ctx.workspace):

@@ -16,7 +16,7 @@ from harness.config.schema.sweep import SweepConfig
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
 from harness.engine.stages.sampling import IMAGES, read_arrow
-from harness.engine.stages.scoring import SCORES, metric_name, surveyed
+from harness.engine.stages.scoring import SCORES, metric_folder, surveyed
 from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.summary import select_best, summarise
@@ -201,15 +201,21 @@ def _owners(plan: Plan) -> dict[str, str]:
 
 def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFrame:
     """Of these images."""
-    metrics = [metric_name(metric) for metric in plan.sweep.metrics]
+    folders = {metric.name: metric_folder(metric) for metric in plan.sweep.metrics}
     chunks = (chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id))
-    artifacts = (workspace.scores(metric, chunk) for chunk in chunks for metric in metrics)
-    parts = [read_arrow(artifact, SCORES) for artifact in artifacts if artifact.done]
+    found = ((name, workspace.scores(folder, chunk)) for chunk in chunks for name, folder in folders.items())
+    parts = [_named(read_arrow(artifact, SCORES), name) for name, artifact in found if artifact.done]
     if not parts:
         return tables.empty("scores")
     # A column without any value has no type of its own.
     scored: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
     return scored[scored["image_id"].isin(images["image_id"])].reset_index(drop=True)
+
+
+def _named(scores: pa.Table, metric: str) -> pa.Table:
+    """Scores under the name that this sweep has for the metric; the store has them under its kind."""
+    column = scores.schema.get_field_index("metric")
+    return scores.set_column(column, scores.schema.field(column), [[metric] * len(scores)])
 
 
 def _of_one_colour(plan: Plan, workspace: Workspace) -> frozenset[str]:

@@ -15,7 +15,7 @@ from harness import results
 from harness.config.plan.plan import Plan
 from harness.engine.early_stopping import DECISIONS
 from harness.engine.stages.sampling import IMAGES
-from harness.engine.stages.scoring import SCORES, metric_name
+from harness.engine.stages.scoring import SCORES, metric_folder
 from harness.errors import HarnessError
 from harness.results import Results
 from harness.results.tables import FILES
@@ -76,7 +76,7 @@ def _tables(folder: Path) -> Iterator[str]:
 
 def _stages(plan: Plan, workspace: Workspace) -> Iterator[str]:
     """What of the store the tables are read from."""
-    metrics = [metric_name(metric) for metric in plan.sweep.metrics]
+    metrics = [metric_folder(metric) for metric in plan.sweep.metrics]
     for dataset_id in plan.datasets:
         yield _stamped(workspace, workspace.dataset(dataset_id))
     for run_id in plan.runs:

@@ -19,7 +19,7 @@ from harness.config.schema.search import FifoScheduler, ProbeObjective, Schedule
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.stages.context import Context
 from harness.engine.stages.sampling import IMAGES, ensure_all_images, read_parquet
-from harness.engine.stages.scoring import SCORES, ensure_scores, metric_name
+from harness.engine.stages.scoring import SCORES, ensure_scores, metric_folder
 from harness.results.summary import mean_difference
 from harness.store.artifact import read_json, write_json
 from harness.store.training_record import RECORD, TrainingRecord
@@ -109,7 +109,7 @@ def _rules(sweep: SweepConfig) -> str:
         probe = sweep.meant(scheduler.objective)
         parts |= {
             "arms": [arm for arm in sweep.arms if arm.name in (probe.arm, probe.control)],
-            "metric": next(metric for metric in sweep.metrics if metric.kind == probe.metric),
+            "metric": next(metric for metric in sweep.metrics if metric.name == probe.metric),
             "prompts": [prompt.text for prompt in sweep.prompts if prompt.split == "dev"][: probe.prompts],
             "seeds": sweep.seeds[: probe.seeds],
             "sampler": sweep.sampler,
@@ -184,10 +184,10 @@ def _drawn(ctx: Context, arm: ResolvedArm) -> pd.DataFrame:
 
 
 def _scores(ctx: Context, arm: ResolvedArm, metric: str) -> pd.DataFrame:
-    config = next(config for config in ctx.plan.sweep.metrics if config.kind == metric)
+    config = next(config for config in ctx.plan.sweep.metrics if config.name == metric)
     chunks = ctx.workspace.image_chunks(arm.arm_id)
-    artifacts = [ctx.workspace.scores(metric_name(config), chunk) for chunk in chunks]
-    return pd.concat([read_parquet(artifact, SCORES) for artifact in artifacts])
+    artifacts = [ctx.workspace.scores(metric_folder(config), chunk) for chunk in chunks]
+    return pd.concat([read_parquet(artifact, SCORES) for artifact in artifacts]).assign(metric=metric)
 
 
 def _loss(ctx: Context, run_id: str, step: int) -> Look:

@@ -30,6 +30,7 @@ from harness.engine.tasks import (
 )
 from harness.engine.worker import Announce, Executor, Outcome, failures, perform, satisfied, settled
 from harness.errors import ArtifactError
+from harness.metrics import ensure_weights
 from harness.results import Results
 from harness.results.summary import select_best
 from harness.store.artifact import explaining_lack_of_room, write_json
@@ -133,6 +134,7 @@ class Driver:
                 if tasks:
                     self.announce(artifact, tasks, ctx)
             if tasks:
+                ensure_weights(ctx.plan.sweep.metrics)
                 shared = shared_out(tasks, ctx.plan, workers=self.executor.workers(ctx))
                 tasks = self.note(self.executor.run(shared, ctx), ctx.plan)
 
@@ -233,6 +235,7 @@ def run_trial(ctx: Context, trial: Trial, *, announce: Callable[[Sequence[Task]]
         write_plan(plan, workspace)
         discard_corrupt_tables(ctx)
         announce([task])
+        ensure_weights(plan.sweep.metrics)
         for error in perform(task, ctx).values():
             raise error
         workspace.look_again()

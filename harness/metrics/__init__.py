@@ -3,8 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
-from harness.metrics.weights import metric_fingerprint
+from harness.config.schema.metric import (
+    AestheticMetric,
+    ClipIqaMetric,
+    ClipScoreMetric,
+    ImageStatsMetric,
+    MetricConfig,
+    PreferenceMetric,
+)
+from harness.metrics.weights import encoder_folder, metric_fingerprint
 
 if TYPE_CHECKING:
     from harness.metrics.encoder import Encoder
@@ -12,7 +19,23 @@ if TYPE_CHECKING:
     from harness.metrics.score import Scorer
 
 
-__all__ = ["build_metrics", "metric_fingerprint"]
+__all__ = ["build_metrics", "ensure_weights", "metric_fingerprint"]
+
+
+def ensure_weights(configs: Sequence[MetricConfig]) -> None:
+    """Find every metric's weights, and fetch those that open_clip has by name, before anything is trained.
+
+    Raises ModelError where weights are missing and cannot be fetched.
+    """
+    for config in configs:
+        metric_fingerprint(config)
+    embedding = [c for c in configs if isinstance(c, ClipScoreMetric | AestheticMetric | ClipIqaMetric)]
+    for name in sorted({config.encoder for config in embedding}):
+        if encoder_folder(name) is not None:
+            continue
+        from harness.metrics.encoder import fetch
+
+        fetch(name)
 
 
 def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None) -> "Scorer":
@@ -37,6 +60,14 @@ def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None)
                 from harness.metrics.clip_score import ClipScore
 
                 return ClipScore(encoder(config.encoder))
+            case PreferenceMetric():
+                from harness.metrics.clip_score import Preference
+
+                return Preference(config.kind, encoder(f"{config.kind}:{config.weights}"))
+            case ClipIqaMetric():
+                from harness.metrics.clip_score import ClipIqa
+
+                return ClipIqa(encoder(config.encoder), config.pair)
             case AestheticMetric():
                 from harness.metrics.aesthetic import Aesthetic, load_head
 

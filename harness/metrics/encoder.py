@@ -4,14 +4,17 @@ Shape legend: B rows, T tokens, D embedding width.
 """
 
 import hashlib
+import pickle
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
 from safetensors import SafetensorError
 
 from harness.errors import ModelError
+from harness.metrics.fine_tuned import FINE_TUNED, FineTuned, read_weights
 from harness.metrics.weights import encoder_folder
 
 if TYPE_CHECKING:
@@ -19,28 +22,35 @@ if TYPE_CHECKING:
 
 
 # What open_clip, transformers and safetensors raise for files that are missing, cut or do not fit together.
-_BAD_FOLDER = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+_BAD_FOLDER = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 class Encoder:
     """A CLIP, loaded once, in fp32 and evaluation mode.
 
-    `name` is `emoji`, `local-dir:PATH` or `architecture/pretrained`. Preprocessing is open_clip's for
-    evaluation: on PIL images, hence with antialiasing, and without chance.
+    `name` is `emoji`, `local-dir:PATH`, `architecture/pretrained`, or, for a metric that is a CLIP itself,
+    `pick_score:PATH` and `hps_v2:PATH`. Preprocessing is open_clip's for evaluation: on PIL images, hence
+    with antialiasing, and without chance.
     """
 
     def __init__(self, name: str, *, device: str) -> None:
-        architecture, pretrained = resolve(name)
         self.name = name
         self._device = torch.device(device)
+        kind, _, path = name.partition(":")
+        source = (name, None) if kind in FINE_TUNED else resolve(name)
         try:
-            model, self._preprocess = open_clip.create_model_from_pretrained(
-                architecture, pretrained, precision="fp32", device=self._device
-            )
-            self._tokenizer = open_clip.get_tokenizer(architecture)
+            if kind in FINE_TUNED:
+                model, self._preprocess, self._tokenizer = _fine_tuned(FINE_TUNED[kind], Path(path))
+            else:
+                model, self._preprocess = open_clip.create_model_from_pretrained(*source, precision="fp32")
+                self._tokenizer = open_clip.get_tokenizer(source[0])
         except _BAD_FOLDER as error:
             raise ModelError(f"encoder {name!r} cannot be loaded: {_first_line(error)}") from error
-        self._model = model.eval().requires_grad_(False)
+        self._model = model.to(self._device).eval().requires_grad_(False)
+        self.logit_scale = float(model.logit_scale.exp())
         self._pad = int(self._tokenizer([""])[0].mode().values)
         self._prompts: dict[str, tuple[torch.Tensor, bool]] = {}
         self.weights_hash = hash_tensors(model.state_dict().items())
@@ -93,12 +103,7 @@ def resolve(name: str) -> tuple[str, str | None]:
     if folder is not None:
         return f"local-dir:{folder}", None
     architecture, _, pretrained = name.partition("/")
-    config = open_clip.get_model_config(architecture) if ":" not in architecture else None
-    if config is None:
-        raise ModelError(
-            f"encoder {name!r}: open_clip knows no architecture {architecture!r}; "
-            "allowed: `emoji`, `local-dir:PATH`, `architecture/pretrained` such as ViT-L-14-quickgelu/openai"
-        )
+    config = open_clip.get_model_config(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag:
@@ -112,6 +117,39 @@ def resolve(name: str) -> tuple[str, str | None]:
             f"encoder {name!r}: weights trained with QuickGELU would embed wrongly here; {advice}"
         )
     return architecture, pretrained
+
+
+def fetch(name: str) -> None:
+    """Have weights and tokenizer of an open_clip name on this machine. Raises ModelError where that fails."""
+    architecture, pretrained = resolve(name)
+    tag = open_clip.get_pretrained_cfg(architecture, str(pretrained))
+    try:
+        open_clip.download_pretrained(tag)
+        open_clip.get_tokenizer(architecture)
+    except _BAD_FOLDER as error:
+        raise ModelError(
+            f"encoder {name!r}: its weights are not here and cannot be fetched; run once where the network "
+            f"is, or give local-dir:PATH ({_first_line(error)[:120]})"
+        ) from error
+
+
+def _fine_tuned(about: FineTuned, path: Path) -> tuple[Any, Any, Any]:
+    """Model, preprocessing and tokenizer of a preference model."""
+    weights = read_weights(path)
+    model = open_clip.CLIP(**open_clip.get_model_config(about.architecture))
+    expected = model.state_dict()
+    wrong = [
+        name
+        for name in sorted(expected.keys() | weights.keys())
+        if name not in weights or name not in expected or weights[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"{path.name} is no {about.architecture}: {len(wrong)} tensors, such as {wrong[0]}")
+    model.load_state_dict(weights)
+    preprocess = open_clip.image_transform(
+        model.visual.image_size, is_train=False, resize_mode=about.resize, interpolation="bicubic"
+    )
+    return model, preprocess, open_clip.get_tokenizer(about.architecture)
 
 
 def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

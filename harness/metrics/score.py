@@ -1,6 +1,6 @@
 """From image files to rows of the scores table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +25,18 @@ class Scorer:
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.metrics = tuple(metrics)
 
-    def score(self, images: "pd.DataFrame", folder: Path) -> list[dict[str, Any]]:
-        """The scores table's rows for every (image, metric), in the order of `images`, then of the metrics.
+    def score(self, images: "pd.DataFrame", folder: Path) -> list[list[dict[str, Any]]]:
+        """For each metric the scores table's rows, in the order of `images`; `metric` is the metric's kind.
 
         `images` has columns image_id, prompt and path (relative to `folder`). An image that cannot be read
         gives null and the reason on every metric.
         """
-        rows: list[dict[str, Any]] = []
+        scored: list[list[dict[str, Any]]] = [[] for _ in self.metrics]
         for start in range(0, len(images), IMAGES_PER_BATCH):
-            rows.extend(self._rows(images.iloc[start : start + IMAGES_PER_BATCH], folder))
-        return rows
+            self._add_rows(scored, images.iloc[start : start + IMAGES_PER_BATCH], folder)
+        return scored
 
-    def _rows(self, images: "pd.DataFrame", folder: Path) -> Iterator[dict[str, Any]]:
+    def _add_rows(self, scored: list[list[dict[str, Any]]], images: "pd.DataFrame", folder: Path) -> None:
         opened = [
             read_image(folder / path) if is_inside(path) else "its path leads out of the store"
             for path in images["path"]
@@ -47,12 +47,11 @@ class Scorer:
             if not isinstance(image, str)
         ]
         batch = Batch([image for image, _ in readable], [prompt for _, prompt in readable])
-        measured = [iter(metric.measure(batch) if readable else ()) for metric in self.metrics]
-        for image_id, image in zip(images["image_id"], opened, strict=True):
-            for metric, measurements in zip(self.metrics, measured, strict=True):
-                yield _row(
-                    image_id, metric, _unreadable(image) if isinstance(image, str) else next(measurements)
-                )
+        for metric, rows in zip(self.metrics, scored, strict=True):
+            measured = iter(metric.measure(batch) if readable else ())
+            for image_id, image in zip(images["image_id"], opened, strict=True):
+                found = _unreadable(image) if isinstance(image, str) else next(measured)
+                rows.append(_row(image_id, metric, found))
 
 
 def read_image(path: Path) -> Image.Image | str:

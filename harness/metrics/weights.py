@@ -3,10 +3,18 @@
 import hashlib
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from harness.config.schema.base import fingerprint
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
+from harness.config.schema.metric import (
+    AestheticMetric,
+    ClipIqaMetric,
+    ClipScoreMetric,
+    ImageStatsMetric,
+    MetricConfig,
+    PreferenceMetric,
+)
 from harness.errors import ModelError
 
 SHIPPED = Path(__file__).parent  # weights in this package
@@ -16,13 +24,14 @@ LOCAL_DIR = "local-dir:"
 def encoder_folder(encoder: str) -> Path | None:
     """The folder an encoder is loaded from; null where open_clip fetches it by name.
 
-    Raises ModelError for a folder that does not exist or is not open_clip's.
+    Raises ModelError for a folder that does not exist or is not open_clip's, and for an unknown architecture.
     """
     if encoder == "emoji":
         folder = SHIPPED / "emoji" / "clip"
     elif encoder.startswith(LOCAL_DIR):
         folder = Path(encoder.removeprefix(LOCAL_DIR)).expanduser()
     else:
+        _known_architecture(encoder)
         return None
     if not (folder / "open_clip_config.json").is_file():
         raise ModelError(
@@ -31,6 +40,18 @@ def encoder_folder(encoder: str) -> Path | None:
         )
     _refuse_code(encoder, folder)
     return folder
+
+
+def _known_architecture(encoder: str) -> None:
+    """Raise ModelError for a name that open_clip has no configuration of; without its slow import."""
+    architecture, _, _ = encoder.partition("/")
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None, "open_clip is a dependency"
+    if not (Path(package.origin).parent / "model_configs" / f"{architecture}.json").is_file():
+        raise ModelError(
+            f"encoder {encoder!r}: open_clip knows no architecture {architecture!r}; "
+            "allowed: `emoji`, `local-dir:PATH`, `architecture/pretrained` such as ViT-L-14-quickgelu/openai"
+        )
 
 
 # What open_clip's own configurations pass to a tokenizer; others reach transformers, which may load code.
@@ -82,6 +103,10 @@ def metric_fingerprint(config: MetricConfig) -> str:
             return fingerprint("metric", metric=config.kind, version=config.version)
         case ClipScoreMetric():
             parts = {"encoder": _encoder_identity(config.encoder)}
+        case ClipIqaMetric():
+            parts = {"encoder": _encoder_identity(config.encoder), "texts": " / ".join(config.pair)}
+        case PreferenceMetric():
+            parts = {"weights": config.digest or _digest(config.weights)}
         case AestheticMetric():
             parts = {"encoder": _encoder_identity(config.encoder), "head": _digest(head_file(config.head))}
     return fingerprint("metric", metric=config.kind, version=config.version, **parts)

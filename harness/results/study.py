@@ -44,7 +44,7 @@ class Study:
     @property
     def metrics(self) -> list[str]:
         """Metrics in the sweep's order."""
-        return [metric["kind"] for metric in self.sweep["metrics"]]
+        return [metric["name"] for metric in self.sweep["metrics"]]
 
     @property
     def finished(self) -> bool:

@@ -63,7 +63,7 @@ def summarise(
     `reason` says why: no pairs, too few prompts for an interval, or the same difference on every prompt.
     Raises ArtifactError where the images of a pair did not start from the same latents.
     """
-    grid = Grid.build(images, scores, metrics=[metric.kind for metric in metrics])
+    grid = Grid.build(images, scores, metrics=[metric.name for metric in metrics])
     is_control = arms.drop_duplicates("arm").set_index("arm")["is_control"].astype(bool)
     names, controls = list(is_control.index[~is_control]), list(is_control.index[is_control])
     frames = []
@@ -332,7 +332,7 @@ def _rows(
     pairs_K = means.pairs_NK.sum(axis=0)
     inferred = judged(cells, analysis, metric, lowest=extremes[0], highest=extremes[1])
     counts = {
-        "metric": metric.kind,
+        "metric": metric.name,
         "n_prompts": (means.pairs_NK > 0).sum(axis=0),
         "n_pairs": pairs_K.astype(int),
         "n_missing": cells.arm_KC.shape[1] - pairs_K.astype(int),

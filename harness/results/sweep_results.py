@@ -82,14 +82,14 @@ class Results:
         own = list(dict.fromkeys(self.arms.loc[~self.arms["is_control"], "arm"]))
         chosen = [name for name in own if name != control] if arm is None else [arm]
         grid = Grid.build(
-            self.images, self.scores, metrics=[metric["kind"] for metric in self.sweep["metrics"]]
+            self.images, self.scores, metrics=[metric["name"] for metric in self.sweep["metrics"]]
         )
         found = pairs_table(grid, self.trials, self.arms, names=chosen, control=control, split=split)
         return self.with_axes(found)
 
     def wide(self) -> pd.DataFrame:
         """One row per image: the columns of `images`, then one per metric (null where not scored)."""
-        metrics = [metric["kind"] for metric in self.sweep["metrics"]]
+        metrics = [metric["name"] for metric in self.sweep["metrics"]]
         values = self.scores.pivot(index="image_id", columns="metric", values="value").reindex(
             columns=metrics
         )

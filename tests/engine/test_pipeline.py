@@ -20,6 +20,7 @@ from harness.engine.pipeline import SweepRun, run_sweep, run_trial
 from harness.engine.stages.context import Context
 from harness.engine.tasks import Task, control_tasks, trial_tasks
 from harness.engine.worker import Outcome
+from harness.errors import ModelError
 from harness.reporting.wandb_runs import trial_runs
 from harness.store.workspace import Workspace
 from tests.sweeps.small import PLAIN, small_plan
@@ -149,12 +150,44 @@ def test_an_extended_sweep_makes_what_is_missing(
 def test_a_new_metric_scores_the_old_images(
     finished: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    metrics = [{"kind": "clip_score", "encoder": tiny_clip}, "contrast"]
-    run, made = carry_out(
-        small_plan(tmp_path, tiny_config, tiny_clip, name="metric", metrics=metrics), finished[0]
-    )
+    """Two of a kind under names of their own; one that differs from an old one in name alone."""
+    metrics = [
+        {"kind": "clip_score", "name": "tiny", "encoder": tiny_clip},
+        {"kind": "clip_score", "name": "again", "encoder": tiny_clip},
+        {"kind": "clip_score", "encoder": "emoji"},
+        "contrast",
+    ]
+    analysis = {"primary": "tiny", "control": "placebo"}
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, name="metric", metrics=metrics, analysis=analysis)
+    run, made = carry_out(plan, finished[0])
     assert made["images"] == made["training_steps"] == 0
-    assert set(run.results.scores["metric"]) == {"clip_score", "contrast"}
+    wide = run.results.wide()
+    assert list(wide.columns[-4:]) == ["tiny", "again", "clip_score", "contrast"]
+    assert wide.iloc[:, -4:].notna().all().all()
+    assert (wide["tiny"] == wide["again"]).all() and (wide["tiny"] != wide["clip_score"]).all()
+    before = finished[1].results.wide().set_index("image_id")["clip_score"]
+    assert (wide.set_index("image_id")["tiny"].reindex(before.index).dropna() == before).all()
+
+
+def test_weights_that_cannot_be_fetched_stop_a_sweep_before_it_trains(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    metrics = [
+        {"kind": "clip_score", "encoder": tiny_clip},
+        {"kind": "clip_score", "name": "second", "encoder": "ViT-H-14/laion2b_s32b_b79k"},
+    ]
+    made = Made()
+    ctx = Context(
+        plan=small_plan(tmp_path, tiny_config, tiny_clip, metrics=metrics),
+        workspace=Workspace(tmp_path / "w"),
+        report=made,
+    )
+    with pytest.raises(ModelError, match="'ViT-H-14/laion2b_s32b_b79k': its weights are not here") as error:
+        run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert not made.counts
 
 
 def test_the_same_sweep_gives_the_same_images_and_scores(

@@ -47,7 +47,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         ClipScoreMetric(encoder="emoji"),
         AestheticMetric(encoder="emoji", head="emoji"),
     ]
-    found = pd.DataFrame(build_metrics(configs, device="cpu").score(pd.DataFrame(opened), folder))
+    scored = build_metrics(configs, device="cpu").score(pd.DataFrame(opened), folder)
+    found = pd.DataFrame([row for of_metric in scored for row in of_metric])
     assert found["reason"].isna().all()
     return found.assign(case=found["image_id"].str.partition("-")[0])
 

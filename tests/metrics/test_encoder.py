@@ -1,16 +1,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchmetrics.functional import pairwise_cosine_similarity
 
 from harness.errors import ModelError
-from harness.metrics.encoder import Encoder, resolve
+from harness.metrics.encoder import Encoder, hash_tensors, resolve
 from tests.metrics.tiny import CONTEXT, WIDTH, tiny_clip
 
 
@@ -155,3 +157,43 @@ def test_a_folder_that_names_what_is_outside_is_refused(
     config.write_text(json.dumps(content))
     with pytest.raises(ModelError, match=f"open_clip_config.json sets {named}, which would run or fetch"):
         Encoder(f"local-dir:{folder}", device="cpu")
+
+
+SIGLIP: dict[str, dict[str, Any]] = {  # what SigLIP 2 has and CLIP has not
+    "model": {"init_logit_bias": -10, "custom_text": True},
+    "text": {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    "more": {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}},
+}
+
+
+def test_a_siglip_embeds_as_open_clip_does(tmp_path: Path) -> None:
+    """Its text tower in small: no causal mask, the last token read, a bias in the projection."""
+    folder = tiny_clip(tmp_path / "siglip", model_cfg=SIGLIP["model"], text=SIGLIP["text"] | SIGLIP["more"])
+    encoder = Encoder(f"local-dir:{folder}", device="cpu")
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    assert isinstance(model, open_clip.CustomTextCLIP)
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["red fox"])
+    with torch.inference_mode():
+        expected = model.eval().encode_text(tokens, normalize=True)
+    found, cut = encoder.embed_prompts(["red fox", "red fox cup sky red fox cup sky"])
+    assert torch.allclose(found[:1], expected, atol=1e-6)
+    assert cut == [False, True]
+
+
+def test_perception_encoder_in_its_smallest_size(tmp_path: Path) -> None:
+    """PE-Core-T, the real architecture of 64 million numbers, with random ones."""
+    folder = tmp_path / "pe"
+    folder.mkdir()
+    config = {"model_cfg": open_clip.get_model_config("PE-Core-T-16-384"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = open_clip.create_model("PE-Core-T-16-384", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    encoder = Encoder(f"local-dir:{folder}", device="cpu")
+    assert encoder.weights_hash == hash_tensors(model.state_dict().items())
+    (opened,) = images(1)
+    preprocess = open_clip.image_transform((384, 384), is_train=False)
+    with torch.inference_mode():
+        expected = model.eval().encode_image(preprocess(opened)[None], normalize=True)
+    assert torch.allclose(encoder.embed_images([opened]), expected, atol=1e-5)
+    assert encoder.embed_prompts(["a red fox", "word " * 40])[1] == [False, True]

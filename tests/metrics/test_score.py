@@ -12,7 +12,7 @@ from PIL import Image
 from harness.config.schema.metric import ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.metrics import build_metrics
 from harness.metrics.aesthetic import Aesthetic, LinearHead
-from harness.metrics.clip_score import ClipScore
+from harness.metrics.clip_score import ClipIqa, ClipScore, Preference
 from harness.metrics.encoder import Encoder
 from harness.metrics.image_stats import Guard
 from harness.metrics.metric import Metric
@@ -20,7 +20,9 @@ from harness.metrics.score import IMAGES_PER_BATCH, Scorer
 from harness.results.tables import SCORES, typed
 from tests.metrics.tiny import WIDTH
 
-KINDS = ("clip_score", "aesthetic", "saturation", "clipped_pixels", "contrast", "sharpness")
+WITH_WEIGHTS = ("clip_score", "aesthetic", "pick_score", "hps_v2", "clip_iqa")
+KINDS = (*WITH_WEIGHTS, "saturation", "clipped_pixels", "contrast", "sharpness")
+READ_THE_PROMPT = ("clip_score", "pick_score", "hps_v2")
 PROMPTS = ("red fox", "cup", "red fox cup sky red fox cup sky", "sky")
 
 
@@ -34,14 +36,17 @@ def test_every_kind_is_under_contract() -> None:
 
 def scores_table(scorer: Scorer, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """The rows as the engine writes them."""
-    return typed(pd.DataFrame(scorer.score(images, folder), columns=SCORES.names), SCORES)
+    rows = [row for of_metric in scorer.score(images, folder) for row in of_metric]
+    return typed(pd.DataFrame(rows, columns=SCORES.names), SCORES)
 
 
 @pytest.fixture(scope="module")
 def metrics(encoder: Encoder) -> list[Metric]:
     head = LinearHead(weight_D=torch.linspace(-3, 3, WIDTH).double(), bias=5.0, source="a test")
     guards = (Guard("saturation"), Guard("clipped_pixels"), Guard("contrast"), Guard("sharpness"))
-    return [ClipScore(encoder), Aesthetic(encoder, head), *guards]
+    preferences = (Preference("pick_score", encoder), Preference("hps_v2", encoder))
+    iqa = ClipIqa(encoder, ("red fox", "cup"))
+    return [ClipScore(encoder), Aesthetic(encoder, head), *preferences, iqa, *guards]
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +70,16 @@ def test_rows_are_the_scores_table(metrics: list[Metric], drawn: tuple[pd.DataFr
     images, folder = drawn
     scores = scores_table(Scorer(metrics), images, folder)
     assert list(scores.columns) == SCORES.names
-    assert scores["image_id"].tolist() == [image for image in images["image_id"] for _ in KINDS]
-    assert scores["metric"].tolist() == list(KINDS) * len(images)
+    assert scores["image_id"].tolist() == images["image_id"].tolist() * len(KINDS)
+    assert scores["metric"].tolist() == [kind for kind in KINDS for _ in range(len(images))]
     of_metric = scores.drop_duplicates("metric").set_index("metric")
     assert of_metric["metric_version"].eq("1").all()
-    assert of_metric["weights_hash"].isna().tolist() == [False, False, True, True, True, True]
-    cut = scores[scores["metric"] == "clip_score"].set_index("image_id")["prompt_truncated"]
-    assert (cut["i0"], cut["i2"]) == (False, True)
-    assert scores.loc[scores["metric"] != "clip_score", "prompt_truncated"].isna().all()
+    assert of_metric["weights_hash"].isna().tolist() == [False] * len(WITH_WEIGHTS) + [True] * 4
+    reads = scores["metric"].isin(READ_THE_PROMPT)
+    cut = scores[reads].set_index(["metric", "image_id"])["prompt_truncated"]
+    for kind in READ_THE_PROMPT:
+        assert (cut[kind, "i0"], cut[kind, "i2"]) == (False, True)
+    assert scores.loc[~reads, "prompt_truncated"].isna().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,12 +127,13 @@ def test_one_pass_feeds_all_metrics_of_an_encoder(
 
 def test_no_images_give_no_rows(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
-    assert Scorer(metrics).score(images.head(0), folder) == []
+    assert Scorer(metrics).score(images.head(0), folder) == [[] for _ in KINDS]
 
 
 def test_only_unreadable_images(metrics: list[Metric], drawn: tuple[pd.DataFrame, Path]) -> None:
     images, folder = drawn
-    assert all(row["reason"] for row in Scorer(metrics).score(images.iloc[[5, 7]], folder))
+    scores = scores_table(Scorer(metrics), images.iloc[[5, 7]], folder)
+    assert len(scores) == 2 * len(KINDS) and scores["reason"].notna().all()
 
 
 def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple[pd.DataFrame, Path]) -> None:
@@ -137,10 +145,7 @@ def test_built_from_specs_with_each_encoder_once(clip_folder: Path, drawn: tuple
     assert isinstance(second, ClipScore)
     assert first.encoder is second.encoder
     assert guard.kind == "contrast"
-    rows = build_metrics([clip, ImageStatsMetric(kind="contrast")], device="cpu").score(
-        images.head(2), folder
-    )
-    assert all(row["value"] is not None for row in rows)
+    assert scores_table(scorer, images.head(2), folder)["value"].notna().all()
 
 
 def test_a_grey_or_transparent_image_is_read_as_rgb(metrics: list[Metric], tmp_path: Path) -> None:

@@ -59,3 +59,16 @@ def test_fingerprints_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_checking_a_name_needs_no_torch() -> None:
+    code = (
+        "import sys; from harness.metrics import metric_fingerprint; "
+        "from harness.config.schema.metric import ClipScoreMetric; "
+        "metric_fingerprint(ClipScoreMetric(encoder='ViT-H-14/laion2b_s32b_b79k')); "
+        "print([m for m in ('torch', 'open_clip') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(ModelError, match="open_clip knows no architecture 'ViT-H-15'"):
+        metric_fingerprint(ClipScoreMetric(encoder="ViT-H-15/laion2b_s32b_b79k"))

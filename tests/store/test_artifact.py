@@ -9,7 +9,7 @@ import pytest
 from harness.config.plan.plan import Plan, TrainingRun
 from harness.config.schema.model import SdxlModel
 from harness.engine.accounting.gc import collect_garbage, find, holdings, verify
-from harness.engine.stages.scoring import metric_name
+from harness.engine.stages.scoring import metric_folder
 from harness.errors import WorkspaceError
 from harness.store.artifact import Artifact, read_json, write_json
 from harness.store.workspace import PLAN, Workspace
@@ -48,7 +48,7 @@ def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, 
         make_images(workspace, arm.arm_id, "c2", test_cells),
     ]
     for metric in plan.sweep.metrics:
-        make(workspace.scores(metric_name(metric), chunks[0]))
+        make(workspace.scores(metric_folder(metric), chunks[0]))
     assert unneeded(workspace) == set()
     assert {entry.needed_by for entry in holdings(workspace).entries} == {("small",)}
 
@@ -58,8 +58,8 @@ def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, 
     foreign = make_images(workspace, "draw1", "c1", cells)
     make_images(workspace, arm.arm_id, "c3", ())  # images of a seed that the sweep no longer has
     make(workspace.scores("contrast-0", chunks[0]))
-    make(workspace.scores(metric_name(plan.sweep.metrics[0]), foreign))
-    clip = metric_name(plan.sweep.metrics[0])
+    make(workspace.scores(metric_folder(plan.sweep.metrics[0]), foreign))
+    clip = metric_folder(plan.sweep.metrics[0])
     assert unneeded(workspace) == {
         "datasets/d1",
         "adapters/r1/steps-000002",

@@ -161,7 +161,7 @@ def _objective(
             yield f"{where}: validation_loss needs training.holdout in every trial: images kept from it"
         return
     allowed: dict[str, list[str]] = {
-        "metric": [metric.kind for metric in sweep.metrics if metric.higher_is_better is not None],
+        "metric": [metric.name for metric in sweep.metrics if metric.higher_is_better is not None],
         "arm": [arm.name for arm in sweep.arms if not arm.is_control],
         "control": [arm.name for arm in sweep.arms if arm.is_control],
     }

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.config.loading.files import user_path
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
-from harness.config.schema.metric import ImageStatsMetric, MetricConfig
+from harness.config.schema.metric import ImageStatsMetric, MetricConfig, PreferenceMetric
 from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import Axis, values_of, with_values
@@ -32,6 +32,10 @@ _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "training.prior": TypeAdapter(PriorConfig | None),
 }
 _LOCAL_DIR = "local-dir:"
+PUBLISHED = {  # how to get the weights of a metric
+    "pick_score": "hf download yuvalkirstain/PickScore_v1 model.safetensors",
+    "hps_v2": "hf download xswu/HPSv2 HPS_v2.1_compressed.pt",
+}
 Section = TypeVar("Section")
 
 
@@ -119,6 +123,11 @@ class LocalFiles:
     def _metric(self, place: int, metric: MetricConfig) -> MetricConfig:
         if isinstance(metric, ImageStatsMetric):
             return metric
+        if isinstance(metric, PreferenceMetric):
+            path = self._absolute(metric.weights)
+            path = _weights(f"metrics[{place}].weights", path, get=PUBLISHED[metric.kind])
+            digest = _file_digest(path, metric.digest)
+            return metric.model_copy(update={"weights": path, "digest": digest})
         found = _at(f"metrics[{place}].encoder", self._encoder, metric.encoder)
         return metric.model_copy(update={"encoder": found})
 
@@ -202,6 +211,13 @@ def _file_digest(path: Path, stated: str | None) -> str:
                 digest.update(block)
     _expect(stated, digest.hexdigest(), path)
     return digest.hexdigest()
+
+
+def _weights(where: str, path: Path, *, get: str) -> Path:
+    """The file itself. Raises ConfigError with how to get it where it is not there."""
+    if not path.is_file():
+        raise ConfigError(f"{where}: {path} is not a file; {get}")
+    return path
 
 
 def _expect(stated: str | None, found: str | None, what: object) -> None:

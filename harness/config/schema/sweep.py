@@ -137,7 +137,7 @@ class SweepConfig(Frozen):
         meant = self.meant(objective)
         if isinstance(meant, LossObjective):
             return False
-        return next(bool(m.higher_is_better) for m in self.metrics if m.kind == meant.metric)
+        return next(bool(m.higher_is_better) for m in self.metrics if m.name == meant.metric)
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
@@ -145,12 +145,13 @@ class SweepConfig(Frozen):
             "arms": [arm.name for arm in self.arms],
             "prompts": [prompt.text for prompt in self.prompts],
             "seeds": [str(seed) for seed in self.seeds],
-            "metrics": [metric.kind for metric in self.metrics],
+            "metrics": [metric.name for metric in self.metrics],
         }
         for what, values in names.items():
             doubled = sorted({value for value in values if values.count(value) > 1})
             if doubled:
-                raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}")
+                named = " (two of one kind need names: {kind: …, name: …})" if what == "metrics" else ""
+                raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}{named}")
         if all(arm.is_control for arm in self.arms):
             raise ValueError("arms: at least one must use the trial's own adapter (adapters: [{scale: 1.0}])")
         controls = [arm.name for arm in self.arms if arm.is_control]
@@ -159,7 +160,7 @@ class SweepConfig(Frozen):
             raise ValueError(
                 f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {allowed}"
             )
-        directed = [metric.kind for metric in self.metrics if metric.higher_is_better is not None]
+        directed = [metric.name for metric in self.metrics if metric.higher_is_better is not None]
         if self.analysis.primary not in directed:
             allowed = ", ".join(directed)
             raise ValueError(f"analysis.primary {self.analysis.primary!r} cannot select; allowed: {allowed}")

@@ -20,7 +20,7 @@ from harness.engine.completion import MARK
 from harness.engine.early_stopping import DECISIONS
 from harness.engine.events import EVENTS
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
-from harness.engine.stages.scoring import metric_name
+from harness.engine.stages.scoring import metric_folder
 from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
 from harness.results.tables import FACTS, SWEEP, check, table_file
 from harness.store.artifact import Artifact, is_manifest, read_json
@@ -242,7 +242,7 @@ class _Needs:
     def __init__(self, workspace: Workspace, sweep: str, plan: Plan, named: frozenset[str]) -> None:
         self.workspace, self.sweep, self.plan, self.named = workspace, sweep, plan, named
         self.steps = {run_id: _needed_steps(workspace, run) for run_id, run in plan.runs.items()}
-        self.metrics = tuple(_metric_folder(metric) for metric in plan.sweep.metrics)
+        self.metrics = tuple(_folder_or_kind(metric) for metric in plan.sweep.metrics)
         self.images: dict[str, frozenset[str]] = {}  # by draw
         models = {arm.model for arm in plan.arms.values()}
         self.texts = {texts_id(model): texts_of(plan, model) for model in models}
@@ -310,10 +310,10 @@ def _from_step(checkpoint: Artifact) -> int:
         return 0
 
 
-def _metric_folder(metric: MetricConfig) -> str:
+def _folder_or_kind(metric: MetricConfig) -> str:
     """How its folder's name begins; where its weights are not on this machine, that of all of its kind."""
     try:
-        return metric_name(metric)
+        return metric_folder(metric)
     except ModelError:
         return f"{metric.kind}-"
 

@@ -65,7 +65,7 @@ def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Artifact]:
         yield from workspace.checkpoints(run_id).values()
     for arm_id in plan.arms:
         for chunk in workspace.image_chunks(arm_id):
-            scores = (workspace.scores(metric_name(metric), chunk) for metric in plan.sweep.metrics)
+            scores = (workspace.scores(metric_folder(metric), chunk) for metric in plan.sweep.metrics)
             yield from (chunk, *(artifact for artifact in scores if artifact.done))
 
 
@@ -86,7 +86,7 @@ def discard_corrupt_tables(ctx: Context) -> int:
     for arm_id in ctx.plan.arms:
         for chunk in workspace.image_chunks(arm_id):
             for metric in ctx.plan.sweep.metrics:
-                scores = workspace.scores(metric_name(metric), chunk)
+                scores = workspace.scores(metric_folder(metric), chunk)
                 if scores.done:
                     damaged += workspace.discard_corrupt(scores, ("scores", scores.path.name), is_table)
             damaged += workspace.discard_corrupt(chunk, ("arm", arm_id), is_table)
@@ -94,20 +94,20 @@ def discard_corrupt_tables(ctx: Context) -> int:
 
 
 def missing_metrics(ctx: Context, chunk: Artifact) -> tuple[MetricConfig, ...]:
-    """The metrics that have not scored a chunk."""
-    return tuple(m for m in ctx.plan.sweep.metrics if not ctx.workspace.scores(metric_name(m), chunk).done)
+    """The metrics that have not scored a chunk, one of those that differ in name alone."""
+    metrics = {metric_folder(metric): metric for metric in ctx.plan.sweep.metrics}
+    return tuple(m for folder, m in metrics.items() if not ctx.workspace.scores(folder, chunk).done)
 
 
 @cache
-def metric_name(metric: MetricConfig) -> str:
+def metric_folder(metric: MetricConfig) -> str:
     """A metric's folder in the store: its kind, and the fingerprint of its version and weights."""
     return f"{metric.kind}-{metric_fingerprint(metric)}"
 
 
 def _score(ctx: Context, chunk: Artifact, metrics: tuple[MetricConfig, ...]) -> None:
     images = read_parquet(chunk, IMAGES)
-    rows = resident_scorer(metrics).score(images, chunk.fetch())
-    for metric in metrics:
-        with ctx.workspace.scores(metric_name(metric), chunk).build() as folder:
-            of_metric = [row for row in rows if row["metric"] == metric.kind]
-            tables.write_table(folder / SCORES, pd.DataFrame(of_metric), tables.SCORES)
+    scored = resident_scorer(metrics).score(images, chunk.fetch())
+    for metric, rows in zip(metrics, scored, strict=True):
+        with ctx.workspace.scores(metric_folder(metric), chunk).build() as folder:
+            tables.write_table(folder / SCORES, pd.DataFrame(rows), tables.SCORES)

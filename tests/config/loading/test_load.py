@@ -93,6 +93,11 @@ def test_dump_written_as_yaml_is_a_sweep(tmp_path: Path) -> None:
             "must be a list, as [a, b] or a mapping, as {key: value}",
         ),
         ({"seeds": [0, 0]}, "x.yaml: seeds must differ; given twice: 0"),
+        (
+            {"metrics": ["contrast", {"kind": "contrast", "name": "second"}, "contrast"]},
+            "x.yaml: metrics must differ; given twice: contrast (two of one kind need names: "
+            "{kind: …, name: …})",
+        ),
         ({"seeds": "all"}, 'x.yaml: seeds: "all" is not allowed: must be a list, as [a, b]'),
         (
             {"metrics": ["aesthetic"]},
