@@ -42,6 +42,7 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
     "peft": {"diffusion.adapters"},
     "prodigyopt": {"diffusion.training.optimizer"},
     "pydantic": {"config"},
+    "rapidocr": {"metrics.legibility"},
     "pydantic_core": {"config.loading.messages"},
     "ray": {"engine.executors"},
     "rich": {"cli"},

@@ -7,7 +7,9 @@ from harness.config.schema.metric import (
     AestheticMetric,
     ClipIqaMetric,
     ClipScoreMetric,
+    CommandMetric,
     ImageStatsMetric,
+    LegibilityMetric,
     MetricConfig,
     PreferenceMetric,
 )
@@ -64,6 +66,14 @@ def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None)
                 from harness.metrics.clip_score import Preference
 
                 return Preference(config.kind, encoder(f"{config.kind}:{config.weights}"))
+            case LegibilityMetric():
+                from harness.metrics.legibility import Legibility
+
+                return Legibility()
+            case CommandMetric():
+                from harness.metrics.command import Command
+
+                return Command(config)
             case ClipIqaMetric():
                 from harness.metrics.clip_score import ClipIqa
 

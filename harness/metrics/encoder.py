@@ -119,6 +119,12 @@ def resolve(name: str) -> tuple[str, str | None]:
     return architecture, pretrained
 
 
+def known_words() -> frozenset[str]:
+    """Words that CLIP's vocabulary has whole, in small letters; about 33,000."""
+    whole = (token.removesuffix("</w>") for token in open_clip.SimpleTokenizer().encoder if "</w>" in token)
+    return frozenset(word for word in whole if word.isalpha())
+
+
 def fetch(name: str) -> None:
     """Have weights and tokenizer of an open_clip name on this machine. Raises ModelError where that fails."""
     architecture, pretrained = resolve(name)

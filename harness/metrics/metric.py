@@ -6,6 +6,7 @@ Shape legend: B images, D embedding width, H W pixels.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -40,10 +41,11 @@ def measurement(value: float, *, prompt_truncated: bool | None = None) -> Measur
 
 @dataclass(frozen=True)
 class Batch:
-    """Readable RGB images with their plain prompts. Embeds them once per encoder."""
+    """Readable RGB images with their plain prompts and files. Embeds them once per encoder."""
 
     images: Sequence["Image"]
     prompts: Sequence[str]
+    paths: Sequence[Path] = ()  # absolute
     _embeddings: "dict[Encoder, torch.Tensor]" = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -42,11 +42,15 @@ class Scorer:
             for path in images["path"]
         ]
         readable = [
-            (image, prompt)
-            for image, prompt in zip(opened, images["prompt"], strict=True)
+            (image, prompt, (folder / path).absolute())
+            for image, prompt, path in zip(opened, images["prompt"], images["path"], strict=True)
             if not isinstance(image, str)
         ]
-        batch = Batch([image for image, _ in readable], [prompt for _, prompt in readable])
+        batch = Batch(
+            images=[image for image, _, _ in readable],
+            prompts=[prompt for _, prompt, _ in readable],
+            paths=[path for _, _, path in readable],
+        )
         for metric, rows in zip(self.metrics, scored, strict=True):
             measured = iter(metric.measure(batch) if readable else ())
             for image_id, image in zip(images["image_id"], opened, strict=True):

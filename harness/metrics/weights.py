@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shlex
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from harness.config.schema.metric import (
     AestheticMetric,
     ClipIqaMetric,
     ClipScoreMetric,
+    CommandMetric,
     ImageStatsMetric,
+    LegibilityMetric,
     MetricConfig,
     PreferenceMetric,
 )
@@ -92,6 +96,14 @@ def head_file(head: str) -> Path:
     return SHIPPED / head / "aesthetic.safetensors"
 
 
+def ocr_version() -> str:
+    """The version of rapidocr, whose wheel has its weights. Raises ModelError where it is not installed."""
+    try:
+        return version("rapidocr")
+    except PackageNotFoundError as error:
+        raise ModelError("metric legibility needs rapidocr: pip install 'lora-sweep-harness[ocr]'") from error
+
+
 def metric_fingerprint(config: MetricConfig) -> str:
     """16 hex digits of all that decides a metric's numbers for given images and prompts.
 
@@ -103,6 +115,10 @@ def metric_fingerprint(config: MetricConfig) -> str:
             return fingerprint("metric", metric=config.kind, version=config.version)
         case ClipScoreMetric():
             parts = {"encoder": _encoder_identity(config.encoder)}
+        case LegibilityMetric():
+            parts = {"rapidocr": ocr_version()}
+        case CommandMetric():
+            parts = {"command": shlex.join(config.command), "files": config.digest or ""}
         case ClipIqaMetric():
             parts = {"encoder": _encoder_identity(config.encoder), "texts": " / ".join(config.pair)}
         case PreferenceMetric():

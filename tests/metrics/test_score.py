@@ -1,5 +1,6 @@
 """The contract that every metric keeps, and what the scorer adds to it."""
 
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config.schema.metric import ClipScoreMetric, ImageStatsMetric, MetricConfig
+from harness.config.schema.metric import ClipScoreMetric, CommandMetric, ImageStatsMetric, MetricConfig
 from harness.metrics import build_metrics
 from harness.metrics.aesthetic import Aesthetic, LinearHead
 from harness.metrics.clip_score import ClipIqa, ClipScore, Preference
+from harness.metrics.command import Command
 from harness.metrics.encoder import Encoder
 from harness.metrics.image_stats import Guard
 from harness.metrics.metric import Metric
@@ -21,8 +23,16 @@ from harness.results.tables import SCORES, typed
 from tests.metrics.tiny import WIDTH
 
 WITH_WEIGHTS = ("clip_score", "aesthetic", "pick_score", "hps_v2", "clip_iqa")
-KINDS = (*WITH_WEIGHTS, "saturation", "clipped_pixels", "contrast", "sharpness")
+KINDS = (*WITH_WEIGHTS, "command", "saturation", "clipped_pixels", "contrast", "sharpness")
+ELSEWHERE = {"legibility"}  # seconds an image: under contract in test_legibility
+PROGRAM = (
+    "import json, sys; from PIL import Image; import numpy\n"
+    "for line in sys.stdin: print(numpy.asarray(Image.open(json.loads(line)['image']).convert('RGB')).mean())"
+)
 READ_THE_PROMPT = ("clip_score", "pick_score", "hps_v2")
+MEAN = CommandMetric(
+    command=(sys.executable, "-c", PROGRAM), higher_is_better=None, folder=Path(__file__).parent
+)
 PROMPTS = ("red fox", "cup", "red fox cup sky red fox cup sky", "sky")
 
 
@@ -31,7 +41,7 @@ def test_every_kind_is_under_contract() -> None:
     declared = {
         kind for config in get_args(union) for kind in get_args(config.model_fields["kind"].annotation)
     }
-    assert declared == set(KINDS)
+    assert declared == set(KINDS) | ELSEWHERE
 
 
 def scores_table(scorer: Scorer, images: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -46,7 +56,7 @@ def metrics(encoder: Encoder) -> list[Metric]:
     guards = (Guard("saturation"), Guard("clipped_pixels"), Guard("contrast"), Guard("sharpness"))
     preferences = (Preference("pick_score", encoder), Preference("hps_v2", encoder))
     iqa = ClipIqa(encoder, ("red fox", "cup"))
-    return [ClipScore(encoder), Aesthetic(encoder, head), *preferences, iqa, *guards]
+    return [ClipScore(encoder), Aesthetic(encoder, head), *preferences, iqa, Command(MEAN), *guards]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def test_rows_are_the_scores_table(metrics: list[Metric], drawn: tuple[pd.DataFr
     assert scores["metric"].tolist() == [kind for kind in KINDS for _ in range(len(images))]
     of_metric = scores.drop_duplicates("metric").set_index("metric")
     assert of_metric["metric_version"].eq("1").all()
-    assert of_metric["weights_hash"].isna().tolist() == [False] * len(WITH_WEIGHTS) + [True] * 4
+    assert of_metric["weights_hash"].isna().tolist() == [False] * len(WITH_WEIGHTS) + [True] * 5
     reads = scores["metric"].isin(READ_THE_PROMPT)
     cut = scores[reads].set_index(["metric", "image_id"])["prompt_truncated"]
     for kind in READ_THE_PROMPT:

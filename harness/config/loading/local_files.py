@@ -5,6 +5,7 @@ A relative path is relative to the sweep's file. Contents enter the fingerprint,
 
 import functools
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from harness.config.loading.files import user_path
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
-from harness.config.schema.metric import ImageStatsMetric, MetricConfig, PreferenceMetric
+from harness.config.schema.metric import (
+    CommandMetric,
+    ImageStatsMetric,
+    LegibilityMetric,
+    MetricConfig,
+    PreferenceMetric,
+)
 from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import Axis, values_of, with_values
@@ -121,8 +128,10 @@ class LocalFiles:
         return adapter.model_copy(update=found)
 
     def _metric(self, place: int, metric: MetricConfig) -> MetricConfig:
-        if isinstance(metric, ImageStatsMetric):
+        if isinstance(metric, ImageStatsMetric | LegibilityMetric):
             return metric
+        if isinstance(metric, CommandMetric):
+            return self._command(f"metrics[{place}]", metric)
         if isinstance(metric, PreferenceMetric):
             path = self._absolute(metric.weights)
             path = _weights(f"metrics[{place}].weights", path, get=PUBLISHED[metric.kind])
@@ -130,6 +139,20 @@ class LocalFiles:
             return metric.model_copy(update={"weights": path, "digest": digest})
         found = _at(f"metrics[{place}].encoder", self._encoder, metric.encoder)
         return metric.model_copy(update={"encoder": found})
+
+    def _command(self, where: str, metric: CommandMetric) -> CommandMetric:
+        """A word that is a file beside the sweep counts by its content; the program must be there."""
+        folder = self.folder.resolve()
+        program = metric.command[0]
+        if not (folder / program).is_file() and shutil.which(program) is None:
+            raise ConfigError(f"{where}.command: no program {program!r} is here, nor such a file in {folder}")
+        digest = hashlib.sha256()
+        files = [word for word in metric.command if (folder / word).is_file()]
+        for word in files:
+            digest.update(f"{word} {_file_digest(folder / word, None)}\n".encode())
+        found = digest.hexdigest()[:16] if files else None
+        _expect(metric.digest, found, f"{where}.command")
+        return metric.model_copy(update={"folder": folder, "digest": found})
 
     def _model(self, model: ModelConfig) -> ModelConfig:
         if isinstance(model, SdxlModel):

@@ -107,6 +107,33 @@ class ClipIqaMetric(Frozen):
         return None if self.texts in ("brightness", "contrast") else True
 
 
+class LegibilityMetric(Frozen):
+    """How much of the text in an image can be read (rapidocr; extra `ocr`)."""
+
+    kind: Literal["legibility"] = "legibility"
+    name: MetricName = Field(default_factory=_its_kind)
+    higher_is_better: ClassVar[bool | None] = True
+    version: ClassVar[str] = "1"
+
+
+class CommandMetric(Frozen):
+    """A program of one's own. It reads images and prompts on stdin, and prints a number for each."""
+
+    kind: Literal["command"] = "command"
+    name: MetricName = Field(default_factory=_its_kind)
+    command: Annotated[
+        tuple[Text, ...],
+        Field(min_length=1, description="program and arguments; files are looked for beside the sweep"),
+    ]
+    higher_is_better: Annotated[bool | None, Field(description="null: no better direction")]
+    version: Annotated[Text, Field(description="another one scores again")] = "1"
+    timeout: Annotated[float, Field(gt=0, description="seconds for 32 images"), NOT_HASHED] = 600.0
+    folder: Annotated[Path | None, Field(description="of the sweep; filled in when read"), NOT_HASHED] = None
+    digest: Annotated[
+        str | None, Field(description="hash of the files that it names; filled in when read")
+    ] = None
+
+
 class ImageStatsMetric(Frozen):
     """A number read off the pixels, without weights: shows when a gain is only saturation or contrast."""
 
@@ -117,6 +144,12 @@ class ImageStatsMetric(Frozen):
 
 
 MetricConfig = Annotated[
-    ClipScoreMetric | AestheticMetric | PreferenceMetric | ClipIqaMetric | ImageStatsMetric,
+    ClipScoreMetric
+    | AestheticMetric
+    | PreferenceMetric
+    | ClipIqaMetric
+    | LegibilityMetric
+    | CommandMetric
+    | ImageStatsMetric,
     Field(discriminator="kind"),
 ]

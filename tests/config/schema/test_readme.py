@@ -22,7 +22,14 @@ from harness.config.schema.evaluation import (
     Prompt,
     SamplerConfig,
 )
-from harness.config.schema.metric import AestheticMetric, ClipIqaMetric, ClipScoreMetric, PreferenceMetric
+from harness.config.schema.metric import (
+    AestheticMetric,
+    ClipIqaMetric,
+    ClipScoreMetric,
+    CommandMetric,
+    LegibilityMetric,
+    PreferenceMetric,
+)
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
 from harness.config.schema.search import (
@@ -80,6 +87,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "metrics: aesthetic": AestheticMetric,
     "metrics: pick_score, hps_v2": PreferenceMetric,
     "metrics: clip_iqa": ClipIqaMetric,
+    "metrics: legibility": LegibilityMetric,
+    "metrics: command": CommandMetric,
     "analysis": AnalysisConfig,
     "tracking: wandb": WandbTracking,
     "compute": ComputeConfig,
