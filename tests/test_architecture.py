@@ -47,6 +47,7 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
     "ray": {"engine.executors"},
     "rich": {"cli"},
     "scipy": {"results"},
+    "timm": {"metrics.encoder"},
     "tokenizers": {"config.loading.tokens"},
     "torch": {"diffusion", "engine.executors", "metrics"},  # executors: threads per worker
     "torchmetrics": {"metrics.clip_score"},

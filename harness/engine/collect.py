@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness import results
 from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
+from harness.config.schema.metric import DiversityMetric, DriftMetric
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
@@ -19,6 +21,7 @@ from harness.engine.stages.sampling import IMAGES, read_arrow
 from harness.engine.stages.scoring import SCORES, metric_folder, surveyed
 from harness.errors import ArtifactError
 from harness.results import tables
+from harness.results.embeddings import Embedded, diversity, drift
 from harness.results.summary import select_best, summarise
 from harness.store.artifact import read_json, versions
 from harness.store.training_record import RECORD, TrainingRecord
@@ -94,8 +97,8 @@ def _frames(
         images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
         broken = _broken_arms(plan, images, blank, reasons)
         trials = _trials(plan, workspace, images, broken, reasons, decisions)
-        scores = _valid(_scores(kept, workspace, images), images, blank, broken)
-    arms = _arms(plan, broken)
+        arms = _arms(plan, broken)
+        scores = _valid(_scores(kept, workspace, images, arms), images, blank, broken)
     summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     return trials, arms, images, scores, summary
 
@@ -199,23 +202,45 @@ def _owners(plan: Plan) -> dict[str, str]:
     }
 
 
-def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame) -> pd.DataFrame:
-    """Of these images."""
-    folders = {metric.name: metric_folder(metric) for metric in plan.sweep.metrics}
-    chunks = (chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id))
-    found = ((name, workspace.scores(folder, chunk)) for chunk in chunks for name, folder in folders.items())
-    parts = [_named(read_arrow(artifact, SCORES), name) for name, artifact in found if artifact.done]
+def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
+    """Of these images, under the names that this sweep has for its metrics; the store has their kinds."""
+    chunks = [chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id)]
+    parts = []
+    for metric in plan.sweep.metrics:
+        found = (workspace.scores(metric_folder(metric), chunk) for chunk in chunks)
+        stored = [read_arrow(artifact, SCORES) for artifact in found if artifact.done]
+        if not stored:
+            continue
+        # A column without any value has no type of its own.
+        scored = pa.concat_tables(stored, promote_options="permissive")
+        scored = scored.filter(pc.is_in(scored["image_id"], pa.array(images["image_id"])))
+        if isinstance(metric, DriftMetric | DiversityMetric):
+            scored = _distances(metric, scored.to_pandas(), images, arms, plan.sweep.analysis.control)
+        column = scored.schema.get_field_index("metric")
+        parts.append(scored.set_column(column, "metric", pa.array([metric.name] * len(scored), pa.string())))
     if not parts:
         return tables.empty("scores")
-    # A column without any value has no type of its own.
-    scored: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
-    return scored[scored["image_id"].isin(images["image_id"])].reset_index(drop=True)
+    frame: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
+    return frame
 
 
-def _named(scores: pa.Table, metric: str) -> pa.Table:
-    """Scores under the name that this sweep has for the metric; the store has them under its kind."""
-    column = scores.schema.get_field_index("metric")
-    return scores.set_column(column, scores.schema.field(column), [[metric] * len(scores)])
+def _distances(
+    metric: DriftMetric | DiversityMetric,
+    stored: pd.DataFrame,
+    images: pd.DataFrame,
+    arms: pd.DataFrame,
+    control: str,
+) -> pa.Table:
+    """Scores from embeddings."""
+    embedded = Embedded.of(stored)
+    images = images[images["image_id"].isin(stored["image_id"])]
+    if isinstance(metric, DriftMetric):
+        found = drift(embedded, images, arms, control=metric.control or control)
+    else:
+        found = diversity(embedded, images)
+    about = stored[["image_id", "metric_version", "weights_hash"]]
+    found = found.merge(about, on="image_id", how="left").assign(metric=metric.name, prompt_truncated=None)
+    return tables.to_arrow(found.astype({"value": "float64"}), tables.SCORES)
 
 
 def _of_one_colour(plan: Plan, workspace: Workspace) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Metrics of a generated image and its prompt. A metric never sees a model, an arm or a trial."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from harness.config.schema.metric import (
@@ -8,16 +9,18 @@ from harness.config.schema.metric import (
     ClipIqaMetric,
     ClipScoreMetric,
     CommandMetric,
+    DiversityMetric,
+    DriftMetric,
     ImageStatsMetric,
     LegibilityMetric,
     MetricConfig,
     PreferenceMetric,
 )
-from harness.metrics.weights import encoder_folder, metric_fingerprint
+from harness.metrics.weights import LITE0, encoder_folder, metric_fingerprint
 
 if TYPE_CHECKING:
     from harness.metrics.encoder import Encoder
-    from harness.metrics.metric import Metric
+    from harness.metrics.metric import ImageEncoder, Metric
     from harness.metrics.score import Scorer
 
 
@@ -31,8 +34,9 @@ def ensure_weights(configs: Sequence[MetricConfig]) -> None:
     """
     for config in configs:
         metric_fingerprint(config)
-    embedding = [c for c in configs if isinstance(c, ClipScoreMetric | AestheticMetric | ClipIqaMetric)]
-    for name in sorted({config.encoder for config in embedding}):
+    with_encoder = ClipScoreMetric | AestheticMetric | ClipIqaMetric | DriftMetric | DiversityMetric
+    names = {config.encoder for config in configs if isinstance(config, with_encoder)}
+    for name in sorted(names - {LITE0}):
         if encoder_folder(name) is not None:
             continue
         from harness.metrics.encoder import fetch
@@ -47,14 +51,19 @@ def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None)
     """
     from harness.metrics.score import Scorer, default_device
 
-    encoders: dict[str, Encoder] = {}
+    on = device or default_device()
 
+    @cache
     def encoder(name: str) -> "Encoder":
         from harness.metrics.encoder import Encoder
 
-        if name not in encoders:
-            encoders[name] = Encoder(name, device=device or default_device())
-        return encoders[name]
+        return Encoder(name, device=on)
+
+    @cache
+    def image_encoder(name: str) -> "ImageEncoder":
+        from harness.metrics.encoder import ImageNetEncoder
+
+        return ImageNetEncoder(device=on) if name == LITE0 else encoder(name)
 
     def build(config: MetricConfig) -> "Metric":
         match config:
@@ -66,6 +75,10 @@ def build_metrics(configs: Sequence[MetricConfig], *, device: str | None = None)
                 from harness.metrics.clip_score import Preference
 
                 return Preference(config.kind, encoder(f"{config.kind}:{config.weights}"))
+            case DriftMetric() | DiversityMetric():
+                from harness.metrics.metric import Embedding
+
+                return Embedding(image_encoder(config.encoder))
             case LegibilityMetric():
                 from harness.metrics.legibility import Legibility
 

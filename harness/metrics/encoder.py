@@ -4,18 +4,22 @@ Shape legend: B rows, T tokens, D embedding width.
 """
 
 import hashlib
+import io
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import open_clip
+import timm
 import torch
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 
 from harness.errors import ModelError
 from harness.metrics.fine_tuned import FINE_TUNED, FineTuned, read_weights
-from harness.metrics.weights import encoder_folder
+from harness.metrics.weights import LITE0, LITE0_SHA256, encoder_folder, lite0_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,6 +95,43 @@ class Encoder:
         """Whether one more place in the context would have held one more token of the prompt."""
         longer = self._tokenizer([prompt], context_length=tokens_1T.shape[1] + 1)
         return bool((longer != self._pad).sum() > (tokens_1T != self._pad).sum())
+
+
+class ImageNetEncoder:
+    """EfficientNet-Lite0, trained on ImageNet's photographs and classes, and on no text: the pooled features.
+
+    Input as in its training, (level − 127) / 128 at 224 × 224; the whole image, squeezed to a square.
+    """
+
+    def __init__(self, *, device: str) -> None:
+        file = lite0_file()
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != LITE0_SHA256:
+            raise ModelError(
+                f"encoder {LITE0!r}: {file} is not the published file; install its package again"
+            )
+        model = timm.create_model(LITE0)
+        theirs = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # The same layers in the same order under the names of an older code.
+        state = dict(zip(model.state_dict(), theirs.values(), strict=True))
+        model.load_state_dict(state)
+        model.reset_classifier(0)
+        self._device = torch.device(device)
+        self._model = model.to(self._device).eval().requires_grad_(False)
+        self.weights_hash = hash_tensors(model.state_dict().items())
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence["Image"]) -> torch.Tensor:
+        """Unit embeddings [B, 1280] of RGB images of any size, fp32, on the CPU."""
+        return torch.cat([self._embed(image) for image in images])
+
+    def _embed(self, image: "Image") -> torch.Tensor:
+        """One at a time: rows gain nothing from company here, and their last bits cannot depend on it."""
+        square = np.asarray(image.resize((224, 224), Resampling.BICUBIC), dtype=np.float32)
+        pixels_1CHW = torch.from_numpy((square - 127) / 128).permute(2, 0, 1)[None]
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features_1D = self._model(pixels_1CHW.to(self._device))
+        return torch.nn.functional.normalize(features_1D, dim=1).float().cpu()
 
 
 def resolve(name: str) -> tuple[str, str | None]:

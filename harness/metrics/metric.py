@@ -15,19 +15,32 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from harness.metrics.encoder import Encoder
+
+class ImageEncoder(Protocol):
+    """What embeds images, once per batch for all metrics that share it."""
+
+    @property
+    def weights_hash(self) -> str:
+        """16 hex digits over the weights."""
+        ...
+
+    def embed_images(self, images: Sequence["Image"]) -> "torch.Tensor":
+        """Unit embeddings [B, D] of RGB images of any size, fp32, on the CPU."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One metric of one image: a finite value, or null and the reason."""
+    """One metric of one image: a finite value, or null and the reason. An embedding has a vector instead."""
 
     value: float | None
     reason: str | None = None
+    vector: list[float] | None = None
     prompt_truncated: bool | None = None  # null where the metric does not read the prompt
 
     def __post_init__(self) -> None:
-        assert (self.value is None) == (self.reason is not None), "null needs a reason, a value needs none"
+        missing = self.value is None and self.vector is None
+        assert missing == (self.reason is not None), "null needs a reason, a value needs none"
 
 
 def measurement(value: float, *, prompt_truncated: bool | None = None) -> Measurement:
@@ -46,18 +59,37 @@ class Batch:
     images: Sequence["Image"]
     prompts: Sequence[str]
     paths: Sequence[Path] = ()  # absolute
-    _embeddings: "dict[Encoder, torch.Tensor]" = field(default_factory=dict, repr=False)
+    _embeddings: "dict[ImageEncoder, torch.Tensor]" = field(default_factory=dict, repr=False)
 
     @cached_property
     def pixels(self) -> list["np.ndarray"]:
         """The images as uint8 arrays [H, W, 3]."""
         return [np.asarray(image) for image in self.images]
 
-    def embeddings(self, encoder: "Encoder") -> "torch.Tensor":
+    def embeddings(self, encoder: "ImageEncoder") -> "torch.Tensor":
         """Unit image embeddings [B, D], fp32, on the CPU."""
         if encoder not in self._embeddings:
             self._embeddings[encoder] = encoder.embed_images(self.images)
         return self._embeddings[encoder]
+
+
+class Embedding:
+    """The unit embedding itself. Distances between images are taken from it once all are there."""
+
+    kind = "embedding"
+    version = "1"
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.encoder, self.weights_hash = encoder, encoder.weights_hash
+
+    def measure(self, batch: Batch) -> list[Measurement]:
+        """One vector per image; one that is not finite is null with a reason."""
+        return [
+            Measurement(value=None, vector=vector)
+            if np.isfinite(vector).all()
+            else Measurement(value=None, reason="the embedding is not finite")
+            for vector in batch.embeddings(self.encoder).tolist()
+        ]
 
 
 class Metric(Protocol):

@@ -87,8 +87,10 @@ def _unreadable(why: str) -> Measurement:
 
 
 def _row(image_id: str, metric: Metric, measured: Measurement) -> dict[str, Any]:
+    embedding = {"embedding": measured.vector} if metric.kind == "embedding" else {}
     return {
         "image_id": image_id,
+        **embedding,
         "metric": metric.kind,
         "value": measured.value,
         "reason": measured.reason,

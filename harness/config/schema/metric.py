@@ -107,6 +107,27 @@ class ClipIqaMetric(Frozen):
         return None if self.texts in ("brightness", "contrast") else True
 
 
+class DriftMetric(Frozen):
+    """How far an image lies from the control's image of the same prompt and noise: 1 − cos of embeddings."""
+
+    kind: Literal["drift"] = "drift"
+    name: MetricName = Field(default_factory=_its_kind)
+    encoder: Encoder
+    control: Annotated[Name | None, Field(description="null: analysis.control"), NOT_HASHED] = None
+    higher_is_better: ClassVar[bool | None] = None
+    version: ClassVar[str] = "1"
+
+
+class DiversityMetric(Frozen):
+    """How far the images of one prompt lie from each other across noises: mean 1 − cos of embeddings."""
+
+    kind: Literal["diversity"] = "diversity"
+    name: MetricName = Field(default_factory=_its_kind)
+    encoder: Encoder
+    higher_is_better: ClassVar[bool | None] = None
+    version: ClassVar[str] = "1"
+
+
 class LegibilityMetric(Frozen):
     """How much of the text in an image can be read (rapidocr; extra `ocr`)."""
 
@@ -148,6 +169,8 @@ MetricConfig = Annotated[
     | AestheticMetric
     | PreferenceMetric
     | ClipIqaMetric
+    | DriftMetric
+    | DiversityMetric
     | LegibilityMetric
     | CommandMetric
     | ImageStatsMetric,

@@ -8,7 +8,7 @@ from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, Textual
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Prompt, SamplerConfig
-from harness.config.schema.metric import MetricConfig
+from harness.config.schema.metric import DriftMetric, MetricConfig
 from harness.config.schema.model import ModelConfig
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import (
@@ -160,6 +160,12 @@ class SweepConfig(Frozen):
             raise ValueError(
                 f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {allowed}"
             )
+        for metric in self.metrics:
+            if isinstance(metric, DriftMetric) and metric.control not in (None, *controls):
+                raise ValueError(
+                    f"metrics: {metric.name}.control {metric.control!r} is not a control arm; allowed: "
+                    f"{', '.join(controls)}"
+                )
         directed = [metric.name for metric in self.metrics if metric.higher_is_better is not None]
         if self.analysis.primary not in directed:
             allowed = ", ".join(directed)

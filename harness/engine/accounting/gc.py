@@ -20,7 +20,7 @@ from harness.engine.completion import MARK
 from harness.engine.early_stopping import DECISIONS
 from harness.engine.events import EVENTS
 from harness.engine.stages.encodings import texts_id, texts_in, texts_of
-from harness.engine.stages.scoring import metric_folder
+from harness.engine.stages.scoring import folder_kind, metric_folder
 from harness.errors import ArtifactError, HarnessError, ModelError, WorkspaceError
 from harness.results.tables import FACTS, SWEEP, check, table_file
 from harness.store.artifact import Artifact, is_manifest, read_json
@@ -315,7 +315,7 @@ def _folder_or_kind(metric: MetricConfig) -> str:
     try:
         return metric_folder(metric)
     except ModelError:
-        return f"{metric.kind}-"
+        return f"{folder_kind(metric)}-"
 
 
 def manifest_of(entry: Entry) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness.config.plan.plan import Plan, ResolvedArm
 from harness.config.schema.evaluation import Split
-from harness.config.schema.metric import MetricConfig
+from harness.config.schema.metric import DiversityMetric, DriftMetric, MetricConfig
 from harness.engine.stages.context import Context, resident_scorer
 from harness.engine.stages.sampling import IMAGES, ensure_images, image_ids, read_parquet
 from harness.metrics import metric_fingerprint
@@ -102,7 +102,12 @@ def missing_metrics(ctx: Context, chunk: Artifact) -> tuple[MetricConfig, ...]:
 @cache
 def metric_folder(metric: MetricConfig) -> str:
     """A metric's folder in the store: its kind, and the fingerprint of its version and weights."""
-    return f"{metric.kind}-{metric_fingerprint(metric)}"
+    return f"{folder_kind(metric)}-{metric_fingerprint(metric)}"
+
+
+def folder_kind(metric: MetricConfig) -> str:
+    """The kind as folders have it. Distances are taken from embeddings, which several metrics may share."""
+    return "embedding" if isinstance(metric, DriftMetric | DiversityMetric) else metric.kind
 
 
 def _score(ctx: Context, chunk: Artifact, metrics: tuple[MetricConfig, ...]) -> None:
@@ -110,4 +115,5 @@ def _score(ctx: Context, chunk: Artifact, metrics: tuple[MetricConfig, ...]) -> 
     scored = resident_scorer(metrics).score(images, chunk.fetch())
     for metric, rows in zip(metrics, scored, strict=True):
         with ctx.workspace.scores(metric_folder(metric), chunk).build() as folder:
-            tables.write_table(folder / SCORES, pd.DataFrame(rows), tables.SCORES)
+            schema = tables.EMBEDDINGS if folder_kind(metric) == "embedding" else tables.SCORES
+            tables.write_table(folder / SCORES, pd.DataFrame(rows, columns=schema.names), schema)

@@ -27,6 +27,8 @@ from harness.config.schema.metric import (
     ClipIqaMetric,
     ClipScoreMetric,
     CommandMetric,
+    DiversityMetric,
+    DriftMetric,
     LegibilityMetric,
     PreferenceMetric,
 )
@@ -87,6 +89,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "metrics: aesthetic": AestheticMetric,
     "metrics: pick_score, hps_v2": PreferenceMetric,
     "metrics: clip_iqa": ClipIqaMetric,
+    "metrics: drift": DriftMetric,
+    "metrics: diversity": DiversityMetric,
     "metrics: legibility": LegibilityMetric,
     "metrics: command": CommandMetric,
     "analysis": AnalysisConfig,
