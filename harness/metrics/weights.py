@@ -25,6 +25,7 @@ from harness.errors import ModelError
 
 SHIPPED = Path(__file__).parent  # weights in this package
 LOCAL_DIR = "local-dir:"
+KNOWN_DIRECTIONS = SHIPPED / "known_directions.json"  # by benchmarks.known_directions
 LITE0 = "efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -98,6 +99,17 @@ def _names_of_code(content: object) -> set[str]:
 def head_file(head: str) -> Path:
     """The file of an aesthetic head that ships in the package."""
     return SHIPPED / head / "aesthetic.safetensors"
+
+
+def unseen_damages(weights_hash: str | None) -> dict[str, str] | None:
+    """Damage of generated images that a shipped judge does not see → why it counts as unseen.
+
+    None for weights that this was never measured for.
+    """
+    measured = json.loads(KNOWN_DIRECTIONS.read_text()).get(weights_hash)
+    if measured is None:
+        return None
+    return {name: found["unseen"] for name, found in measured["damages"].items() if found["unseen"]}
 
 
 def lite0_file() -> Path:

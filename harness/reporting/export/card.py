@@ -10,6 +10,7 @@ from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
 from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
 from harness.diffusion.adapters.adapter import EMA
+from harness.reporting.blind_spots import blind_spots
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
 from harness.results.contrast import Contrast, is_own
@@ -135,6 +136,7 @@ def card(
         "## What was measured",
         _findings(subject, evidence),
         _table(evidence),
+        " ".join(blind_spots(subject.results)),
         _images(evidence),
         "## How to use it",
         text(subject, evidence, files),

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.reporting.blind_spots import blind_spots
 from harness.results.contrast import is_own, text
 from harness.results.format import MISSING, count, duration, percent
 from harness.results.guidance import effective_guidance, guidance_text
@@ -141,6 +142,7 @@ def provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "duration": duration(sweep["seconds"]),
         "versions": sorted(sweep["versions"].items()),
         "adapters": other_adapters(study),
+        "blind_spots": blind_spots(study.results),
         "metrics": [{**row, "weights_hash": text(row["weights_hash"])} for row in hashes],
         "rerun": f"harness run {sweep['name']}.json --workspace {shlex.quote(where)}",
         "load": f"from harness import results\nr = results.load({json.dumps(folder)})\n"
