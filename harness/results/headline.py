@@ -18,6 +18,7 @@ from harness.results.format import (
     signed,
 )
 from harness.results.inference import MANY_PROMPTS, SKEWED
+from harness.results.judges import second_opinions
 from harness.results.study import Study
 
 Tone = Literal["better", "worse", "none", "missing"]
@@ -139,6 +140,7 @@ def _facts(study: Study, main: Contrast) -> Iterator[str]:
         yield _design(main, decimals)
     if study.split == "test" and dev is not None and dev.difference is not None:
         yield _shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1)
+    yield second_opinions(study, main)
 
 
 def _selected(study: Study, label: str, dev: Contrast | None, usable: int) -> str:
@@ -295,9 +297,10 @@ def _own_difference(control: Contrast, main: Contrast, decimals: int) -> str:
 def _other_metrics(study: Study) -> list[str]:
     """Metrics beside the primary that moved: a guard, or one that became worse."""
     moved, worse = [], []
+    own = {m["name"] for m in study.sweep["metrics"] if m["kind"] == "drift"}  # any change is a drift
     for metric in study.metrics:
         c = study.contrast(study.selected, control=study.control, metric=metric, split=study.split)
-        if metric == study.primary or c is None or c.difference is None:
+        if metric == study.primary or metric in own or c is None or c.difference is None:
             continue
         decimals = study.decimals[metric]
         text = f"{metric_name(metric)} {signed(c.difference, decimals)} {_limits(c, decimals)}"

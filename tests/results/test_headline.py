@@ -40,7 +40,7 @@ def test_the_facts_are_the_tables_numbers(study: Study) -> None:
     main = summary.query(
         "trial_id == @study.selected and control == 'placebo' and metric == 'aesthetic' and split == 'test'"
     ).iloc[0]
-    selected, measured, design, shrinkage = verdict(study).facts
+    selected, measured, design, shrinkage, _ = verdict(study).facts
     assert study.labels[str(study.selected)] in selected and "Of 11 usable trials" in selected
     assert f"+{main['mean_difference']:.2f}" in measured
     assert f"[+{main['ci_low']:.2f}, +{main['ci_high']:.2f}]" in measured

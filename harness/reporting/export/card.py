@@ -17,6 +17,8 @@ from harness.results.contrast import Contrast, is_own
 from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
 from harness.results.guidance import guidance_text
 from harness.results.headline import compared
+from harness.results.judges import second_opinions
+from harness.results.study import Study
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
@@ -214,6 +216,7 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
         verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
     else:
         verdict = _verdict(evidence, headline, prompt)
+        verdict += " " + second_opinions(Study(subject.results), headline)
     caution = (
         ""
         if evidence.split == "test"
