@@ -40,6 +40,7 @@ Examples:\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
   harness report runs/sweeps/quickstart --bundle shared --zip\n
   harness grid runs/sweeps/quickstart --x adapter.rank --y prompt --out grid.png\n
+  harness votes add runs/sweeps/quickstart votes.json\n
   harness publish runs/sweeps/quickstart --mode online\n
   harness export runs/sweeps/quickstart best --layout kohya\n
   harness redraw runs/images/0123abcd/4567ef/89ab.png\n
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 
 app.add_typer(outputs.app)
+app.add_typer(outputs.votes_app, name="votes")
 app.add_typer(store.app, name="store")
 
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML.", metavar="SWEEP.yaml")]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.store.workspace import Workspace
 
 app = typer.Typer()
+votes_app = typer.Typer(no_args_is_help=True, help="Blind votes on pairs of images, from the report page.")
 
 SweepFolder = Annotated[
     str, typer.Argument(help="A finished sweep: WORKSPACE/sweeps/NAME, or its URL.", metavar="FOLDER")
@@ -106,6 +107,36 @@ def grid(
     except OSError as error:
         raise WorkspaceError(f"{output} cannot be written: {error.strerror}") from error
     out.print(f"grid: {output}", highlight=False)
+
+
+@votes_app.command()
+def add(
+    folder: SweepFolder,
+    file: Annotated[Path, typer.Argument(help="Saved from the page.", metavar="votes.json")],
+    rater: Annotated[str | None, typer.Option(help="Name in place of the one in the file.")] = None,
+) -> None:
+    """Take votes in: they are tested like a metric, and shown on the page, which is written again."""
+    from harness.reporting.report import write_report
+    from harness.results import load
+    from harness.results import votes as blind
+    from harness.results.format import interval, p_text, signed
+    from harness.store.workspace import REPORT, Workspace
+
+    workspace, here = Workspace.of_sweep(folder)
+    results = load(here)
+    ballot = blind.parse(file, results, rater=rater)
+    replaced = blind.add(here, ballot, results.sweep["name"])
+    workspace.upload_folder(here.name, blind.VOTES, here=here / blind.VOTES)
+    ballots = blind.read(here)
+    write_report(results, workspace, here / REPORT)
+    workspace.upload_sweep(here.name, [REPORT], here=here)
+    out.print(f"{len(ballot.votes)} votes of {ballot.rater}{', in place of earlier ones' * replaced}")
+    for c in blind.vote_contrasts(results, ballots):
+        numbers = f"{signed(c.difference, 2)} {interval(c.low, c.high, 2)}, p {p_text(c.p)}"
+        out.print(f"{c.arm} − {c.control}: {numbers}, {c.n_prompts} {c.split} prompts", highlight=False)
+    preferred, identical = blind.noise(ballots)
+    if identical:
+        out.print(f"a side was preferred in {preferred} of {identical} identical pairs", highlight=False)
 
 
 @app.command()

@@ -43,6 +43,8 @@ from harness.results.format import (
 )
 from harness.results.headline import verdict
 from harness.results.study import Study
+from harness.results.votes import noise, vote_contrasts
+from harness.results.votes import read as read_votes
 from harness.store.workspace import REPORT
 
 if TYPE_CHECKING:
@@ -52,7 +54,16 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = ("style.css", "explore.css")
-SCRIPTS = ("data", "state", "lightbox", "grid", "picture", "trials", "main")  # in this order, in one scope
+SCRIPTS = (
+    "data",
+    "state",
+    "lightbox",
+    "grid",
+    "picture",
+    "trials",
+    "votes",
+    "main",
+)  # in this order, in one scope
 
 
 def write(
@@ -121,6 +132,7 @@ def render(
     curves = _curves(study, thumbnails)
     data = page_data(study, thumbnails, base)  # after all rows of pairs: it takes the bytes that are left
     found = verdict(study)
+    ballots = read_votes(workspace.fetch_sweep(study.sweep["name"]))
     return (
         _environment()
         .get_template("report.html.j2")
@@ -138,6 +150,9 @@ def render(
             found=search_figures(study),
             dose=dose_response(study),
             trials=_trials(study),
+            votes=vote_contrasts(results, ballots),
+            raters=[ballot.rater for ballot in ballots],
+            noise=noise(ballots),
             failures=_failures(study),
             events=events(study.sweep.get("events", [])),
             arms=arm_rows(study),

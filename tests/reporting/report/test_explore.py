@@ -1,11 +1,13 @@
 """The page alive, in a real browser: overlay, grid, table of trials, and the state in the address."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.reporting.report import write_report
 from harness.results import Results
 from harness.store.workspace import Workspace
@@ -283,3 +285,47 @@ def test_a_search_has_a_grid_of_trials(browser: Page, tmp_path: Path) -> None:
     write_report(results, Workspace(tmp_path), tmp_path / "report.html")
     browser.open(tmp_path / "report.html", width=1280)
     assert len(browser.evaluate(ROWS)) == 8 and not browser.complaints
+
+
+def test_votes_are_blind_resumed_and_come_back_as_a_metric(
+    page: Page, html: Path, results: Results, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page.evaluate(
+        "window.blobs = []; URL.createObjectURL = (blob) => { window.blobs.push(blob); return 'data:,'; };"
+        "localStorage.clear(); document.getElementById('vote-rater').value = 'ann';"
+        "document.querySelector('#vote-form button').click()"
+    )
+    text = page.evaluate("document.getElementById('vote').innerText")
+    assert not any(name in text for name in ("wrong_lora", "placebo", "aesthetic", "rank"))
+    assert page.evaluate("[...document.querySelectorAll('#vote-stage img')].map(i => i.alt)") == [
+        "left image",
+        "right image",
+    ]
+    for key in ("1", "2", "0", "1", "Backspace"):
+        page.press(key)
+    page.press("Escape")
+    page.evaluate("document.querySelector('#vote-form button').click()")
+    assert page.evaluate("document.getElementById('vote-progress').textContent") == "3 of 27"
+    for _ in range(24):
+        page.press("1")
+    assert "Done" in page.evaluate("document.getElementById('vote').innerText")
+    page.evaluate("document.getElementById('vote-save').click()")
+    saved = json.loads(page.evaluate("window.blobs[0].text()"))
+    images = results.images.set_index("image_id")["arm"]
+    arms = [{images[vote["left"]], images[vote["right"]]} for vote in saved["votes"]]
+    assert arms.count({"wrong_lora", "placebo"}) == 24 and sum(len(pair) == 1 for pair in arms) == 3
+    assert {images[vote["left"]] for vote in saved["votes"]} == {"wrong_lora", "placebo"}
+    (tmp_path / "votes.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(
+        "sys.argv", ["harness", "votes", "add", str(html.parent), str(tmp_path / "votes.json")]
+    )
+    with pytest.raises(SystemExit) as leave:
+        main()
+    try:
+        assert not leave.value.code
+        page.open(html, width=1280)
+        shown = page.evaluate("document.getElementById('votes').innerText")
+        assert "wrong_lora − placebo" in shown and "12 test" in shown and "1 rater (ann)" in shown
+        assert "3 pairs showed one image twice" in shown
+    finally:
+        shutil.rmtree(html.parent / "votes")

@@ -16,7 +16,7 @@ from harness.store.artifact import versions
 from harness.store.workspace import Workspace
 from tests.reporting.report import example
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -72,11 +72,14 @@ def test_the_verdict_comes_first_and_the_rest_in_order(page: str, results: Resul
         "All trials",
         "Across the sweep",
         "All metrics",
+        "Blind votes",
         "Dose and response",
+        "Losses",
         "Failed or missing",
         "How it was measured",
         "Provenance",
         "Image",  # of the overlay
+        "Which image is better?",  # of the blind votes
     ]
 
 

@@ -40,6 +40,7 @@ for (const point of document.querySelectorAll("[data-pairs]")) {
 
 trials.init();
 grid.init();
+votes.init();
 
 // Printing opens what is folded, and folds it again.
 let opened = [];
