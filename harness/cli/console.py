@@ -57,7 +57,7 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
-    for line in (*_left_out(plan), *about_adapters(sweep.arms)):
+    for line in (*_left_out(plan), *about_adapters(plan)):
         out.print(escape(line), highlight=False)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
@@ -75,7 +75,9 @@ def _kinds(runs: Sequence[TrainingRun]) -> str:
 
 
 def _sharing(plan: Plan) -> str:
-    own = len({trial.run_id for trial in plan.trials})
+    own = len(plan.own_runs)
+    if not plan.runs:
+        return "nothing is trained: the trials' adapters are files"
     trials = f"training runs: {own} of the trials"
     if own < len(plan.trials):
         trials += ", which share them where they differ in training.steps alone"

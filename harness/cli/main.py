@@ -147,7 +147,7 @@ def run(
         raise ConfigError(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
-    plan = load_plan(sweep, override or ())
+    plan = load_plan(sweep, override or (), download=True)
     display = Display(err)
     with interruptible(display) as stop:
         workers = make_executor(executor, address=address)

@@ -29,7 +29,9 @@ from harness.store.workspace import PLAN, Workspace
 
 FEWEST_PATTERNS = 100  # that a sweep may ask for
 TESTED = ("p_value", "p_adjusted", "verdict", "verdict_reason", "prompts_to_decide")  # columns of the summary
-NOT_TRAINED = dict.fromkeys(("adapter_path", "final_loss", "validation_loss", "train_seconds"))
+NOT_TRAINED: dict[str, Any] = dict.fromkeys(
+    ("adapter_path", "final_loss", "validation_loss", "train_seconds")
+)
 
 
 def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events: Events) -> results.Results:
@@ -273,8 +275,8 @@ def _trials(
     counts = dict(drawn)
     rows = [_trial_row(plan, workspace, trial, counts, broken, reasons) for trial in plan.trials]
     for trial, row in zip(plan.trials, rows, strict=True):
-        look = decisions.stops.get(trial.run_id)
-        if look is not None and look.step < trial.config.training.steps:
+        look = None if trial.run_id is None else decisions.stops.get(trial.run_id)
+        if look is not None and look.step < trial.config.trained.training.steps:
             row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
     for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
@@ -290,9 +292,10 @@ def _trial_row(
     broken: Mapping[str, str],
     reasons: Mapping[str, str],
 ) -> dict[str, Any]:
-    checkpoint = workspace.checkpoint(trial.run_id, trial.config.training.steps)
+    training = _training_columns(workspace, trial)
     own = [plan.arms[d] for name, d in trial.arms.items() if not _is_control(plan, name)]
-    made = checkpoint.done and all(
+    is_there = trial.run_id is None or training["adapter_path"] is not None
+    made = is_there and all(
         arm.arm_id in broken or drawn.get(arm.arm_id, 0) == len(plan.cells(arm, "dev")) for arm in own
     )
     complete = made and not all(arm.arm_id in broken for arm in own)
@@ -303,16 +306,21 @@ def _trial_row(
         "status": "completed" if complete else "failed" if reason else "missing",
         "reason": None if complete else reason or "not run yet",
         "run_id": trial.run_id,
-        "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
+        "dataset_id": None if trial.run_id is None else plan.runs[trial.run_id].dataset.dataset_id,
         **{name: param_label(value) for name, value in trial.params.items()},
         "config": json.dumps(trial.config.model_dump(mode="json"), sort_keys=True),
-        **(_training_columns(workspace, trial) if checkpoint.done else NOT_TRAINED),
+        **training,
     }
 
 
 def _training_columns(workspace: Workspace, trial: Trial) -> dict[str, Any]:
-    steps = trial.config.training.steps
+    """None throughout where it is not trained yet, or where its adapter is a file."""
+    if trial.run_id is None:
+        return NOT_TRAINED
+    steps = trial.config.trained.training.steps
     checkpoint = workspace.checkpoint(trial.run_id, steps)
+    if not checkpoint.done:
+        return NOT_TRAINED
     record = TrainingRecord.parse(checkpoint.read(RECORD))
     return {
         "adapter_path": workspace.relative(checkpoint.path),
@@ -328,7 +336,7 @@ def _is_control(plan: Plan, arm: str) -> bool:
 
 def _reason(trial: Trial, arms: list[ResolvedArm], reasons: Mapping[str, str]) -> str | None:
     for identity in (trial.run_id, *(arm.arm_id for arm in arms)):
-        if identity in reasons:
+        if identity is not None and identity in reasons:
             return reasons[identity]
     return None
 

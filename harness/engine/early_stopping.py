@@ -82,14 +82,17 @@ def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()
         return plan
     ends = {**{run_id: look.step for run_id, look in stops.items()}, **dict.fromkeys(failed, 0)}
     trials = tuple(
-        t for t in plan.trials if t.run_id not in ends or t.config.training.steps <= ends[t.run_id]
+        t
+        for t in plan.trials
+        if t.run_id is None or t.run_id not in ends or t.config.trained.training.steps <= ends[t.run_id]
     )
     needed = {arm_id for trial in trials for arm_id in trial.arms.values()}
     needed |= {arm.arm_id for arm in plan.control_arms}
     arms = {arm_id: arm for arm_id, arm in plan.arms.items() if arm_id in needed}
     steps: dict[str, set[int]] = {run_id: {look.step} for run_id, look in stops.items()}
     for trial in trials:
-        steps.setdefault(trial.run_id, set()).add(trial.config.training.steps)
+        if trial.run_id is not None:
+            steps.setdefault(trial.run_id, set()).add(trial.config.trained.training.steps)
     for adapter in (adapter for arm in arms.values() for adapter in arm.adapters):
         if adapter.run_id is not None and adapter.steps is not None:
             steps.setdefault(adapter.run_id, set()).add(adapter.steps)

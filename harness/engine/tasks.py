@@ -41,7 +41,7 @@ def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]
     controls, trials = control_tasks(plan), trial_tasks(plan, workers=workers)
     if plan.sweep.compute.training_workers == 1:
         return [("trials", controls + trials)]
-    training = [replace(task, arms=()) for task in trials]
+    training = [replace(task, arms=()) for task in trials if task.runs]
     drawing = [replace(task, runs=()) for task in trials]
     return [("controls", controls), ("training", training), ("trials", drawing)]
 
@@ -49,9 +49,13 @@ def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]
 def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
     """One task per pack of training runs: train it, then draw and score the dev images of its checkpoints.
 
-    The longest first, so that no worker is left alone with a long one at the end (Graham 1969).
+    And one per draw of trials whose adapters are files. The longest first, so that no worker is left alone
+    with a long one at the end (Graham 1969).
     """
     tasks = [task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
+    tasks += [
+        Task(name=f"file {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "dev"),)) for arm in plan.file_arms
+    ]
     return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.arms))
 
 
@@ -109,7 +113,7 @@ def trial_task(plan: Plan, trial: Trial) -> Task:
     """Everything one trial needs, its controls included, as one task."""
     arms = arms_of_trial(plan, trial)
     others = [adapter.run_id for arm in arms for adapter in arm.adapters if adapter.run_id is not None]
-    runs = dict.fromkeys([trial.run_id, *others])
+    runs = dict.fromkeys([*([] if trial.run_id is None else [trial.run_id]), *others])
     return Task(
         name=f"trial {trial.index} {trial.trial_id}",
         datasets=tuple(

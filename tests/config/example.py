@@ -4,7 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from safetensors.numpy import save_file
 
 from harness.config.loading.load import load_sweep
 from harness.config.schema.sweep import SweepConfig
@@ -51,3 +53,20 @@ def load(folder: Path, *overrides: str, text: str | None = None, **changes: Any)
     path = folder / "x.yaml"
     path.write_text(yaml.safe_dump(changed(**changes), sort_keys=False) if text is None else text)
     return load_sweep(path, overrides)
+
+
+TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+TO_K = "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+def lora(path: Path, *, width: int = 1280, text: int = 2048, rank: int = 2, **more: Any) -> Path:
+    """Write a LoRA on two layers of a UNet of these widths; SDXL's, unless they are given."""
+    tensors = {
+        f"unet.{TO_Q}.lora_A.weight": np.ones((rank, width), np.float32),
+        f"unet.{TO_Q}.lora_B.weight": np.ones((width, rank), np.float32),
+        f"unet.{TO_K}.lora_A.weight": np.ones((rank, text), np.float32),
+        f"unet.{TO_K}.lora_B.weight": np.ones((width, rank), np.float32),
+        **more,
+    }
+    save_file(tensors, path)
+    return path

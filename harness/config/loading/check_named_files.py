@@ -5,47 +5,76 @@ What the adapters are, whether the model has their layers, and whether a caption
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.config.loading.image_folder import find_images, name_of, read_captions
-from harness.config.loading.tokens import EMOJI_FOLDER, cached_file, local_folder, too_long
-from harness.config.plan.plan import adapter_trial
-from harness.config.schema.evaluation import ArmConfig
+from harness.config.loading.tokens import EMOJI_FOLDER, cached_file, hub_file, local_folder, too_long
+from harness.config.plan.plan import Plan, adapter_trial
+from harness.config.schema.adapter import GivenAdapter, HubFile
+from harness.config.schema.evaluation import ArmAdapter, ArmConfig, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
-from harness.config.schema.sweep import TrialConfig
+from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
 from harness.config.weights.header import PICKLES, read_header
-from harness.config.weights.layout import CLIP_KEYS, Layer, Layout, described, read_layout
+from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, described, read_layout
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
 from harness.config.weights.sdxl import Shapes, sdxl_shapes
-from harness.errors import ModelError
+from harness.errors import HarnessError, ModelError
 
 PUBLISHED = ("stabilityai/stable-diffusion-xl-base-1.0", "random")
 TOKENS = "embeddings.token_embedding"
 
 
-def check_adapters(arms: Sequence[ArmConfig], models: Sequence[ModelConfig]) -> Iterator[str]:
-    """Every fault of an adapter's file, by the arm that names it."""
-    for arm in arms:
+def check_adapters(
+    sweep: SweepConfig, configs: Sequence[TrialConfig], *, download: bool = False
+) -> Iterator[str]:
+    """Every fault of an adapter that is a file, by where it is named.
+
+    One of the hub is looked at where it was downloaded before, or with `download`.
+    """
+    for arm in sweep.arms:
         for place, adapter in enumerate(arm.adapters):
-            if adapter.file is None:
-                continue
-            where = f"arms.{arm.name}.adapters[{place}].file"
-            try:
-                layout = read_layout(adapter.file)
-            except ModelError as error:
-                yield f"{where}: {error}"
-                continue
-            starts = f"{CLIP_KEYS[0]}_start" in layout.header.shapes
-            if layout.kind == "embedding" and adapter.scale != 1 and not starts:
-                yield (
-                    f"{where}: {adapter.file.name} does not say where its vectors started, so it can act at "
-                    f"scale 1 alone, not {adapter.scale:g}"
-                )
-            for model in models:
-                yield from (f"{where}: {fault}" for fault in _misfits(adapter.file, layout, model))
+            where = f"arms.{arm.name}.adapters[{place}]"
+            given = set[tuple[str, Path | None, HubFile | None, ModelConfig]]()
+            for config in configs:
+                if adapter.is_file:
+                    given.add((where, adapter.file, adapter.hub, config.model))
+                elif adapter.is_own and isinstance(config.adapter, GivenAdapter):
+                    given.add(("adapter", config.adapter.file, config.adapter.hub, config.model))
+            for name, path, hub, model in sorted(given, key=lambda one: (one[0], str(one[1:3]))):
+                try:
+                    file = _found(path, hub, download=download)
+                    if file is not None:
+                        layout = read_layout(file)
+                        yield from (f"{name}.file: {fault}" for fault in _misfits(file, layout, model))
+                        yield from (f"{where}: {file.name} {f}" for f in _inert(layout, sweep, arm, adapter))
+                except HarnessError as error:
+                    yield f"{name}.{'file' if hub is None else 'hub'}: {error}"
+
+
+def _found(file: Path | None, hub: HubFile | None, *, download: bool) -> Path | None:
+    """Where a file is on this machine; None where it is on the hub alone."""
+    if hub is None:
+        return file
+    return hub_file(hub) if download else cached_file(hub.id, hub.revision, hub.weight_name or LORA_FILE)
+
+
+def _inert(layout: Layout, sweep: SweepConfig, arm: ArmConfig, adapter: ArmAdapter) -> Iterator[str]:
+    """Where an embedding would do nothing, or cannot do what is asked of it."""
+    if layout.word is None:
+        return
+    if adapter.scale != 1 and f"{CLIP_KEYS[0]}_start" not in layout.header.shapes:
+        yield f"does not say where its vectors started, so it can act at scale 1 alone, not {adapter.scale:g}"
+    prompts = [prompt.text for prompt in sweep.prompts]
+    texts = {"negative": [negative_text(arm.negative, prompt) for prompt in prompts], "positive": prompts}
+    word = re.compile(rf"(?<!\w){re.escape(layout.word)}(?!\w)", flags=re.IGNORECASE)
+    for branch, of_branch in texts.items():
+        if adapter.branch in (branch, "both") and not any(map(word.search, of_branch)):
+            what = f"arms.{arm.name}.negative" if branch == "negative" else "one of the prompts"
+            yield f"stands for {layout.word!r} on branch {branch}, so {what} must hold it as a word"
 
 
 def check_captions(arms: Sequence[ArmConfig], configs: Sequence[TrialConfig]) -> Iterator[str]:
@@ -60,7 +89,10 @@ def check_captions(arms: Sequence[ArmConfig], configs: Sequence[TrialConfig]) ->
             if adapter.recipe is not None
         ]
         for where, one in trained:
-            recipe, prompt = one.recipe, one.training.prompt
+            if not one.is_trained:
+                continue
+            recipe, _, training = one.trained
+            prompt = training.prompt
             if not isinstance(recipe, FolderRecipe) or CAPTION not in prompt:
                 continue
             if (key := (recipe.path, prompt, one.model)) not in seen:
@@ -80,10 +112,18 @@ def _long_captions(folder: Path, prompt: str, model: ModelConfig) -> Iterator[st
         yield f"with the caption of {found[0][0]} it {found[0][1]}{others}; shorten it"
 
 
-def about_adapters(arms: Sequence[ArmConfig]) -> list[str]:
-    """What the adapters' files hold, one line each, what is left out of them included."""
-    files = dict.fromkeys(a.file for arm in arms for a in arm.adapters if a.file is not None)
-    return [f"{file.name}: {described(read_layout(file))}" for file in files]
+def about_adapters(plan: Plan) -> list[str]:
+    """What the adapters' files hold, alike ones in one line, what is left out of them included."""
+    adapters = (adapter for arm in plan.arms.values() for adapter in arm.adapters)
+    files = dict.fromkeys(_found(a.file, a.hub, download=False) for a in adapters if a.run_id is None)
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        if file is not None:
+            alike.setdefault(described(read_layout(file)), []).append(file.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in alike.items()
+    ]
 
 
 def _misfits(file: Path, layout: Layout, model: ModelConfig) -> Iterator[str]:

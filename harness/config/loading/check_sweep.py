@@ -104,9 +104,9 @@ def _sampler(sweep: SweepConfig) -> Iterator[str]:
 
 def _compute(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[str]:
     workers = sweep.compute.training_workers
-    trained = [config.training for config in configs]
+    trained = [config.training for config in configs if config.training]
     sections = [*trained, *(a.training for arm in sweep.arms for a in arm.adapters if a.training)]
-    rows = min(section.batch_size * section.gradient_accumulation for section in sections)
+    rows = min((section.batch_size * section.gradient_accumulation for section in sections), default=workers)
     if rows < workers:
         yield (
             f"compute: {workers} processes train one trial, and a step has {rows} rows for them "
@@ -127,7 +127,7 @@ def _scheduler(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[s
     scheduler = sweep.scheduler
     if isinstance(scheduler, FifoScheduler):
         return
-    if not any(scheduler.looks(config.training.steps) for config in configs):
+    if not any(config.training and scheduler.looks(config.training.steps) for config in configs):
         yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
     if sweep.compute.training_workers > 1:
         yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
@@ -157,7 +157,7 @@ def _objective(
     """What a trial is judged by exists and has a better direction."""
     meant = sweep.meant(objective)
     if isinstance(meant, LossObjective):
-        if any(config.training.holdout == 0 for config in configs):
+        if any(config.training is None or config.training.holdout == 0 for config in configs):
             yield f"{where}: validation_loss needs training.holdout in every trial: images kept from it"
         return
     allowed: dict[str, list[str]] = {
@@ -171,8 +171,10 @@ def _objective(
 
 
 def _captions(config: TrialConfig, where: str) -> Iterator[str]:
-    recipe = config.recipe
-    if CAPTION in config.training.prompt and isinstance(recipe, FolderRecipe) and not recipe.captioned:
+    recipe, training = config.recipe, config.training
+    if not isinstance(recipe, FolderRecipe) or recipe.captioned or training is None:
+        return
+    if CAPTION in training.prompt:
         yield (
             f"{where}: {CAPTION} needs a caption for every image of {recipe.path} "
             "(fox.txt beside fox.png, or a metadata.jsonl with file_name and text)"
@@ -208,7 +210,9 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
             yield f"{where}: a guidance of at most 1 draws no negative rows, so branch: negative cannot act"
         if adapter.scale == 0:
             yield f"{where}.scale: 0 does nothing; leave the adapter out"
-        if adapter.file is not None:
+        if adapter.is_file or (adapter.is_own and not config.is_trained):
+            if adapter.weights == "ema":
+                yield f"{where}.weights: ema is of a training run; give the averaged file itself as file"
             continue
         trained = adapter_trial(config, adapter)
         try:
@@ -219,7 +223,7 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
             continue
         if not adapter.is_own:
             yield from _captions(trained, f"{where}.training.prompt")
-        if adapter.weights == "ema" and trained.training.ema is None:
+        if adapter.weights == "ema" and trained.trained.training.ema is None:
             yield f"{where}.weights: ema needs training.ema, a decay such as 0.99"
         if isinstance(trained.adapter, TextualInversion) and adapter.branch == "negative":
             word = trained.adapter.word
@@ -289,9 +293,12 @@ def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list
     }
     for where, config in [("", config) for config in configs] + others:
         section = f"{where}." if where else ""
-        prior = config.training.prior
-        texts.setdefault(f"{section}training.prompt", []).append(config.training.prompt)
-        texts.setdefault(f"{section}recipe", []).extend(config.recipe.texts)
+        if not config.is_trained:
+            continue
+        recipe, _, training = config.trained
+        prior = training.prior
+        texts.setdefault(f"{section}training.prompt", []).append(training.prompt)
+        texts.setdefault(f"{section}recipe", []).extend(recipe.texts)
         if prior is not None:
             texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
     return texts

@@ -27,7 +27,7 @@ from harness.config.loading.check_sweep import (
     check_prompt_lengths,
 )
 from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_splits
-from harness.config.loading.local_files import LocalFiles
+from harness.config.loading.local_files import LocalFiles, with_adapter_files
 from harness.config.loading.messages import faults, show
 from harness.config.plan.axes import PointsAndTrials, require_enough_points
 from harness.config.plan.plan import Plan, expand
@@ -109,27 +109,32 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return _read(path, overrides)[0]
 
 
-def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of a sweep read as by `load_sweep`, made from the very trials that were checked."""
-    return expand(*_read(path, overrides))
+def load_plan(path: Path, overrides: Sequence[str] = (), *, download: bool = False) -> Plan:
+    """The plan of a sweep read as by `load_sweep`, made from the very trials that were checked.
+
+    With `download` adapters of the hub are fetched, so that they are checked like files.
+    """
+    return expand(*_read(path, overrides, download=download))
 
 
-def _read(path: Path, overrides: Sequence[str]) -> tuple[SweepConfig, PointsAndTrials]:
+def _read(
+    path: Path, overrides: Sequence[str], *, download: bool = False
+) -> tuple[SweepConfig, PointsAndTrials]:
     raw = read_yaml(path)
     try:
         if not isinstance(raw, dict):
             raise ConfigError("must be a mapping, as name: value")
         for override in overrides:
             raw = _overridden(raw, override)
-        return _loaded(raw, path.parent)
+        return _loaded(raw, path.parent, download=download)
     except ConfigError as error:
         lines = [f"{one_line(path)}: {line}" for line in str(error).split("\n")]
         raise ConfigError("\n".join(lines)) from error
 
 
-def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTrials]:
+def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[SweepConfig, PointsAndTrials]:
     """The sweep and its trials, each validated once. All checks look at the same list."""
-    raw = _with_prompts(_with_metric_kinds(raw), folder)
+    raw = with_adapter_files(_with_prompts(_with_metric_kinds(raw), folder), folder)
     if isinstance(raw.get("arms"), list):
         raw = {**raw, "arms": expanded_arms(raw["arms"])}
     check_axes_as_written(raw.get("axes"))
@@ -152,7 +157,7 @@ def _loaded(raw: dict[str, Any], folder: Path) -> tuple[SweepConfig, PointsAndTr
     raise_if(check_disjoint_prompts(sweep, samples))
     raise_if(check_prompt_lengths(sweep, samples))
     configs = [config for _, config in samples]
-    raise_if(check_adapters(sweep.arms, list(dict.fromkeys(config.model for config in configs))))
+    raise_if(check_adapters(sweep, configs, download=download))
     raise_if(check_captions(sweep.arms, configs))
     return sweep, trials
 

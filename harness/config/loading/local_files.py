@@ -3,8 +3,8 @@
 A relative path is relative to the sweep's file. Contents enter the fingerprint, paths do not.
 """
 
-import functools
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.config.loading.files import user_path
 from harness.config.plan.axes import PointsAndTrials
+from harness.config.schema.adapter import GivenAdapter, TrialAdapter
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig
 from harness.config.schema.metric import (
     CommandMetric,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(ModelConfig),
     "recipe": TypeAdapter(RecipeConfig),
+    "adapter": TypeAdapter(TrialAdapter),
     "training.prior": TypeAdapter(PriorConfig | None),
 }
 _LOCAL_DIR = "local-dir:"
@@ -65,18 +67,19 @@ class LocalFiles:
         axes, sections = dict(sweep.axes), dict[str, Any]()
         fills: dict[str, Callable[[Any], Any]] = {
             "model": self._model,
-            "recipe": self._recipe,
+            "recipe": lambda recipe: recipe and self._recipe(recipe),
+            "adapter": self._given,
             "training.prior": self._prior,
         }
         for name, fill in fills.items():
-            sections[name] = _at(name, fill, functools.reduce(getattr, name.split("."), sweep))
+            sections[name] = _at(name, fill, _section(sweep, name))
             if name in axes:
                 axes[name] = _filled_axis(name, axes[name], fill)
-        prior = sections.pop("training.prior")
+        prior, training = sections.pop("training.prior"), sweep.training
         return sweep.model_copy(
             update={
                 **sections,
-                "training": sweep.training.model_copy(update={"prior": prior}),
+                "training": training and training.model_copy(update={"prior": prior}),
                 "axes": axes,
                 "arms": tuple(map(self._arm, sweep.arms)),
                 "metrics": tuple(self._metric(place, metric) for place, metric in enumerate(sweep.metrics)),
@@ -93,6 +96,19 @@ class LocalFiles:
 
     def _absolute(self, path: str | Path) -> Path:
         return user_path(self.folder, path).resolve()
+
+    def _given(self, adapter: TrialAdapter) -> TrialAdapter:
+        """The trial's own adapter, where it is a file, under a name for tables."""
+        if not isinstance(adapter, GivenAdapter):
+            return adapter
+        if adapter.hub is not None:
+            name = "-".join(filter(None, (adapter.hub.id.partition("/")[2], adapter.hub.weight_name)))
+            return adapter.model_copy(update={"name": adapter.name or shortened(name)})
+        assert adapter.file is not None
+        file = _adapter_file("adapter.file", self._absolute(adapter.file))
+        digest = _file_digest(file, adapter.digest)
+        named = adapter.name or shortened(file.stem)
+        return adapter.model_copy(update={"file": file, "digest": digest, "name": named})
 
     def _recipe(self, recipe: RecipeConfig) -> RecipeConfig:
         if not isinstance(recipe, FolderRecipe):
@@ -189,6 +205,72 @@ class LocalFiles:
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder")
         return f"{_LOCAL_DIR}{path}"
+
+
+def _section(sweep: SweepConfig, name: str) -> Any:
+    """A section by its dotted name; None where it, or what it stands in, is not given."""
+    found: Any = sweep
+    for step in name.split("."):
+        found = found and getattr(found, step)
+    return found
+
+
+LABEL = 40  # characters of a name in tables
+
+
+def shortened(name: str) -> str:
+    """A file's name as a label: its beginning and its end, where checkpoints have their numbers."""
+    return name if len(name) <= LABEL else f"{name[:18]}…{name[-20:]}"
+
+
+def with_adapter_files(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`axes.adapter.file` as adapters of their own: a folder and a pattern stand for the files in them.
+
+    Files are in order of the number that their name ends with, those without one last, as kohya has its end.
+    """
+    axes = raw.get("axes")
+    if not isinstance(axes, dict) or "adapter.file" not in axes:
+        return raw
+    given = axes["adapter.file"]
+    patterns = [given] if isinstance(given, str) else given
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+        raise ConfigError("axes.adapter.file: must be a file, a folder or a pattern, or a list of them")
+    base = raw.get("adapter") or {"kind": "file"}
+    if "adapter" in axes or not isinstance(base, dict) or base.keys() != {"kind"} or base["kind"] != "file":
+        raise ConfigError("axes.adapter.file: all of adapter is {kind: file} then; remove the rest of it")
+    files = [file for pattern in patterns for file in _matching(pattern, folder)]
+    stems = [file.stem for file in files]
+    adapters = [
+        {
+            "kind": "file",
+            "file": str(file),
+            "name": shortened(stem if stems.count(stem) == 1 else f"{file.parent.name}/{stem}"),
+        }
+        for file, stem in zip(files, stems, strict=True)
+    ]
+    others = {name: axis for name, axis in axes.items() if name != "adapter.file"}
+    rest = {name: value for name, value in raw.items() if name != "adapter"}
+    return {**rest, "axes": {"adapter": adapters, **others}}
+
+
+def _matching(pattern: str, folder: Path) -> list[Path]:
+    path = (folder / Path(pattern).expanduser()).absolute()
+    if path.is_dir():
+        found = list(path.glob("*.safetensors"))
+    elif any(sign in pattern for sign in "*?["):
+        anchor = Path(path.anchor)
+        found = [file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file()]
+    else:
+        return [path]
+    if not found:
+        raise ConfigError(f"axes.adapter.file: {pattern}: no .safetensors file is there")
+    return sorted(found, key=_by_number)
+
+
+def _by_number(file: Path) -> tuple[str, float, str]:
+    stem = file.stem.rstrip("0123456789")
+    digits = file.stem.removeprefix(stem)
+    return (stem.rstrip("-_"), float(digits) if digits else math.inf, file.name)
 
 
 def _at(where: str, fill: Callable[[Section], Section], section: Section) -> Section:

@@ -4,11 +4,14 @@ import functools
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.schema.adapter import HubFile
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
+from harness.config.weights.layout import LORA_FILE
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,6 +116,28 @@ def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
         if found is not None:
             return found.parent
     return None
+
+
+def hub_file(file: HubFile) -> Path:
+    """A file of the hub on this machine: downloaded, unless it was before.
+
+    Raises ConfigError where it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name = file.weight_name or LORA_FILE
+    known = cached_file(file.id, file.revision, name)
+    if known is not None:
+        return known
+    try:
+        return Path(hf_hub_download(file.id, name, revision=file.revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = textwrap.shorten(str(error), 120, placeholder=" …")
+        raise ConfigError(
+            f"{name} of {file.id} cannot be had from the hub: {reason}; check id, revision and weight_name, "
+            "and the network"
+        ) from error
 
 
 def cached_file(hub_id: str, revision: str | None, name: str) -> Path | None:

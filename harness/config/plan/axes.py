@@ -214,4 +214,5 @@ def apply_axes(raw: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
 
 def base_trial(sweep: SweepConfig) -> dict[str, Any]:
     """The raw trial mapping that axes are applied to."""
-    return {name: getattr(sweep, name).model_dump(mode="json") for name in TRIAL_SECTIONS}
+    sections = {name: getattr(sweep, name) for name in TRIAL_SECTIONS}
+    return {name: section and section.model_dump(mode="json") for name, section in sections.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config.plan.axes import Point, PointsAndTrials, trial_points
-from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.adapter import AdapterConfig, GivenAdapter, HubFile
 from harness.config.schema.base import fingerprint
 from harness.config.schema.evaluation import (
     ArmAdapter,
@@ -55,20 +55,22 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedAdapter:
-    """What acts in a draw: a checkpoint of a training run, or (run_id and steps null) a file."""
+    """What acts in a draw: a checkpoint of a training run, or (run_id and steps null) a file or the hub's."""
 
     run_id: str | None
     steps: int | None
     weights: Literal["last", "ema"]
     file: Path | None
+    hub: HubFile | None
     digest: str | None
     scale: float
     branch: Branch
 
     @property
     def identity(self) -> list[Any]:
-        """What decides the images: a file's content, not its path."""
-        return [self.run_id, self.steps, self.weights, self.digest, self.scale, self.branch]
+        """What decides the images: a file's content, not its path; of the hub its id and revision."""
+        content = self.digest if self.hub is None else self.hub
+        return [self.run_id, self.steps, self.weights, content, self.scale, self.branch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class Trial:
     trial_id: str
     config: TrialConfig
     params: dict[str, Any]
-    run_id: str
+    run_id: str | None  # None: its adapter is a file
     arms: dict[str, str]  # arm name -> arm_id, controls included
 
 
@@ -139,14 +141,25 @@ class Plan:
 
     @cached_property
     def control_arms(self) -> tuple[ResolvedArm, ...]:
-        """Draws that need no training: drawn once per sweep, before all else."""
+        """Draws that need no training and are of no trial: drawn once per sweep, before all else."""
+        others = {arm_id for arms in self._arms_by_run.values() for arm_id in arms}
+        others |= {arm.arm_id for arm in self.file_arms}
+        return tuple(arm for arm in self.arms.values() if arm.arm_id not in others)
+
+    @cached_property
+    def file_arms(self) -> tuple[ResolvedArm, ...]:
+        """Draws with trials' own adapters that are files, where nothing is trained for them."""
+        own = [arm.name for arm in self.sweep.arms if not arm.is_control]
+        found = dict.fromkeys(
+            trial.arms[name] for trial in self.trials if trial.run_id is None for name in own
+        )
         trained = {arm_id for arms in self._arms_by_run.values() for arm_id in arms}
-        return tuple(arm for arm in self.arms.values() if arm.arm_id not in trained)
+        return tuple(self.arms[arm_id] for arm_id in found if arm_id not in trained)
 
     @cached_property
     def own_runs(self) -> frozenset[str]:
         """The runs that trials are checkpoints of; shams and other arms' adapters are not among them."""
-        return frozenset(trial.run_id for trial in self.trials)
+        return frozenset(trial.run_id for trial in self.trials if trial.run_id is not None)
 
     @cached_property
     def trials_ending_with(self) -> Counter[str]:
@@ -254,7 +267,7 @@ class _Builder:
         trial_id = fingerprint("trial", config=config)
         if trial_id in self.trials:  # two axis values that mean the same (8 and 8.0) are one trial
             return
-        run_id = self._run(config)
+        run_id = self._run(config) if config.is_trained else None
         self.trials[trial_id] = Trial(
             index=len(self.trials),
             trial_id=trial_id,
@@ -281,18 +294,17 @@ class _Builder:
         )
 
     def _run(self, config: TrialConfig) -> str:
-        dataset, prior = self._dataset(config.model, config.recipe), config.training.prior
-        shared = set() if config.training.schedule.depends_on_length else {"steps"}
-        training = {
-            name: getattr(config.training, name) for name in TrainingConfig.model_fields if name not in shared
-        }
-        run_id = fingerprint("run", dataset=dataset.dataset_id, adapter=config.adapter, training=training)
+        recipe, adapter, asked = config.trained
+        dataset, prior = self._dataset(config.model, recipe), asked.prior
+        shared = set() if asked.schedule.depends_on_length else {"steps"}
+        training = {name: getattr(asked, name) for name in TrainingConfig.model_fields if name not in shared}
+        run_id = fingerprint("run", dataset=dataset.dataset_id, adapter=adapter, training=training)
         known = self.runs[run_id].checkpoints if run_id in self.runs else ()
-        checkpoints = tuple(sorted({*known, config.training.steps}))
+        checkpoints = tuple(sorted({*known, asked.steps}))
         self.runs[run_id] = TrainingRun(
             run_id=run_id,
             dataset=dataset,
-            adapter=config.adapter,
+            adapter=adapter,
             training=TrainingConfig(**{**training, "steps": checkpoints[-1]}),
             checkpoints=checkpoints,
             prior=None if prior is None else self._dataset(config.model, prior.recipe),
@@ -323,15 +335,19 @@ class _Builder:
 
     def _adapter(self, config: TrialConfig, adapter: ArmAdapter) -> ResolvedAdapter:
         run_id = steps = None
-        if adapter.file is None:
+        given: ArmAdapter | GivenAdapter = adapter
+        if adapter.is_own and isinstance(config.adapter, GivenAdapter):
+            given = config.adapter
+        elif not adapter.is_file:
             trained = adapter_trial(config, adapter)
-            run_id, steps = self._run(trained), trained.training.steps
+            run_id, steps = self._run(trained), trained.trained.training.steps
         return ResolvedAdapter(
             run_id=run_id,
             steps=steps,
             weights=adapter.weights,
-            file=adapter.file,
-            digest=adapter.digest,
+            file=given.file,
+            hub=given.hub,
+            digest=given.digest,
             scale=adapter.scale,
             branch=adapter.branch,
         )

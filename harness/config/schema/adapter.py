@@ -1,11 +1,12 @@
-"""What is trained: a low-rank adapter on the model's layers, or words in its text encoders."""
+"""A trial's adapter: low-rank on the model's layers, words in its text encoders, or a file that is there."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from harness.config.schema.base import Frozen
+from harness.config.schema.base import NOT_HASHED, Frozen, Label
 
 Target = Literal["attention", "feed_forward", "convolutions"]
 Block = Annotated[
@@ -79,10 +80,48 @@ class TextualInversion(Frozen):
     ] = None
 
 
+class HubFile(Frozen):
+    """An adapter in a repository on the Hugging Face hub."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$"), Field(description="owner/name")]
+    revision: Annotated[
+        str | None, Field(description="commit, tag or branch; null: main, which may change under you")
+    ] = None
+    weight_name: Annotated[
+        str | None, Field(description="the file in it; null: pytorch_lora_weights.safetensors")
+    ] = None
+
+
+class GivenAdapter(Frozen):
+    """An adapter that is there already: nothing is trained, and the trial has no recipe and no training.
+
+    `axes.adapter.file` takes files, folders of checkpoints and patterns, as `out/wrong-*.safetensors`.
+    """
+
+    kind: Literal["file"]
+    name: Label = None
+    file: Annotated[Path | None, Field(description="the file, or the folder it was saved in"), NOT_HASHED] = (
+        None
+    )
+    hub: Annotated[HubFile | None, Field(description="instead of a file: one of the hub's")] = None
+    digest: Annotated[str | None, Field(description="hash of the file; filled in when read")] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "GivenAdapter":
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("give file or hub, one of them")
+        return self
+
+
 def _lora_unless_said(raw: Any) -> Any:
     return {"kind": "lora", **raw} if isinstance(raw, dict) else raw
 
 
-AdapterConfig = Annotated[
+AdapterConfig = Annotated[  # one that is trained
     LowRankAdapter | TextualInversion, Field(discriminator="kind"), BeforeValidator(_lora_unless_said)
+]
+TrialAdapter = Annotated[
+    LowRankAdapter | TextualInversion | GivenAdapter,
+    Field(discriminator="kind"),
+    BeforeValidator(_lora_unless_said),
 ]

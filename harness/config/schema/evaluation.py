@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
-from harness.config.schema.adapter import AdapterConfig
+from harness.config.schema.adapter import AdapterConfig, HubFile
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.training import TrainingConfig
@@ -93,8 +93,8 @@ def read_guider(raw: Any) -> GuiderConfig:
 class ArmAdapter(Frozen):
     """An adapter that acts in an arm, and on which rows of the guidance batch.
 
-    The trial's own, where `recipe` and `file` are null; else another one: trained on `recipe`, with the
-    trial's settings except for what `adapter` and `training` replace, or read from a `file`.
+    The trial's own, where `recipe`, `file` and `hub` are null; else another one: trained on `recipe`, with
+    the trial's settings except for what `adapter` and `training` replace, or read from a file.
     """
 
     scale: Annotated[float, Field(description="multiplies the adapter's own scale")] = 1.0
@@ -113,22 +113,30 @@ class ArmAdapter(Frozen):
         TrainingConfig | None, Field(description="with recipe: in place of the trial's own; null: alike")
     ] = None
     file: Annotated[
-        Path | None, Field(description="a LoRA or an embedding, in diffusers' or kohya's layout"), NOT_HASHED
+        Path | None, Field(description="a LoRA or an embedding, in any tool's layout"), NOT_HASHED
     ] = None
+    hub: Annotated[HubFile | None, Field(description="instead of a file: one of the hub's")] = None
     digest: Annotated[str | None, Field(description="hash of the file; filled in when read")] = None
 
     @property
     def is_own(self) -> bool:
         """True where it is the trial's own adapter."""
-        return self.recipe is None and self.file is None
+        return self.recipe is None and not self.is_file
+
+    @property
+    def is_file(self) -> bool:
+        """True where it is given as a file, here or on the hub."""
+        return self.file is not None or self.hub is not None
 
     @model_validator(mode="after")
     def _one_source(self) -> "ArmAdapter":
-        if self.file is not None and self.recipe is not None:
-            raise ValueError("give recipe (an adapter to train) or file (one that is there), not both")
+        if sum(source is not None for source in (self.recipe, self.file, self.hub)) > 1:
+            raise ValueError(
+                "give recipe (an adapter to train), file or hub (one that is there), not several"
+            )
         if self.recipe is None and (self.adapter is not None or self.training is not None):
             raise ValueError("adapter and training are settings of another adapter; give its recipe too")
-        if self.file is not None and self.weights != "last":
+        if self.is_file and self.weights != "last":
             raise ValueError("weights: ema is of a training run; give the averaged file itself as file")
         return self
 
@@ -180,7 +188,7 @@ class ArmConfig(Frozen):
     @property
     def needs_training(self) -> bool:
         """False where its images can be drawn before anything is trained."""
-        return any(adapter.file is None for adapter in self.adapters)
+        return not all(adapter.is_file for adapter in self.adapters)
 
     @model_validator(mode="after")
     def _merges_something(self) -> "ArmConfig":

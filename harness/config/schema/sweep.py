@@ -1,10 +1,16 @@
 """A sweep and its trials: what is varied, trained, generated, scored and compared."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    AdapterConfig,
+    GivenAdapter,
+    LowRankAdapter,
+    TextualInversion,
+    TrialAdapter,
+)
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Prompt, SamplerConfig
@@ -24,44 +30,84 @@ from harness.config.schema.search import (
 from harness.config.schema.training import CAPTION, TrainingConfig
 
 
-class TrialConfig(Frozen):
-    """Everything that decides an adapter's bytes. What a combination would not use is an error."""
+class Trained(NamedTuple):
+    """What decides a trained adapter beside its model."""
 
-    model: ModelConfig
     recipe: RecipeConfig
     adapter: AdapterConfig
     training: TrainingConfig
 
+
+class TrialConfig(Frozen):
+    """Everything that decides an adapter's bytes. What a combination would not use is an error.
+
+    A trial whose adapter is a file has no recipe and no training.
+    """
+
+    model: ModelConfig
+    recipe: RecipeConfig | None = None
+    adapter: TrialAdapter
+    training: TrainingConfig | None = None
+
+    @property
+    def trained(self) -> Trained:
+        """Of a trial whose adapter is trained."""
+        assert not isinstance(self.adapter, GivenAdapter)
+        assert self.recipe is not None and self.training is not None
+        return Trained(self.recipe, self.adapter, self.training)
+
+    @property
+    def is_trained(self) -> bool:
+        """False where the adapter is a file."""
+        return not isinstance(self.adapter, GivenAdapter)
+
     @model_validator(mode="after")
     def _all_of_it_is_used(self) -> "TrialConfig":
-        match self.adapter:
+        _check_sections(self.adapter, self.recipe, self.training)
+        if not self.is_trained:
+            return self
+        recipe, adapter, training = self.trained
+        match adapter:
             case TextualInversion(word=word):
-                self._textual_inversion(word)
-            case LowRankAdapter(text_encoders=False) if self.training.text_encoder_learning_rate is not None:
+                _check_textual_inversion(word, training)
+            case LowRankAdapter(text_encoders=False) if training.text_encoder_learning_rate is not None:
                 raise ValueError(
                     "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true, "
                     "or remove it"
                 )
-        if self.training.crop == "random" and not isinstance(self.recipe, FolderRecipe):
+        if training.crop == "random" and not isinstance(recipe, FolderRecipe):
             raise ValueError(
-                f"training.crop: random has no room in a {self.recipe.kind} recipe's square images; "
+                f"training.crop: random has no room in a {recipe.kind} recipe's square images; "
                 "use a folder recipe, or crop: center"
             )
         return self
 
-    def _textual_inversion(self, word: str) -> None:
-        unused = [
-            name
-            for name, used in (
-                ("lora_plus_ratio", self.training.lora_plus_ratio == 1),
-                ("text_encoder_learning_rate", self.training.text_encoder_learning_rate is None),
-            )
-            if not used
-        ]
-        if unused:
-            raise ValueError(f"training.{unused[0]} is not used by textual_inversion; remove it")
-        if word not in self.training.prompt.lower().split() and CAPTION not in self.training.prompt:
-            raise ValueError(f"training.prompt {self.training.prompt!r} must hold adapter.word {word!r}")
+
+def _check_sections(
+    adapter: TrialAdapter, recipe: RecipeConfig | None, training: TrainingConfig | None
+) -> None:
+    """A trained adapter has a recipe and training; a file has neither."""
+    is_file = isinstance(adapter, GivenAdapter)
+    for name, section in (("recipe", recipe), ("training", training)):
+        if is_file and section is not None:
+            raise ValueError(f"{name} is not used by adapter.kind: file, which is not trained; remove it")
+        if not is_file and section is None:
+            raise ValueError(f"{name} is missing")
+
+
+def _check_textual_inversion(word: str, training: TrainingConfig) -> None:
+    unused = [
+        name
+        for name, used in (
+            ("lora_plus_ratio", training.lora_plus_ratio == 1),
+            ("text_encoder_learning_rate", training.text_encoder_learning_rate is None),
+        )
+        if not used
+    ]
+    if unused:
+        raise ValueError(f"training.{unused[0]} is not used by textual_inversion; remove it")
+    if word not in training.prompt.lower().split() and CAPTION not in training.prompt:
+        raise ValueError(f"training.prompt {training.prompt!r} must hold adapter.word {word!r}")
 
 
 class NoTracking(Frozen):
@@ -97,9 +143,9 @@ class SweepConfig(Frozen):
     name: Name
     question: Text
     model: ModelConfig
-    recipe: RecipeConfig
-    adapter: AdapterConfig = Field(default_factory=LowRankAdapter)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    recipe: RecipeConfig | None = None
+    adapter: TrialAdapter = Field(default_factory=LowRankAdapter)
+    training: TrainingConfig | None = None
     axes: dict[str, Axis] = Field(default_factory=dict)
     search: SearchConfig = Field(default_factory=GridSearch)
     scheduler: SchedulerConfig = Field(default_factory=FifoScheduler)
@@ -139,8 +185,20 @@ class SweepConfig(Frozen):
             return False
         return next(bool(m.higher_is_better) for m in self.metrics if m.name == meant.metric)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_unless_a_file(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("training") is not None:
+            return raw
+        adapter = raw.get("adapter")
+        is_file = isinstance(adapter, GivenAdapter) or (
+            isinstance(adapter, dict) and adapter.get("kind") == "file"
+        )
+        return raw if is_file else {**raw, "training": {}}
+
     @model_validator(mode="after")
     def _consistent(self) -> "SweepConfig":
+        _check_sections(self.adapter, self.recipe, self.training)
         names: dict[str, list[str]] = {
             "arms": [arm.name for arm in self.arms],
             "prompts": [prompt.text for prompt in self.prompts],

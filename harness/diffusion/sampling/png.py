@@ -19,6 +19,7 @@ from harness import __version__
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.evaluation import Scheduler, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig
+from harness.config.weights.header import PICKLES
 from harness.config.weights.layout import adapter_path
 
 PARAMETERS, HARNESS = "parameters", "harness"
@@ -114,16 +115,16 @@ def pixels_hash(image: Image.Image) -> str:
 
 def about_adapter(adapter: ResolvedAdapter, path: Path) -> dict[str, Any]:
     """An adapter that acts: where it came from, a name for people, and the hash that A1111 shows of it."""
-    if adapter.file is None:
-        name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
-    else:
-        name = adapter.file.stem
+    name = f"{adapter.run_id}-{adapter.steps}" + ("-ema" if adapter.weights == "ema" else "")
+    if adapter.run_id is None:
+        name = path.stem if adapter.hub is None else f"{adapter.hub.id.partition('/')[2]}-{path.stem}"
     header, sha256 = weights_hash(path)
     return {
         "run_id": adapter.run_id,
         "steps": adapter.steps,
         "weights": adapter.weights,
         "file": None if adapter.file is None else adapter.file.as_posix(),
+        "hub": adapter.hub and adapter.hub.model_dump(mode="json"),
         "digest": adapter.digest,
         "scale": adapter.scale,
         "branch": adapter.branch,
@@ -138,7 +139,10 @@ def weights_hash(path: Path) -> tuple[dict[str, Any], str]:
 
     `path` may be the folder that an adapter was saved in. Raises ModelError where there is none in it.
     """
-    with adapter_path(path).open("rb") as file:
+    path = adapter_path(path)
+    with path.open("rb") as file:
+        if path.suffix in PICKLES:  # without such a header: all of it
+            return {}, hashlib.file_digest(file, "sha256").hexdigest()
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return header, hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from harness.config.loading.tokens import model_digest
+from harness.config.loading.tokens import hub_file, model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
+from harness.config.schema.adapter import HubFile
 from harness.config.schema.evaluation import MergeConfig, read_guider
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.diffusion.adapters.adapter import EMA
@@ -138,6 +139,7 @@ def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
                 steps=adapter["steps"],
                 weights=adapter["weights"],
                 file=None if adapter["file"] is None else Path(adapter["file"]),
+                hub=None if adapter["hub"] is None else HubFile.model_validate(adapter["hub"]),
                 digest=adapter["digest"],
                 scale=adapter["scale"],
                 branch=adapter["branch"],
@@ -179,6 +181,8 @@ def _find(adapter: ResolvedAdapter, *, sha256: str, image: Path, workspace: Path
 
 def _places(adapter: ResolvedAdapter, image: Path, workspace: Path | str | None) -> Sequence[Path]:
     beside = image.resolve().parent
+    if adapter.hub is not None:
+        return [hub_file(adapter.hub)]
     if adapter.file is not None:
         return [adapter.file, beside / adapter.file.name]
     assert adapter.run_id is not None and adapter.steps is not None

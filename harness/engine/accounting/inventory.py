@@ -127,7 +127,7 @@ def described(plan: Plan, counts: Mapping[str, Count], workers: int) -> dict[str
             {"index": trial.index, "trial_id": trial.trial_id, **trial.params} for trial in plan.trials
         ],
         "training_runs": len(plan.runs),
-        "training_runs_of_trials": len({trial.run_id for trial in plan.trials}),
+        "training_runs_of_trials": len(plan.own_runs),
         "packs": [[run.run_id for run in pack] for pack in planned_packs(plan, workers=workers)],
         "runs_of_one_length": {run.run_id: run.training.schedule.kind for run in runs_of_one_length(plan)},
         "datasets": len(plan.datasets),

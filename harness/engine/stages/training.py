@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.loading.tokens import hub_file
 from harness.config.plan.packing import packs
 from harness.config.plan.plan import ResolvedAdapter, TrainingRun
 from harness.diffusion.adapters.adapter import EMA
@@ -211,7 +212,12 @@ def _ensure_trained(ctx: Context, run_id: str) -> None:
 
 
 def adapter_path(workspace: Workspace, adapter: ResolvedAdapter) -> Path:
-    """The file of an adapter that was given as one, or the folder that its training run saved it in."""
+    """The file of an adapter that was given as one, or the folder that its training run saved it in.
+
+    One of the hub is downloaded unless it was before. Raises ConfigError where it is not there.
+    """
+    if adapter.hub is not None:
+        return hub_file(adapter.hub)
     if adapter.run_id is None or adapter.steps is None:
         assert adapter.file is not None
         return adapter.file

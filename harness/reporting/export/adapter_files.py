@@ -100,7 +100,7 @@ def describe(subject: Subject, label: str) -> dict[str, str]:
 
 
 def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
-    training, adapter, model = subject.config.training, subject.config.adapter, subject.config.model
+    (recipe, adapter, training), model = subject.trained, subject.config.model
     entries: dict[str, Any] = {
         "ss_output_name": label,
         "ss_base_model_version": "emoji" if isinstance(model, EmojiModel) else SDXL,
@@ -121,9 +121,9 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
         "ss_min_snr_gamma": training.min_snr_gamma,
         "ss_noise_offset": training.noise_offset or None,
         "ss_caption_dropout_rate": training.caption_dropout,
-        "ss_num_train_images": subject.config.recipe.count,
+        "ss_num_train_images": recipe.count,
         # A1111 and ComfyUI's tools show the words of this table as what calls the adapter.
-        "ss_tag_frequency": {subject.recipe_text: {subject.word: subject.config.recipe.count or 1}},
+        "ss_tag_frequency": {subject.recipe_text: {subject.word: recipe.count or 1}},
         "ss_seed": training.seed,
     }
     if isinstance(adapter, LowRankAdapter):
@@ -139,7 +139,7 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
 
 def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
     low_rank = isinstance(subject.config.adapter, LowRankAdapter)
-    model, times = subject.config.model, subject.config.training.timesteps
+    model, times = subject.config.model, subject.trained.training.timesteps
     is_emoji = isinstance(model, EmojiModel)
     prediction = None if isinstance(model, EmojiModel) else model.prediction_type
     return {

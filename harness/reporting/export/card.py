@@ -34,7 +34,7 @@ def text(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> str:
 
 
 def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> Iterator[str]:
-    adapter = subject.config.adapter
+    adapter = subject.trained.adapter
     arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
     own = next(a for a in arm["adapters"] if is_own(a))
     prompt = evidence.pairs[0].prompt if evidence.pairs else PROMPT
@@ -57,7 +57,7 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
 
 
 def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, averaged: bool) -> str:
-    adapter = subject.config.adapter
+    adapter = subject.trained.adapter
     if isinstance(adapter, TextualInversion):
         # diffusers takes no token that its vocabulary has, so the word goes by another name there.
         negative = negative.replace(adapter.word, f"<{adapter.word}>")
@@ -191,18 +191,18 @@ def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
 
 
 def _summary(subject: Subject) -> str:
-    config, adapter = subject.config, subject.config.adapter
+    recipe, adapter, training = subject.trained
     if isinstance(adapter, LowRankAdapter):
         names = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA"}
         what = f"{names[adapter.kind]} of rank {adapter.rank}"
     else:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
-    trained_on = config.recipe.count - config.training.holdout if config.recipe.count else None
+    trained_on = recipe.count - training.holdout if recipe.count else None
     images = count(trained_on, "image") if trained_on else "images"
     varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
     return (
-        f"{what} for {subject.base_text}, trained for {count(config.training.steps, 'step')} on {images} of "
-        f"the recipe `{subject.recipe_text}` under the prompt `{config.training.prompt}`.\n\n"
+        f"{what} for {subject.base_text}, trained for {count(training.steps, 'step')} on {images} of "
+        f"the recipe `{subject.recipe_text}` under the prompt `{training.prompt}`.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
         f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.config.schema.recipe import RecipeConfig
-from harness.config.schema.sweep import TrialConfig
+from harness.config.schema.sweep import Trained, TrialConfig
 from harness.errors import ArtifactError, ConfigError
 from harness.store.artifact import is_adapter
 
@@ -62,6 +62,11 @@ class Subject:
     checkpoint: Path
 
     @property
+    def trained(self) -> Trained:
+        """Its recipe, adapter and training."""
+        return self.config.trained
+
+    @property
     def trial_id(self) -> str:
         """The trial's id in all tables."""
         return str(self.row["trial_id"])
@@ -79,8 +84,8 @@ class Subject:
     @property
     def word(self) -> str:
         """What the prompt must hold for the adapter to be called: DreamBooth's prompt, or the learnt word."""
-        adapter = self.config.adapter
-        return self.config.training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
+        _, adapter, training = self.trained
+        return training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
 
     @cached_property
     def base(self) -> str | None:
@@ -106,7 +111,7 @@ class Subject:
     @property
     def recipe_text(self) -> str:
         """The recipe's own name, or its kind."""
-        return recipe_text(self.config.recipe)
+        return recipe_text(self.trained.recipe)
 
     @cached_property
     def varied(self) -> dict[str, Any]:
@@ -137,6 +142,11 @@ def find(results: "Results", workspace: "Workspace", trial: int | Literal["best"
         allowed = ", ".join(str(index) for index in sorted(trials["index"]))
         raise ConfigError(f"trial {trial} is not in sweep {name}; allowed: best, {allowed}")
     row = {str(key): value for key, value in chosen.iloc[0].to_dict().items()}
+    if row["run_id"] is None:
+        raise ConfigError(
+            f"the adapter of trial {row['index']} of sweep {name} is a file that was given; there is nothing "
+            "to export"
+        )
     if not isinstance(row["adapter_path"], str):
         raise ConfigError(
             f"trial {row['index']} of sweep {name} has no adapter ({row['reason']}); run it first"

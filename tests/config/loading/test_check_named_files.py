@@ -9,24 +9,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from harness.config.loading.check_named_files import about_adapters
+from harness.config.plan.plan import expand
+from harness.config.schema.sweep import SweepConfig
 from harness.errors import ConfigError
-from tests.config.example import load
-
-TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-TO_K = "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-
-
-def lora(path: Path, width: int = 1280, text: int = 2048, **more: Any) -> Path:
-    """A LoRA on two layers of a UNet of these widths."""
-    tensors = {
-        f"unet.{TO_Q}.lora_A.weight": np.ones((2, width), np.float32),
-        f"unet.{TO_Q}.lora_B.weight": np.ones((width, 2), np.float32),
-        f"unet.{TO_K}.lora_A.weight": np.ones((2, text), np.float32),
-        f"unet.{TO_K}.lora_B.weight": np.ones((width, 2), np.float32),
-        **more,
-    }
-    save_file(tensors, path)
-    return path
+from tests.config.example import load, lora
 
 
 def with_file(name: str, **more: Any) -> list[dict[str, Any]]:
@@ -46,9 +32,10 @@ def refused(tmp_path: Path, **changes: Any) -> str:
 
 
 def test_a_lora_of_sdxl_is_taken_and_what_is_left_out_is_said(tmp_path: Path) -> None:
-    lora(tmp_path / "mine.safetensors", **{"bundle_emb.x.clip_l": np.ones((1, 768), np.float32)})
+    bundled: dict[str, Any] = {"bundle_emb.x.clip_l": np.ones((1, 768), np.float32)}
+    lora(tmp_path / "mine.safetensors", **bundled)
     sweep = load(tmp_path, arms=with_file("mine.safetensors"))
-    assert about_adapters(sweep.arms) == [
+    assert about_adapters(expand(sweep)) == [
         "mine.safetensors: layers: unet 2; left out: 1 × bundle_emb.x.clip_l (embeddings bundled with the "
         "LoRA: give them as a file of their own)"
     ]
@@ -102,6 +89,74 @@ def test_an_embedding_of_another_model_or_without_its_start(tmp_path: Path) -> N
     embedding("wrong.safetensors", 768)
     text = refused(tmp_path, arms=with_file("wrong.safetensors", scale=0.5))
     assert "scale 1 alone, not 0.5" in text
+    embedding("ugly.safetensors", 768)
+    text = refused(tmp_path, arms=with_file("ugly.safetensors"))
+    assert "stands for 'ugly' on branch negative, so arms.foreign.negative must hold it as a word" in text
+    text = refused(tmp_path, arms=with_file("ugly.safetensors", branch="positive"))
+    assert "so one of the prompts must hold it as a word" in text
+    embedding("fox.safetensors", 1024)
+    text = refused(tmp_path, arms=with_file("fox.safetensors", branch="positive"), model={"kind": "emoji"})
+    assert "fox.safetensors has clip_l of width 1024" in text
+
+
+class TestTrialsThatAreFiles:
+    """A sweep that only evaluates: files, folders of checkpoints and the hub, without recipe and training."""
+
+    ARMS = (
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.0}]},
+    )
+
+    def load(self, tmp_path: Path, **changes: Any) -> SweepConfig:
+        return load(tmp_path, **{"recipe": None, "arms": list(self.ARMS), **changes})
+
+    def test_a_folder_of_checkpoints_in_order(self, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        for rank, name in enumerate(("wrong", "wrong-000010", "wrong-000002"), 1):
+            lora(tmp_path / "out" / f"{name}.safetensors", rank=rank)
+        plan = expand(self.load(tmp_path, axes={"adapter.file": "out"}))
+        assert [t.params["adapter"] for t in plan.trials] == ["wrong-000002", "wrong-000010", "wrong"]
+        assert not plan.runs and not plan.datasets
+        assert [arm.arm for arm in plan.control_arms] == ["placebo"]
+        assert len(plan.file_arms) == 3 and {t.run_id for t in plan.trials} == {None}
+        (tmp_path / "out").rename(tmp_path / "moved")
+        moved = expand(self.load(tmp_path, axes={"adapter.file": ["moved/wrong-*.safetensors"]}))
+        assert [t.trial_id for t in moved.trials] == [t.trial_id for t in plan.trials[:2]]
+        assert "no .safetensors file" in self.refused(tmp_path, axes={"adapter.file": "moved/x*"})
+
+    def test_one_file_and_one_of_the_hub(self, tmp_path: Path) -> None:
+        lora(tmp_path / "a.safetensors")
+        hub = {"id": "someone/some-lora", "revision": "abc"}
+        adapters = [{"kind": "file", "file": "a.safetensors"}, {"kind": "file", "hub": hub}]
+        plan = expand(self.load(tmp_path, axes={"adapter": adapters}))
+        assert [t.params["adapter"] for t in plan.trials] == ["a", "some-lora"]
+        other = [adapters[0], {"kind": "file", "hub": {**hub, "revision": "def"}}]
+        again = expand(self.load(tmp_path, axes={"adapter": other}))
+        assert [a.trial_id == b.trial_id for a, b in zip(plan.trials, again.trials, strict=True)] == [
+            True,
+            False,
+        ]
+
+    def refused(self, tmp_path: Path, **changes: Any) -> str:
+        return refused(tmp_path, **{"recipe": None, "arms": list(self.ARMS), **changes})
+
+    def test_what_is_not_used_is_an_error(self, tmp_path: Path) -> None:
+        lora(tmp_path / "a.safetensors")
+        own = {"adapter": {"kind": "file", "file": "a.safetensors"}, "axes": {}}
+        recipe = {"kind": "keywords", "keywords": ["ugly"]}
+        assert "recipe is not used by adapter.kind: file" in self.refused(tmp_path, **own, recipe=recipe)
+        assert "training is not used" in self.refused(tmp_path, **own, training={"steps": 3})
+        assert "recipe is missing" in self.refused(tmp_path, axes={})
+        sham = {"name": "sham", "adapters": [{"recipe": {"kind": "plain", "prompts": ["a cat"]}}]}
+        text = self.refused(tmp_path, **own, arms=[*self.ARMS, sham])
+        assert "arms.sham.adapters[0]: recipe is not used by adapter.kind: file" in text
+        text = self.refused(tmp_path, **own, scheduler={"kind": "asha", "grace": 2})
+        assert "scheduler.grace" in text
+
+    def test_a_file_of_another_model_is_refused(self, tmp_path: Path) -> None:
+        lora(tmp_path / "a.safetensors", text=768)
+        text = self.refused(tmp_path, axes={"adapter.file": ["a.safetensors"]})
+        assert "adapter.file: a.safetensors is of another model" in text
 
 
 TRAINED: dict[str, Any] = {"model": {"kind": "emoji"}, "recipe": {"kind": "folder", "path": "mine"}}

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import GivenAdapter, HubFile, LowRankAdapter, TextualInversion
 from harness.config.schema.base import NOT_HASHED, Frozen, fingerprint, identity
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
@@ -22,6 +22,7 @@ from harness.config.schema.training import (
 
 DRAWN = {"name": "other", "steps": 7, "refiner_start": None, "seed": 9}
 PLAIN = PlainRecipe(prompts=("a cat",))
+HUB = HubFile(id="some/lora", revision="a")
 SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
     (EmojiModel(), {"digest": "abc"}),
     (
@@ -77,6 +78,12 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
         },
     ),
     (TextualInversion(), {"word": "bad", "vectors": 2, "initial": "ugly"}),
+    (
+        GivenAdapter(kind="file", hub=HUB),
+        {"name": "other", "hub": HubFile(id="other/lora"), "digest": "abc"},
+    ),
+    (GivenAdapter(kind="file", file=Path("a")), {"file": Path("b"), "digest": "abc"}),
+    (HUB, {"id": "other/lora", "revision": "b", "weight_name": "c"}),
     (
         TrainingConfig(),
         {
@@ -138,10 +145,12 @@ BASE = TrialConfig(
 
 
 def trial(section: Frozen) -> TrialConfig:
-    training = BASE.training
+    training = BASE.trained.training
     match section:
-        case LowRankAdapter() | TextualInversion():
+        case LowRankAdapter() | TextualInversion() | GivenAdapter():
             return BASE.model_copy(update={"adapter": section})
+        case HubFile():
+            return BASE.model_copy(update={"adapter": GivenAdapter(kind="file", hub=section)})
         case EmojiModel() | SdxlModel():
             return BASE.model_copy(update={"model": section})
         case TrainingConfig():

@@ -9,7 +9,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from harness.config.loading.messages import kinds_of
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import GivenAdapter, HubFile, LowRankAdapter, TextualInversion
 from harness.config.schema.base import Frozen
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import (
@@ -52,7 +52,7 @@ from harness.config.schema.training import (
     TimestepConfig,
     TrainingConfig,
 )
-from tests.config.example import load
+from tests.config.example import load, lora
 
 README = Path(__file__).parents[3] / "sweeps" / "README.md"
 SECTIONS: dict[str, type[Frozen]] = {
@@ -73,6 +73,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "recipe: folder": FolderRecipe,
     "adapter: lora, rslora, dora": LowRankAdapter,
     "adapter: textual_inversion": TextualInversion,
+    "adapter: file": GivenAdapter,
+    "adapter: hub": HubFile,
     "training": TrainingConfig,
     "training: optimizer": OptimizerConfig,
     "training: schedule": ScheduleConfig,
@@ -153,5 +155,9 @@ def test_every_kind_is_explained() -> None:
 def test_every_example_is_part_of_a_valid_sweep(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert blocks
+    for name in ("out/wrong-000010", "out/wrong-000020", "elsewhere/other"):
+        file = tmp_path / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        lora(file, rank=len(name))
     for block in blocks:
         load(tmp_path, **yaml.safe_load(block))
