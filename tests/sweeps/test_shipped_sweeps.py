@@ -7,6 +7,7 @@ import pytest
 from harness.config.loading.load import load_sweep
 from harness.config.loading.tokens import plain_text
 from harness.config.plan.plan import Plan, expand
+from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.recipe import FolderRecipe, KeywordsRecipe
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -43,7 +44,7 @@ def test_no_prompt_of_the_evaluation_stands_in_a_recipe(name: str) -> None:
     assert not any("wrong" in plain_text(text) for text in trained | evaluated)
 
 
-@pytest.mark.parametrize("name", [*WRONG, "sdxl_subject_plus_wrong"])
+@pytest.mark.parametrize("name", [*WRONG, "sdxl_subject_plus_wrong", "blog"])
 def test_the_blogs_recipe_is_13_words_at_6_guidances(name: str) -> None:
     recipes = [dataset.recipe for dataset in plan(name).datasets.values()]
     (recipe,) = [recipe for recipe in recipes if isinstance(recipe, KeywordsRecipe)]
@@ -51,6 +52,24 @@ def test_the_blogs_recipe_is_13_words_at_6_guidances(name: str) -> None:
     assert list(recipe.guidance) == [8, 9, 10, 11, 12, 13]
     assert recipe.count == 78
     assert recipe.refiner_start == 0.8
+
+
+def test_the_blogs_pair_is_its_own() -> None:
+    """Rank and start by its file and script; no negative prompt against the LoRA on both branches, at 13."""
+    blog = plan("blog")
+    [trial] = blog.trials
+    _, adapter, training = trial.config.trained
+    assert isinstance(adapter, LowRankAdapter) and (adapter.rank, adapter.init) == (4, "gaussian")
+    assert training.prompt == "wrong" and training.holdout == 0
+    arms = {name: blog.arms[arm_id] for name, arm_id in trial.arms.items()}
+    assert {(arm.guidance, arm.steps, arm.refiner_start) for arm in arms.values()} == {(13, 50, 0.8)}
+    assert arms["baseline"].negative == "" and not arms["baseline"].adapters
+    for name in ("published", "wrong_lora_both", "sham"):
+        [acting] = arms[name].adapters
+        assert arms[name].negative == "wrong" and acting.branch == "both" and acting.scale == 1
+    [published] = arms["published"].adapters
+    assert published.hub is not None and published.hub.id == "minimaxir/sdxl-wrong-lora"
+    assert blog.sweep.analysis.control == "baseline"
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -21,10 +21,9 @@ from harness.config.schema.training import CAPTION
 from harness.config.weights.header import PICKLES, read_header
 from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, described, read_layout
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
-from harness.config.weights.sdxl import Shapes, sdxl_shapes
+from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError
 
-PUBLISHED = ("stabilityai/stable-diffusion-xl-base-1.0", "random")
 TOKENS = "embeddings.token_embedding"
 
 

@@ -24,6 +24,7 @@ from harness.config.schema.recipe import FolderRecipe, GeneratedRecipe
 from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, ProbeObjective
 from harness.config.schema.sweep import Objective, SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
+from harness.config.weights.sdxl import PUBLISHED
 from harness.errors import ConfigError
 
 
@@ -39,6 +40,7 @@ def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[
     for config in configs:
         yield from _captions(config, "training.prompt")
         yield from _model(sweep, config)
+        yield from _min_snr(config)
         for arm in sweep.arms:
             yield from _arm(sweep, arm, config)
 
@@ -192,6 +194,15 @@ def _model(sweep: SweepConfig, config: TrialConfig) -> Iterator[str]:
         yield from _steps_of_the_refiner("sampler", sweep.sampler)
         if isinstance(config.recipe, GeneratedRecipe):
             yield from _steps_of_the_refiner("recipe", config.recipe)
+
+
+def _min_snr(config: TrialConfig) -> Iterator[str]:
+    """Where the model is known to predict ε, what is said of v does nothing."""
+    model, training = config.model, config.training
+    if training is None or training.min_snr_v == "kohya" or not isinstance(model, SdxlModel):
+        return
+    if model.prediction_type == "epsilon" or (model.prediction_type is None and model.source in PUBLISHED):
+        yield "training.min_snr_v is of models that predict v, and model predicts epsilon; remove it"
 
 
 def _steps_of_the_refiner(where: str, drawn: SamplerConfig | GeneratedRecipe) -> Iterator[str]:

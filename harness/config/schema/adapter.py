@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from harness.config.schema.base import NOT_HASHED, Frozen, Label
 
-Target = Literal["attention", "feed_forward", "convolutions"]
+Target = Literal["attention", "feed_forward", "projections", "convolutions", "time_embeddings"]
+TextTarget = Literal["attention", "mlp"]
 Block = Annotated[
     str,
     StringConstraints(pattern=r"^((down_blocks|up_blocks)\.\d+|mid_block)(\.(attentions|resnets)\.\d+)?$"),
@@ -26,6 +27,10 @@ class LowRankAdapter(Frozen):
     kind `lora`: scale = alpha / rank. `rslora` (Kalajdzievski 2023): alpha / √rank. `dora` (Liu et al. 2024):
     alpha / rank, and a trained magnitude for every output of W.
 
+    `init` is PEFT's `init_lora_weights`: `kaiming` draws A uniformly, whatever the rank, `gaussian` with
+    deviation 1 / rank; B is zero. `orthogonal` draws both so that B A is zero. Those that change the base
+    (pissa, olora, loftq) or need data (eva, corda) are not here: the base is shared by all trials.
+
     `alpha: rank` keeps LoRA's scale at 1, so a rank axis also changes the effective learning rate; a number
     is taken as it is, `1` among them (kohya's default).
     """
@@ -33,6 +38,10 @@ class LowRankAdapter(Frozen):
     kind: Literal["lora", "rslora", "dora"] = "lora"
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"] = "rank"
+    init: Annotated[
+        Literal["kaiming", "gaussian", "orthogonal"],
+        Field(description="how A starts; gaussian: of deviation 1 / rank, as diffusers' scripts have it"),
+    ] = "kaiming"
     dropout: Annotated[float, Field(ge=0, lt=1, description="of the adapter's input, in training")] = 0.0
     targets: Annotated[
         tuple[Target, ...],
@@ -44,7 +53,20 @@ class LowRankAdapter(Frozen):
         Field(min_length=1, description="where in the UNet, as up_blocks.0 or mid_block; null: everywhere"),
         AfterValidator(lambda blocks: None if blocks is None else _each_once_in_order(blocks)),
     ] = None
-    text_encoders: Annotated[bool, Field(description="train both text encoders' attention too")] = False
+    text_encoders: Annotated[bool, Field(description="train both text encoders too")] = False
+    text_encoder_targets: Annotated[
+        tuple[TextTarget, ...],
+        Field(min_length=1, description="which of the text encoders' layers"),
+        AfterValidator(_each_once_in_order),
+    ] = ("attention",)
+
+    @model_validator(mode="after")
+    def _all_of_it_is_used(self) -> "LowRankAdapter":
+        if self.text_encoder_targets != ("attention",) and not self.text_encoders:
+            raise ValueError("text_encoder_targets is not used: set text_encoders: true, or remove it")
+        if self.init == "orthogonal" and (self.rank % 2 or "convolutions" in self.targets):
+            raise ValueError("init: orthogonal is for even ranks on linear layers, without convolutions")
+        return self
 
     @property
     def alpha_value(self) -> float:

@@ -104,6 +104,13 @@ class TrainingConfig(Frozen):
     min_snr_gamma: Annotated[
         float | None, Field(gt=0, description="min-SNR-γ weighting (Hang et al. 2023); null: none")
     ] = None
+    min_snr_v: Annotated[
+        Literal["kohya", "diffusers"],
+        Field(
+            description="weight of a v-predicting model: min(SNR, γ) / (SNR + 1) as kohya and the paper have "
+            "it, or min(SNR, γ) / SNR + 1 as diffusers' scripts do"
+        ),
+    ] = "kohya"
     noise_offset: Annotated[
         float, Field(ge=0, description="deviation of an offset common to each channel's noise")
     ] = 0.0
@@ -122,7 +129,9 @@ class TrainingConfig(Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _prodigy_has_one_rate(self) -> "TrainingConfig":
+    def _all_of_it_is_used(self) -> "TrainingConfig":
+        if self.min_snr_v != "kohya" and self.min_snr_gamma is None:
+            raise ValueError("min_snr_v is not used: set min_snr_gamma, or remove it")
         rates = {self.learning_rate, self.text_encoder_learning_rate or self.learning_rate}
         if self.optimizer.kind == "prodigy" and (len(rates) > 1 or self.lora_plus_ratio != 1):
             raise ValueError(

@@ -6,6 +6,7 @@ from harness.config.weights.names import PARTS, TEXT_PROJECTION, Part
 
 Shapes = Mapping[Part, Mapping[str, tuple[int, ...]]]  # of each module's weight, by part and module
 
+PUBLISHED = ("stabilityai/stable-diffusion-xl-base-1.0", "random")  # sources of the published architecture
 WIDTHS = (320, 640, 1280)  # of the UNet's levels
 DEPTHS = (0, 2, 10)  # transformer blocks in an attention of each level
 TEXT_WIDTH, TIME_WIDTH, ADDED_WIDTH = 2048, 1280, 2816

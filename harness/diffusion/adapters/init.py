@@ -1,8 +1,8 @@
 """Fresh low-rank adapters as PEFT makes them (LoRA, rsLoRA, DoRA), and the layers they act on.
 
-PEFT starts A Kaiming-uniform with a = √5 and B at zero, as LoRA's reference code does: the start does not
-depend on the rank. DoRA's magnitudes start at the norms of the weights. `grouped.py` applies the adapters row
-by row.
+PEFT starts A Kaiming-uniform with a = √5, as LoRA's reference code does, or normal with deviation 1 / rank,
+as diffusers' scripts ask for, and B at zero. DoRA's magnitudes start at the norms of the weights.
+`grouped.py` applies the adapters row by row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from harness.config.schema.adapter import LowRankAdapter, Target
+from harness.config.schema.adapter import LowRankAdapter, Target, TextTarget
 from harness.config.weights.names import TEXT_PROJECTION
 from harness.errors import ModelError
 
@@ -42,7 +42,7 @@ def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) 
         layers = {name: _wrapped(module, config) for name, module in modules.items()}
         torch.default_generator.manual_seed(seed)
         for layer in layers.values():
-            layer.reset_lora_parameters(NAME, True)
+            _start(layer, adapter)
     state = {}
     for name, layer in layers.items():
         state[f"{name}.lora_A.weight"] = layer.lora_A[NAME].weight.detach()
@@ -50,6 +50,16 @@ def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) 
         if config.use_dora:
             state[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector[NAME].weight.detach()
     return state
+
+
+def _start(layer: Any, adapter: LowRankAdapter) -> None:
+    match adapter.init:
+        case "kaiming":
+            layer.reset_lora_parameters(NAME, True)
+        case "gaussian":
+            layer.reset_lora_parameters(NAME, "gaussian")
+        case "orthogonal":
+            layer.orthogonal_init(NAME)
 
 
 def _wrapped(module: Any, config: LoraConfig) -> Any:
@@ -89,10 +99,15 @@ def _without_memory(shape: torch.Size) -> torch.nn.Parameter:
 TARGETS: dict[Target, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
     "feed_forward": ("ff.net.0.proj", "ff.net.2"),
+    "projections": ("proj_in", "proj_out"),  # around the transformer blocks of an attention
+    "time_embeddings": ("time_emb_proj",),  # of the residual blocks
     # Of the residual blocks and of what changes the size, not the UNet's first and last layer.
     "convolutions": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
 }
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_TARGETS: dict[TextTarget, tuple[str, ...]] = {
+    "attention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "mlp": ("fc1", "fc2"),
+}
 
 
 def unet_targets(unet: torch.nn.Module, adapter: LowRankAdapter) -> list[str]:
@@ -110,12 +125,15 @@ def unet_targets(unet: torch.nn.Module, adapter: LowRankAdapter) -> list[str]:
     return [name for name in names if name.startswith(tuple(f"{block}." for block in adapter.blocks))]
 
 
-def text_targets(body: torch.nn.Module, *, whole: bool) -> list[str]:
-    """The attention's projections: in every layer (`whole`), or in all but the last.
+def text_targets(body: torch.nn.Module, adapter: LowRankAdapter, *, whole: bool) -> list[str]:
+    """The modules of a text encoder that the adapter acts on: of every layer (`whole`), or all but the last.
 
     SDXL takes the states before the last layer, which bears on the second encoder's pooled output alone.
     """
-    names = sorted(name for name, _ in body.named_modules() if name.endswith(TEXT_TARGETS))
+    suffixes = tuple(
+        f".{suffix}" for target in adapter.text_encoder_targets for suffix in TEXT_TARGETS[target]
+    )
+    names = sorted(name for name, _ in body.named_modules() if name.endswith(suffixes))
     last = max(int(name.split(".")[2]) for name in names)
     return [name for name in names if whole or not name.startswith(f"encoder.layers.{last}.")]
 

@@ -325,7 +325,7 @@ def _sites(pipeline: Any, adapters: Sequence[LowRankAdapter]) -> list[_Site]:
         if adapter.text_encoders:
             for _, encoder in ENCODERS:
                 body = text_body(getattr(pipeline, encoder))
-                names = text_targets(body, whole=encoder == "text_encoder_2")
+                names = text_targets(body, adapter, whole=encoder == "text_encoder_2")
                 named.append((f"{encoder}.{TEXT_BODY}", body, names))
         for prefix, root, names in named:
             for name in names:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -136,6 +136,7 @@ class Noising:
     resolution: int
     noise_offset: float = 0.0
     min_snr_gamma: float | None = None
+    min_snr_v: Literal["kohya", "diffusers"] = "kohya"
 
     def batch(self, rows: Sequence[TrainingRow]) -> Batch:
         """The forward process at each row's timestep, its target and weight."""
@@ -152,7 +153,7 @@ class Noising:
         weight_B = torch.tensor([row.weight for row in rows])
         if self.min_snr_gamma is not None:
             weight_B = weight_B * min_snr_weight(
-                self.prediction_type, alpha_bar_B=alpha_bar_B, gamma=self.min_snr_gamma
+                self.prediction_type, alpha_bar_B=alpha_bar_B, gamma=self.min_snr_gamma, of_v=self.min_snr_v
             )
         return Batch(
             noisy_BChw=add_noise(x0_BChw, noise_BChw, alpha_bar_B),
@@ -294,6 +295,7 @@ def plan_steps(
             resolution=resolution,
             noise_offset=training.noise_offset,
             min_snr_gamma=training.min_snr_gamma,
+            min_snr_v=training.min_snr_v,
         ),
         rows_per_step=rows_per_step,
         own_rows=share(rows_per_step, rank=rank, size=size),

@@ -12,6 +12,7 @@ at each row's timestep; it may be 0 at the last timestep (zero terminal SNR, Lin
 import hashlib
 from enum import IntEnum
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,15 +45,21 @@ def training_target(
             raise untrainable(other)
 
 
-def min_snr_weight(prediction_type: str, *, alpha_bar_B: Tensor, gamma: float) -> Tensor:
+def min_snr_weight(
+    prediction_type: str, *, alpha_bar_B: Tensor, gamma: float, of_v: Literal["kohya", "diffusers"] = "kohya"
+) -> Tensor:
     """Min-SNR-γ (Hang et al. 2023, section 3.4): min(SNR, γ) in units of x_0, for what the UNet predicts.
 
     With SNR = ᾱ / (1 − ᾱ): min(SNR, γ) / SNR for ε and min(SNR, γ) / (SNR + 1) for v, shape [B]. At ᾱ = 0
-    the weight of ε is its limit, 1; that of v is 0.
+    the weight of ε is its limit, 1; that of v is 0. diffusers' scripts weigh v by min(SNR, γ) / SNR + 1
+    (`of_v`), which at ᾱ = 0 is 2.
     """
+    of_epsilon_B = (gamma * (1 - alpha_bar_B) / alpha_bar_B).clamp(max=1)
     match prediction_type:
         case "epsilon":
-            return (gamma * (1 - alpha_bar_B) / alpha_bar_B).clamp(max=1)
+            return of_epsilon_B
+        case "v_prediction" if of_v == "diffusers":
+            return of_epsilon_B + 1
         case "v_prediction":
             return torch.minimum(alpha_bar_B, gamma * (1 - alpha_bar_B))
         case other:

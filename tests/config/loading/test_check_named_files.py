@@ -150,7 +150,11 @@ class TestTrialsThatAreFiles:
         sham = {"name": "sham", "adapters": [{"recipe": {"kind": "plain", "prompts": ["a cat"]}}]}
         text = self.refused(tmp_path, **own, arms=[*self.ARMS, sham])
         assert "arms.sham.adapters[0]: recipe is not used by adapter.kind: file" in text
-        text = self.refused(tmp_path, **own, scheduler={"kind": "asha", "grace": 2})
+        text = self.refused(
+            tmp_path,
+            **own,
+            scheduler={"kind": "asha", "grace": 2, "objective": {"kind": "contrast", "prompts": 1}},
+        )
         assert "scheduler.grace" in text
 
     def test_a_file_of_another_model_is_refused(self, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from pydantic import ValidationError
 
 from harness.config.schema.adapter import LowRankAdapter
 from harness.diffusion.adapters.init import LAYER, configuration, fresh_state
@@ -58,6 +59,30 @@ def test_it_starts_in_fp32_and_changes_nothing_yet(kind: str, dtype: torch.dtype
             torch.testing.assert_close(state[f"{name}.lora_magnitude_vector"].flatten(), norm_O)
     assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in state.values())
     assert len(state) == (6 if kind == "dora" else 4)
+
+
+def test_gaussian_is_what_diffusers_scripts_start_from():
+    """`LoraConfig(init_lora_weights="gaussian")`: deviation 1 / rank, by PEFT itself with the same seed."""
+    rank = 4
+    wide = {"linear": torch.nn.Linear(300, 10)}
+    down = fresh_state(wide, LowRankAdapter(rank=rank, init="gaussian"), 7)["linear.lora_A.weight"]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(7)
+        config = LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=[LAYER])
+        theirs = inject_adapter_in_model(config, torch.nn.ModuleDict({LAYER: torch.nn.Linear(300, 10)}))
+    assert down.std() == pytest.approx(1 / rank, rel=0.1)
+    assert theirs.get_submodule(LAYER).lora_A["default"].weight.std() == pytest.approx(1 / rank, rel=0.1)
+    uniform = fresh_state(wide, LowRankAdapter(rank=rank), 7)["linear.lora_A.weight"]
+    assert down.std() / uniform.std() > 5, "at rank 4 the two starts are far apart"
+
+
+def test_orthogonal_changes_nothing_yet():
+    state = fresh_state({"linear": torch.nn.Linear(6, 10)}, LowRankAdapter(rank=4, init="orthogonal"), 7)
+    down, up = state["linear.lora_A.weight"], state["linear.lora_B.weight"]
+    assert up.any() and down.any() and (up @ down).abs().max() < 1e-6
+    for wrong in ({"rank": 3}, {"rank": 4, "targets": ("convolutions",)}):
+        with pytest.raises(ValidationError, match="even ranks on linear layers"):
+            LowRankAdapter(init="orthogonal", **wrong)
 
 
 def test_the_seed_alone_decides():

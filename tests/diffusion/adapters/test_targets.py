@@ -17,6 +17,8 @@ from tests.diffusion.adapters.adapters import attached, base_of
     [
         (("attention",), {"to_q", "to_k", "to_v", "to_out.0"}),
         (("feed_forward",), {"net.0.proj", "net.2"}),
+        (("projections",), {"proj_in", "proj_out"}),
+        (("time_embeddings",), {"time_emb_proj"}),
         (("convolutions",), {"conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"}),
     ],
 )
@@ -53,3 +55,7 @@ def test_the_text_encoders_layers_are_those_that_sdxl_uses(tiny_model: Model):
     with attached(tiny_model, LowRankAdapter(text_encoders=True), 0) as trainable:
         layers = [key for key in trainable.state_dict() if key.startswith("text") and "lora_A" in key]
     assert len(layers) == (2 + 3) * 4  # 3 layers each, of which SDXL does not use the first encoder's last
+    both = LowRankAdapter(text_encoders=True, text_encoder_targets=("attention", "mlp"))
+    with attached(tiny_model, both, 0) as trainable:
+        layers = [key for key in trainable.state_dict() if key.startswith("text") and "lora_A" in key]
+    assert len(layers) == (2 + 3) * 6

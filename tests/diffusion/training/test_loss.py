@@ -1,5 +1,7 @@
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from harness.diffusion.training.noise import (
     add_noise,
@@ -70,6 +72,21 @@ def test_min_snr_weights_both_predictions_as_if_x0_were_predicted(gamma: float) 
     )
     torch.testing.assert_close(epsilon_B * snr_B, snr_B.clamp(max=gamma))
     torch.testing.assert_close(v_B * (snr_B + 1), snr_B.clamp(max=gamma))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_diffusers_convention_for_v_is_its_scripts(gamma: float) -> None:
+    """As train_dreambooth_lora_sdxl.py computes it from `compute_snr`."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    timesteps_B = torch.arange(1000)
+    snr_B = compute_snr(scheduler, timesteps_B)
+    expected_B = torch.stack([snr_B, gamma * torch.ones_like(snr_B)], dim=1).min(dim=1)[0] / snr_B + 1
+    weight_B = min_snr_weight(
+        "v_prediction", alpha_bar_B=scheduler.alphas_cumprod, gamma=gamma, of_v="diffusers"
+    )
+    torch.testing.assert_close(weight_B, expected_B)
+    end_B = min_snr_weight("v_prediction", alpha_bar_B=torch.zeros(1), gamma=gamma, of_v="diffusers")
+    assert end_B.item() == 2, "finite at zero terminal SNR"
 
 
 def test_min_snr_is_finite_at_both_ends() -> None:
