@@ -117,7 +117,7 @@ class Contrast:
 
 def is_own(adapter: Mapping[str, Any]) -> bool:
     """True for the trial's own among an arm's adapters, as `sweep.json` lists them."""
-    return adapter["recipe"] is None and adapter["file"] is None
+    return all(adapter.get(source) is None for source in ("recipe", "file", "hub"))
 
 
 def known(value: Any) -> Any:

@@ -230,4 +230,5 @@ class Study:
 
 def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
     """What an arm's adapter was made from, whatever its scale and branch."""
-    return adapter["recipe"], adapter["adapter"], adapter["training"], adapter["digest"]
+    content = adapter["digest"] or adapter.get("hub")
+    return adapter["recipe"], adapter["adapter"], adapter["training"], content

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EMOJI_FOLDER = Path(__file__).parents[2] / "diffusion" / "models" / "emoji"
 DIGESTED = {".json", ".txt", ".model", ".safetensors", ".bin"}
 CLIP_TOKENS = 77
+OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 
 # compel's weights: `(two words)++`, `(two words)1.3`, `word++`, `word-`
 _WEIGHTED_GROUP = re.compile(r"(?<!\\)\(([^()]*)(?<!\\)\)(?:[+-]+|\d+(?:\.\d+)?)")
@@ -65,11 +66,18 @@ def model_digest(config: ModelConfig) -> str | None:
         return None
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in DIGESTED):
+        for path in sorted(path for path in folder.rglob("*") if _is_content(path)):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _is_content(path: Path) -> bool:
+    """False for the older form of a tokenizer beside the newer: it is there for older libraries alone."""
+    if path.name in OLDER_TOKENIZER and path.with_name("tokenizer.json").is_file():
+        return False
+    return path.suffix in DIGESTED
 
 
 def local_folder(source: str | None) -> Path | None:

@@ -60,6 +60,8 @@ def _who(adapter: dict[str, Any]) -> str:
         return "the trial’s own"
     if adapter["file"] is not None:
         return f"the file {Path(adapter['file']).name}"
+    if adapter.get("hub") is not None:
+        return f"the hub’s {adapter['hub']['id']}"
     return f"one trained on {_recipe_name(adapter['recipe'])}"
 
 
@@ -83,6 +85,9 @@ def _origin(adapter: dict[str, Any]) -> str:
     """Where an adapter that is not the trial's own comes from."""
     if adapter["file"] is not None:
         return f"{Path(adapter['file']).name}, a file, sha256 {(adapter['digest'] or 'unknown')[:12]}"
+    if (hub := adapter.get("hub")) is not None:
+        name = f", {hub['weight_name']}" if hub["weight_name"] else ""
+        return f"{hub['id']} of the hub{name}, revision {hub['revision'] or 'main'}"
     recipe = adapter["recipe"]
     images = "" if recipe["kind"] != "folder" else f", images {(recipe['digest'] or 'unknown')[:12]}"
     return f"{_recipe_name(recipe)}{images}: {_settings(adapter)}"
@@ -134,7 +139,7 @@ def provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "model": source,
         "digest": model["digest"],
         "precision": model.get("precision", "fp32"),
-        "training_seed": sweep["training"]["seed"],
+        "training_seed": sweep["training"]["seed"] if sweep["training"] else None,
         "analysis_seed": sweep["analysis"]["seed"],
         "host": sweep["host"],
         "finished_at": sweep["finished_at"],

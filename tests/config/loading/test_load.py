@@ -51,7 +51,7 @@ def test_dump_written_as_yaml_is_a_sweep(tmp_path: Path) -> None:
         (
             {"adapter": {"rnak": 8}},
             "x.yaml: adapter.rnak is not known; did you mean adapter.rank? "
-            "allowed: alpha, blocks, dropout, kind, rank, targets, text_encoders",
+            "allowed: alpha, blocks, dropout, init, kind, rank, targets, text_encoder_targets, text_encoders",
         ),
         ({"adapter": {"rank": 0}}, "x.yaml: adapter.rank: 0 is not allowed: must be ≥ 1"),
         ({"adapter": {"rank": 1.5}}, "x.yaml: adapter.rank: 1.5 is not allowed: must be a whole number"),

@@ -155,9 +155,9 @@ def test_every_kind_is_explained() -> None:
 def test_every_example_is_part_of_a_valid_sweep(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert blocks
-    for name in ("out/wrong-000010", "out/wrong-000020", "elsewhere/other"):
+    for rank, name in enumerate(("out/wrong-000010", "out/wrong-000020", "elsewhere/other"), 1):
         file = tmp_path / f"{name}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        lora(file, rank=len(name))
+        lora(file, rank=rank)
     for block in blocks:
         load(tmp_path, **yaml.safe_load(block))

@@ -1,10 +1,12 @@
 """The embedded model through the real code, and through stock diffusers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from transformers import CLIPTokenizer
 
 from harness.config.loading.tokens import EMOJI_FOLDER, check_prompt_lengths, model_digest
 from harness.config.schema.model import EmojiModel
@@ -62,6 +64,19 @@ def test_an_adapter_goes_to_a_stock_pipeline(emoji: Model, base: StableDiffusion
     [plain] = emoji.generate([FOX], settings)
     assert difference(drawn.image, expected) <= 2
     assert difference(drawn.image, plain.image) > 10
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_its_tokenizers_are_there_in_their_older_form_too(name: str):
+    """What transformers 4 and kohya's scripts read: the same tokens, and no other model for it."""
+    folder = EMOJI_FOLDER / "base" / name
+    pairs = [line.split() for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    older = CLIPTokenizer(
+        vocab=json.loads((folder / "vocab.json").read_text()), merges=[(a, b) for a, b in pairs]
+    )
+    newer = CLIPTokenizer.from_pretrained(folder)
+    for text in ("a red fox, blurry; an ogre's 3 hats", FOX.prompt, "wrong", "ü?!"):
+        assert older(text).input_ids == newer(text).input_ids
 
 
 def test_its_files_are_known_without_torch():
