@@ -102,8 +102,10 @@ class LiveMirror:
             self._open(run).log({f"progress/{kind}": count for kind, count in self._counts.items()})
 
     def _trial(self, plan: Plan, trial: Trial) -> None:
-        """What the trial's checkpoints hold beyond what was sent."""
-        steps = trial.config.training.steps
+        """What the trial's checkpoints hold beyond what was sent; nothing where its adapter is a file."""
+        if trial.run_id is None:
+            return
+        steps = trial.config.trained.training.steps
         run = _run_of(plan, trial)
         known = self._ledger.of(run.run_id)
         sent = known.get("step", 0) if run.run_id in self._handles or not self._ledger.offline else 0

@@ -227,7 +227,12 @@ def _sweep_run(results: "Results", workspace: "Workspace") -> Run:
 def _history(
     results: "Results", workspace: "Workspace", trial: dict[Any, Any], means: dict[str, dict[str, float]]
 ) -> tuple[dict[str, float], ...]:
-    """Losses at each step, and scores where the trial or a shorter one of the same training was scored."""
+    """Losses at each step, and scores where the trial or a shorter one of the same training was scored.
+
+    Nothing where its adapter is a file.
+    """
+    if not isinstance(trial["run_id"], str):
+        return ()
     steps = _steps(trial)
     if isinstance(trial["adapter_path"], str):
         workspace.artifact(trial["adapter_path"]).read(RECORD)  # an adapter without its losses is damaged

@@ -14,6 +14,7 @@ from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
 from harness.reporting.report import write_report
+from harness.reporting.wandb_runs import all_runs
 from harness.store.workspace import Workspace
 from tests.sweeps.small import write_sweep
 
@@ -73,6 +74,8 @@ def test_checkpoints_of_one_folder_are_compared(
     write_report(results, workspace, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "wrong-000020" in page
+    runs = [run for run in all_runs(results, workspace, images_per_arm=0) if run.job_type == "trial"]
+    assert [run.history for run in runs] == [()] * 3, "no losses, but runs"
     again = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not again.outcomes
     pd.testing.assert_frame_equal(again.results.summary, results.summary)
