@@ -173,7 +173,7 @@ def _control_runs(results: "Results", shown: "_Images") -> Iterator[Run]:
             fixed = {names[a]: _plain(trials[a].iloc[0]) for a in names if _tells(results.trials, trials, a)}
             images = wide[wide["arm_id"] == arm_id]
             means = {
-                f"{split}/{metric['kind']}": images.loc[images["split"] == split, metric["kind"]].mean()
+                f"{split}/{metric['name']}": images.loc[images["split"] == split, metric["name"]].mean()
                 for split in ("dev", "test")
                 for metric in results.sweep["metrics"]
             }

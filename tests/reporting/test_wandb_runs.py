@@ -139,6 +139,15 @@ def test_a_control_is_a_run_for_each_of_its_settings(every: list[Run], results: 
     assert controls["placebo"].summary["test/aesthetic"] == pytest.approx(wide["aesthetic"].mean())
 
 
+def test_a_metrics_name_is_its_key(results: Results, workspace: Path) -> None:
+    """In the example every name is the kind's; here the last metric is of another kind."""
+    *others, last = results.sweep["metrics"]
+    named = replace(results, sweep={**results.sweep, "metrics": [*others, {**last, "kind": "sharpness"}]})
+    runs = all_runs(named, Workspace(workspace), images_per_arm=0)
+    control = next(run for run in runs if run.job_type == "control")
+    assert f"dev/{last['name']}" in control.summary and "dev/sharpness" not in control.summary
+
+
 def test_an_arm_has_one_key_with_the_same_prompts_in_all_runs(every: list[Run], results: Results) -> None:
     prompts = [prompt["text"] for prompt in results.sweep["prompts"] if prompt["split"] == "dev"]
     seen = {}

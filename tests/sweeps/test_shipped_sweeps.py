@@ -9,6 +9,8 @@ from harness.config.loading.tokens import plain_text
 from harness.config.plan.plan import Plan, expand
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.recipe import FolderRecipe, KeywordsRecipe
+from harness.metrics import metric_fingerprint
+from harness.results.judges import network
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
@@ -89,6 +91,17 @@ def test_arms_separate_the_word_the_branch_the_guidance_and_the_training(name: s
     assert matched and all(arm.guidance is not None and arm.guidance > sampler.guidance for arm in matched)
     varied = set(plan(name).sweep.axes)
     assert varied == {"recipe", "adapter.rank", "training.steps"}
+
+
+@pytest.mark.parametrize("name", ["sdxl_wrong", "sdxl_subject_plus_wrong"])
+def test_sdxl_is_judged_by_the_aesthetic_score_and_a_second_network(name: str) -> None:
+    sweep = plan(name).sweep
+    metrics = {metric["name"]: metric for metric in sweep.model_dump(mode="json")["metrics"]}
+    assert sweep.analysis.primary == "aesthetic" and metrics["aesthetic"]["head"] == "laion"
+    directed = [metric.name for metric in sweep.metrics if metric.higher_is_better]
+    assert any(network(metrics[metric]) != network(metrics["aesthetic"]) for metric in directed)
+    for metric in sweep.metrics:
+        metric_fingerprint(metric)  # a name that open_clip has, weights that are shipped or fetched
 
 
 @pytest.mark.parametrize("name", SUBJECT)
