@@ -36,7 +36,7 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
     "fsspec": {"store.objects"},
     "huggingface_hub": {"config.loading.tokens", "reporting.export.export"},
     "jinja2": {"reporting.report.page"},
-    "matplotlib": {"reporting.report"},
+    "matplotlib": {"reporting.report", "results.notebook.results", "results.plot"},  # notebook: annotations
     "open_clip": {"metrics.encoder"},
     "optuna": {"engine.search"},
     "peft": {"diffusion.adapters"},

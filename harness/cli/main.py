@@ -41,7 +41,7 @@ Examples:\n
   harness report runs/sweeps/quickstart --bundle shared --zip\n
   harness grid runs/sweeps/quickstart --x adapter.rank --y prompt --out grid.png\n
   harness votes add runs/sweeps/quickstart votes.json\n
-  harness publish runs/sweeps/quickstart --mode online\n
+  harness publish runs/sweeps/quickstart --report --mode online\n
   harness export runs/sweeps/quickstart best --layout kohya\n
   harness redraw runs/images/0123abcd/4567ef/89ab.png\n
   harness store ls --workspace runs

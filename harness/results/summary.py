@@ -310,7 +310,7 @@ def _summarise_split(
         scores_C = [grid.values(rows_K, cells_C)[:, place] for rows_K in (arm_K, control_K)]
         of_metric = Cells(arm_KC=scores_C[0], control_KC=scores_C[1], **cells)
         at = (np.arange(len(frame)), np.full(len(frame), place))
-        rows = _rows(of_metric, analysis, metric, grid.extremes(place))
+        rows = contrast_rows(of_metric, analysis, metric, grid.extremes(place))
         if (rows["n_pairs"] == 0).any():
             unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame["trial_reason"])
             rows["reason"] = rows["reason"].where(rows["n_pairs"] > 0, unpaired)
@@ -319,7 +319,7 @@ def _summarise_split(
     return pd.concat(frames, ignore_index=True).assign(split=split, confidence=analysis.confidence)
 
 
-def _rows(
+def contrast_rows(
     cells: Cells,
     analysis: AnalysisConfig,
     metric: MetricConfig,

@@ -87,6 +87,19 @@ class Results:
         found = pairs_table(grid, self.trials, self.arms, names=chosen, control=control, split=split)
         return self.with_axes(found)
 
+    def cells(self, *, metric: str | None = None) -> pd.DataFrame:
+        """One row per trial × arm × image on one metric (None: the primary): a control recurs for each trial.
+
+        Columns: trial_id, the axes, arm, is_control, arm_id, image_id, prompt_id, prompt, split, seed,
+        latent_hash, value (null where there is no score). Raises ConfigError for another metric.
+        """
+        metric = metric or str(self.sweep["analysis"]["primary"])
+        _check("metric", metric, [known["name"] for known in self.sweep["metrics"]])
+        columns = ["arm_id", "image_id", "prompt_id", "prompt", "split", "seed", "latent_hash", metric]
+        images = self.wide()[columns].rename(columns={metric: "value"})
+        table = self.arms[["trial_id", "arm", "is_control", "arm_id"]].merge(images, on="arm_id")
+        return self.with_axes(table)
+
     def wide(self) -> pd.DataFrame:
         """One row per image: the columns of `images`, then one per metric (null where not scored)."""
         metrics = [metric["name"] for metric in self.sweep["metrics"]]

@@ -1,9 +1,10 @@
 """Which metrics score the images. `encoder` names the CLIP that embeds images (and words)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
 
@@ -176,3 +177,9 @@ MetricConfig = Annotated[
     | ImageStatsMetric,
     Field(discriminator="kind"),
 ]
+
+
+def metric_of(raw: Mapping[str, Any]) -> MetricConfig:
+    """A metric as `sweep.json` has it."""
+    found: MetricConfig = TypeAdapter(MetricConfig).validate_python(raw)
+    return found
