@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from harness import __version__
-from harness.cli import outputs, store
+from harness.cli import outputs, power, store
 from harness.cli.console import (
     err,
     out,
@@ -37,6 +37,7 @@ Examples:\n
   harness run sweeps/quickstart.yaml --workspace runs\n
   harness run sweeps/sdxl_wrong.yaml --workspace /shared/runs --address auto\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
+  harness power sweeps/quickstart.yaml --effect 0.3 --pilot runs/sweeps/quickstart\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
   harness report runs/sweeps/quickstart --bundle shared --zip\n
   harness grid runs/sweeps/quickstart --x adapter.rank --y prompt --out grid.png\n
@@ -54,6 +55,7 @@ app = typer.Typer(
     help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
 )
 
+app.add_typer(power.app)
 app.add_typer(outputs.app)
 app.add_typer(outputs.votes_app, name="votes")
 app.add_typer(store.app, name="store")
@@ -94,6 +96,7 @@ def check(
     from harness.engine.stages.context import Count
     from harness.engine.stages.scoring import surveyed
     from harness.metrics import metric_fingerprint
+    from harness.results.study import Study
 
     ctx = _bench(sweep, workspace, override)
     plan = ctx.plan
@@ -115,6 +118,7 @@ def check(
     print_plan(plan, workers(plan.sweep.compute))
     print_search(plan)
     print_scheduler(plan, len(decisions.stops))
+    power.print_design(plan.sweep, None if finished is None else Study(finished))
     images = confirmation_images(plan) if finished is None else confirmed(plan, finished)
     confirmation = Count(asked=images, missing=images if finished is None else 0)
     print_inventory(counts, encoded, confirmation, times)

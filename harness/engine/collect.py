@@ -22,6 +22,8 @@ from harness.engine.stages.scoring import SCORES, metric_folder, surveyed
 from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.embeddings import Embedded, diversity, drift
+from harness.results.ledger import record
+from harness.results.study import Study
 from harness.results.summary import select_best, summarise
 from harness.store.artifact import read_json, versions
 from harness.store.training_record import RECORD, TrainingRecord
@@ -51,7 +53,9 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
         summary = summarise(trials, arms, images, scores, analysis=sweep.analysis, metrics=sweep.metrics)
     folder = workspace.sweep(sweep.name)
     about = described(sweep, reasons, events.rows(), seconds=events.seconds)
-    tables.write(folder, trials=trials, arms=arms, images=images, scores=scores, summary=summary, sweep=about)
+    frames = {"trials": trials, "arms": arms, "images": images, "scores": scores, "summary": summary}
+    about["looks"] = record(workspace, Study(_in_memory(about, frames)))
+    tables.write(folder, **frames, sweep=about)
     workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
 
@@ -85,6 +89,11 @@ def so_far(workspace: Workspace, name: str) -> results.Results | None:
         "summary": summary[summary["split"] == "dev"].assign(**dict.fromkeys(TESTED)),
     }
     about = described(sweep, {}, [], seconds=0.0) | {"finished_at": None, "seconds": None}
+    return _in_memory(about, frames)
+
+
+def _in_memory(about: dict[str, Any], frames: Mapping[str, pd.DataFrame]) -> results.Results:
+    """The tables as `results.load` would read them."""
     typed = {table: tables.typed(frame, tables.SCHEMAS[table]) for table, frame in frames.items()}
     return results.Results(sweep=about, workspace=workspace, **typed)
 
@@ -116,6 +125,7 @@ def described(
         "seconds": round(seconds, 1),
         "failures": dict(reasons),
         "events": list(events),
+        "looks": [],
     }
     assert tuple(facts) == tables.FACTS
     return {**sweep.model_dump(mode="json"), **facts}

@@ -20,6 +20,7 @@ from harness.results.format import (
 from harness.results.inference import MANY_PROMPTS, SKEWED
 from harness.results.judges import second_opinions
 from harness.results.study import Study
+from harness.results.verdicts import spent_p
 
 Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen
@@ -82,8 +83,9 @@ def _headline(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> st
     found = f"this adapter is {compared(main, contrasts, study.decimals[study.primary])}"
     if main.finding == "undecided":
         found = f"undecided: {found}"
-    if study.split == "dev":
-        found = f"exploratory: {found}"
+    if not study.confirmatory:
+        look = "" if study.split == "dev" else f" (look {len(study.looks)} at these test prompts)"
+        found = f"exploratory{look}: {found}"
     return f"{found[0].upper()}{found[1:]}, {where}, by {metric_name(study.primary)}."
 
 
@@ -215,7 +217,7 @@ def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
     """At most one of each kind, the gravest first."""
     others = [c for c in contrasts if c is not main]
     return [
-        *_exploratory(study),
+        *_exploratory(study, main),
         *_beaten(study, others),
         *_not_beaten(study, main, others),
         *_other_metrics(study),
@@ -224,9 +226,18 @@ def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
     ]
 
 
-def _exploratory(study: Study) -> list[str]:
-    if study.split == "test":
+def _exploratory(study: Study, main: Contrast) -> list[str]:
+    if study.confirmatory:
         return []
+    if study.split == "test":
+        first, k = study.looks[0], len(study.looks)
+        asked = f"{metric_name(first['primary'])}, {first['arm']} against {first['control']}"
+        spent = "" if main.p is None else f", over {k} looks p is {p_text(spent_p(main.p, k))}"
+        return [
+            f"This result is exploratory{spent}: these test prompts were looked at before, first on "
+            f"{first['time'][:10]} by sweep {first['sweep']} ({asked}): “{first['headline']}” What was "
+            "looked at first is confirmatory; fresh test prompts give another such verdict."
+        ]
     why = (
         "the test images of the selected trial are missing"
         if study.has_test_prompts

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import pandas as pd
+
 from harness.config.schema.search import OptunaSearch
+from harness.errors import ConfigError
 from harness.results.contrast import Contrast, is_own, known
 from harness.results.format import axis_value, decimals_for
-from harness.results.guidance import guidance_text
+from harness.results.guidance import effect_of_guidance, guidance_of, guidance_text
 from harness.results.objectives import front, gains
+from harness.results.power import Components, Floats, components_of
 
 if TYPE_CHECKING:
     from harness.results.sweep_results import Results
@@ -210,6 +215,57 @@ class Study:
         )
         return "test" if any(c is not None and c.difference is not None for c in tested) else "dev"
 
+    @cached_property
+    def pilot_NST(self) -> Floats:
+        """Dev differences of the headline's arm from its control, prompts × seeds × trainings; NaN: no pair.
+
+        Trainings are the trials that differ from the selected one in `training.seed` alone.
+        """
+        pairs = self.results.pairs(control=self.control, arm=self.arm, split="dev")
+        trials = self.results.trials.set_index("trial_id")["config"].map(_without_seed)
+        alike = trials.index[trials == trials.get(self.selected)]
+        pairs = pairs[(pairs["metric"] == self.primary) & pairs["trial_id"].isin(alike)]
+        sizes = [pairs[key].nunique() for key in ("prompt_id", "seed", "trial_id")]
+        block_NST = np.full(sizes, np.nan)
+        places = [pd.factorize(pairs[key])[0] for key in ("prompt_id", "seed", "trial_id")]
+        block_NST[tuple(places)] = pairs["difference"].astype(float)
+        return block_NST
+
+    def pilot_components(self) -> Components:
+        """The variances of a pair's difference on dev. Raises ConfigError where two prompts are not there."""
+        try:
+            return components_of(self.pilot_NST)
+        except (ValueError, IndexError) as error:
+            raise ConfigError(
+                f"sweep {self.sweep['name']} is no pilot: it has not two dev prompts with all of their pairs"
+            ) from error
+
+    def margin_to_propose(self) -> float | None:
+        """What 0.1 more guidance does to the control, in size; None without a control at another guidance."""
+        plain, ladder = self.arm_config(self.control), dict[float, float]()
+        own = guidance_of(plain, self.sweep["sampler"])
+        rungs = {c.control: c for c in self.against(split="dev")}
+        main = rungs.get(self.control)
+        for name, c in rungs.items():
+            arm = self.arm_config(name)
+            same = {**arm, **{key: plain[key] for key in ("name", "family", "params", "guidance")}} == plain
+            if same and arm["guidance"] is not None and main is not None and c.mean_control is not None:
+                ladder[float(arm["guidance"])] = c.mean_control - (main.mean_control or 0.0)
+        ladder.pop(own, None)
+        found = effect_of_guidance(0.1, ladder, own=own) if ladder else None
+        return abs(found) if found else None
+
+    @property
+    def looks(self) -> list[dict[str, Any]]:
+        """Looks at any of the sweep's test prompts in its store, in order, its own last (see `ledger`)."""
+        found: list[dict[str, Any]] = self.sweep["looks"]
+        return found
+
+    @property
+    def confirmatory(self) -> bool:
+        """Whether the verdict rests on test prompts that nothing else was looked at with before."""
+        return self.split == "test" and len(self.looks) < 2
+
     @property
     def has_test_prompts(self) -> bool:
         """True where the sweep holds prompts out."""
@@ -226,6 +282,13 @@ class Study:
         """Number of trials, or of those with a status."""
         trials = self.results.trials
         return len(trials) if status is None else int((trials["status"] == status).sum())
+
+
+def _without_seed(config: str) -> str:
+    """A trial's configuration but for the seed of its training."""
+    parsed = json.loads(config)
+    parsed["training"].pop("seed")
+    return json.dumps(parsed, sort_keys=True)
 
 
 def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:

@@ -185,7 +185,8 @@ def table_file(name: str) -> str:
     return f"{name}.parquet"
 
 
-FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events")  # in sweep.json beside the sweep
+# in sweep.json beside the sweep; looks: at any of its test prompts in this store, its own last
+FACTS = ("versions", "host", "finished_at", "seconds", "failures", "events", "looks")
 SWEEP = "sweep.json"
 HASHES = "hashes.json"  # sha256 of each of the others
 FILES = (*map(table_file, SCHEMAS), HASHES, SWEEP)  # in the order in which they are written
