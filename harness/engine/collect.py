@@ -54,7 +54,7 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
     folder = workspace.sweep(sweep.name)
     about = described(sweep, reasons, events.rows(), seconds=events.seconds)
     frames = {"trials": trials, "arms": arms, "images": images, "scores": scores, "summary": summary}
-    about["looks"] = record(workspace, Study(_in_memory(about, frames)))
+    about["looks"] = record(workspace, Study(_in_memory(about, frames, workspace)))
     tables.write(folder, **frames, sweep=about)
     workspace.upload_sweep(sweep.name, tables.FILES)
     return results.load(folder)
@@ -89,10 +89,12 @@ def so_far(workspace: Workspace, name: str) -> results.Results | None:
         "summary": summary[summary["split"] == "dev"].assign(**dict.fromkeys(TESTED)),
     }
     about = described(sweep, {}, [], seconds=0.0) | {"finished_at": None, "seconds": None}
-    return _in_memory(about, frames)
+    return _in_memory(about, frames, workspace)
 
 
-def _in_memory(about: dict[str, Any], frames: Mapping[str, pd.DataFrame]) -> results.Results:
+def _in_memory(
+    about: dict[str, Any], frames: Mapping[str, pd.DataFrame], workspace: Workspace
+) -> results.Results:
     """The tables as `results.load` would read them."""
     typed = {table: tables.typed(frame, tables.SCHEMAS[table]) for table, frame in frames.items()}
     return results.Results(sweep=about, workspace=workspace, **typed)

@@ -16,6 +16,11 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 WRONG = ["emoji_wrong", "sdxl_wrong"]
 SUBJECT = ["emoji_subject_plus_wrong", "sdxl_subject_plus_wrong"]
+FEWER_TEST_PROMPTS = {
+    "quickstart": 12,  # a demonstration
+    "calibration": 12,  # what is planted is large
+    "emoji_subject_plus_wrong": 36,  # the model knows 48 prompts of its new subject, 12 of them are dev's
+}
 PLANS: dict[str, Plan] = {}
 
 
@@ -33,8 +38,20 @@ def test_all_are_here() -> None:
 def test_it_is_named_after_its_file_and_holds_prompts_out(name: str) -> None:
     sweep = plan(name).sweep
     assert sweep.name == name
-    for split in ("dev", "test"):
-        assert sum(prompt.split == split for prompt in sweep.prompts) >= 12
+    count = {split: sum(prompt.split == split for prompt in sweep.prompts) for split in ("dev", "test")}
+    assert count["dev"] >= 12
+    # The quickstart is a demonstration. The emoji model knows 48 prompts of its new subject, 12 of them dev's.
+    assert count["test"] >= {"quickstart": 12, "emoji_subject_plus_wrong": 36, "calibration": 12}.get(
+        name, 48
+    )
+
+
+def test_no_study_spends_the_quickstarts_test_prompts() -> None:
+    def tested(name: str) -> set[str]:
+        return {prompt.text for prompt in plan(name).sweep.prompts if prompt.split == "test"}
+
+    studies = set(NAMES) - {"quickstart", "calibration"}
+    assert studies and not any(tested(name) & tested("quickstart") for name in studies)
 
 
 @pytest.mark.parametrize("name", NAMES)
