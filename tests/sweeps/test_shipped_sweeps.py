@@ -40,10 +40,7 @@ def test_it_is_named_after_its_file_and_holds_prompts_out(name: str) -> None:
     assert sweep.name == name
     count = {split: sum(prompt.split == split for prompt in sweep.prompts) for split in ("dev", "test")}
     assert count["dev"] >= 12
-    # The quickstart is a demonstration. The emoji model knows 48 prompts of its new subject, 12 of them dev's.
-    assert count["test"] >= {"quickstart": 12, "emoji_subject_plus_wrong": 36, "calibration": 12}.get(
-        name, 48
-    )
+    assert count["test"] >= FEWER_TEST_PROMPTS.get(name, 48)
 
 
 def test_no_study_spends_the_quickstarts_test_prompts() -> None:
