@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["build_metrics", "ensure_weights", "metric_fingerprint"]
 
 
-def ensure_weights(configs: Sequence[MetricConfig]) -> None:
+@cache  # a sweep asks before each of its stages
+def ensure_weights(configs: tuple[MetricConfig, ...]) -> None:
     """Find every metric's weights, and fetch those that open_clip has by name, before anything is trained.
 
-    Raises ModelError where weights are missing and cannot be fetched.
+    A command is started once, without images. Raises ModelError where weights are missing and cannot be
+    fetched, or a command fails.
     """
     for config in configs:
         metric_fingerprint(config)
+        if isinstance(config, CommandMetric):
+            from harness.metrics.command import Command
+            from harness.metrics.metric import Batch
+
+            Command(config).measure(Batch([], []))
     with_encoder = ClipScoreMetric | AestheticMetric | ClipIqaMetric | DriftMetric | DiversityMetric
     names = {config.encoder for config in configs if isinstance(config, with_encoder)}
     for name in sorted(names - {LITE0}):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness.config.schema.metric import CommandMetric
 from harness.errors import ConfigError, ModelError
-from harness.metrics import build_metrics, metric_fingerprint
+from harness.metrics import build_metrics, ensure_weights, metric_fingerprint
 from tests.config.example import load
 
 REDNESS = """
@@ -117,6 +117,14 @@ def test_a_program_that_is_not_there_stops_before_any_work(tmp_path: Path) -> No
         load(tmp_path, metrics=[raw], analysis={"primary": "command"})
     with pytest.raises(ConfigError, match=r"metrics\[0\]\.higher_is_better is missing"):
         load(tmp_path, metrics=[{"kind": "command", "command": ["true"]}])
+
+
+def test_a_command_that_cannot_work_stops_a_sweep_before_it_trains(tmp_path: Path) -> None:
+    ensure_weights((command(tmp_path, REDNESS),))
+    with pytest.raises(ModelError, match="ended with exit code 1: ModuleNotFoundError"):
+        ensure_weights((command(tmp_path, "import gone"),))
+    with pytest.raises(ModelError, match="printed 1 lines for 0 images"):
+        ensure_weights((command(tmp_path, "print('ready')"),))
 
 
 def test_a_command_without_a_direction_cannot_select(tmp_path: Path) -> None:
