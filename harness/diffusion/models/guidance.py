@@ -130,7 +130,11 @@ class Guidance:
         if not self.base_rows:
             return None
         sample_BChw, *others = args
-        images = [row.image for row in self.base_rows]
+
+        def again(tensor_B: torch.Tensor) -> torch.Tensor:
+            # Not by a list of indices: on a GPU each of them would be waited for.
+            return torch.cat([tensor_B, *(tensor_B[row.image : row.image + 1] for row in self.base_rows)])
+
         conditions = kwargs["added_cond_kwargs"]
         embeds = [row.encoded.embeds_1TD for row in self.base_rows]
         pooled = [row.encoded.pooled_1P for row in self.base_rows]
@@ -138,10 +142,10 @@ class Guidance:
             "encoder_hidden_states": torch.cat([kwargs["encoder_hidden_states"], *embeds]),
             "added_cond_kwargs": {
                 "text_embeds": torch.cat([conditions["text_embeds"], *pooled]),
-                "time_ids": torch.cat([conditions["time_ids"], conditions["time_ids"][images]]),
+                "time_ids": again(conditions["time_ids"]),
             },
         }
-        return (torch.cat([sample_BChw, sample_BChw[images]]), *others), {**kwargs, **more}
+        return (again(sample_BChw), *others), {**kwargs, **more}
 
     def _guided_and_measured(
         self, unet: torch.nn.Module, args: tuple[Any, ...], output: tuple[torch.Tensor, ...]
