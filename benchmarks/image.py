@@ -15,6 +15,7 @@ from benchmarks.machine import print_table
 from benchmarks.plain import plain_image, plain_lora
 from benchmarks.timing import Spent, Way, as_rows, now, side_by_side
 from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.evaluation import Branch
 from harness.diffusion.models.model import Fresh, Row, RowAdapter, SamplerSettings
 from harness.diffusion.models.pipelines import Pipelines
 from harness.diffusion.models.sdxl import Sdxl
@@ -24,9 +25,9 @@ GUIDANCE = 7.5
 RANK = 8
 
 
-def rows(adapter: Path, count: int) -> list[Row]:
+def rows(adapter: Path, count: int, *, branch: Branch = "both") -> list[Row]:
     """Every prompt at as many seeds as it takes to make this many images."""
-    acting = (RowAdapter(path=adapter, scale=1.0, branch="both"),)
+    acting = (RowAdapter(path=adapter, scale=1.0, branch=branch),)
     return [
         Row(
             prompt=PROMPTS[place % len(PROMPTS)],

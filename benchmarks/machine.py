@@ -25,11 +25,22 @@ def print_table(rows: Sequence[dict[str, str]], *, device: torch.device | None) 
     print(f"`{' '.join(['python -m', f'benchmarks.{module}', *sys.argv[1:]])}`")
     if device is not None:
         print(f"on {machine(device)}")
+    print()
+    print("\n".join(markdown(rows)))
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The lines of a table; all rows have the columns of the first."""
     columns = list(rows[0])
     widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
-    print()
-    for cells in (columns, ["-" * width for width in widths], *([row[c] for c in columns] for row in rows)):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |")
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        for cells in (
+            columns,
+            ["-" * width for width in widths],
+            *([row[c] for c in columns] for row in rows),
+        )
+    ]
 
 
 def _processor() -> str:

@@ -47,17 +47,17 @@ def as_rows(measured: list[Measured], *, batch_size: int) -> list[dict[str, str]
     ]
 
 
-def peak_flops(model: Sdxl) -> float:
-    """Operations per second of a large square matrix product in the base's precision, measured."""
-    matrix = torch.randn(PROBED, PROBED, device=model.device, dtype=model._unet.dtype)
+def peak_flops(model: Sdxl, *, side: int = PROBED) -> float:
+    """Operations per second of a large square matrix product in the base's precision, the best of ten."""
+    matrix = torch.randn(side, side, device=model.device, dtype=model._unet.dtype)
     seconds = []
-    for _ in range(3):
+    for _ in range(10):
         start = time.perf_counter()
         matrix @ matrix
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         seconds.append(time.perf_counter() - start)
-    return 2 * PROBED**3 / min(seconds)
+    return 2 * side**3 / min(seconds)
 
 
 def in_a_process(model: Sdxl, dataset: Path, *, steps: int, batch_size: int) -> Spent:

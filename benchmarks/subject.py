@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 MODELS = ("emoji", "sdxl-random")
 
 
-def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
+def load(name: str, *, resolution: int | None, refiner: bool = True) -> tuple[Pipelines, Sdxl]:
     """The stock pipelines for the plain way and the harness's model, with the same weights.
 
     `resolution` makes the images of `sdxl-random` smaller than 1024 px; its weights keep their full size.
@@ -33,7 +33,9 @@ def load(name: str, *, resolution: int | None) -> tuple[Pipelines, Sdxl]:
             config: EmojiModel | SdxlModel = EmojiModel()
             pipelines = load_emoji(EmojiModel())
         case "sdxl-random":
-            config = SdxlModel(source="random", refiner="random", vae=None, precision="bf16")
+            config = SdxlModel(
+                source="random", refiner="random" if refiner else None, vae=None, precision="bf16"
+            )
             pipelines = random_pipelines(config)
             for pipeline in (pipelines.base, pipelines.refiner):
                 if resolution is not None and pipeline is not None:
@@ -60,15 +62,22 @@ def write(images: Sequence[Image.Image], folder: Path) -> Path:
 
 
 def training_run(
-    model: Sdxl, *, steps: int, batch_size: int, rank: int = 8, learning_rate: float = 1e-4, seed: int = 0
+    model: Sdxl,
+    *,
+    steps: int,
+    batch_size: int,
+    rank: int = 8,
+    adapter: LowRankAdapter | None = None,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
 ) -> TrainingRun:
-    """A LoRA on the attention, trained on the prompt `wrong`: the settings that diffusers' script has too."""
+    """On the prompt `wrong`, with the settings that diffusers' script has too: a LoRA on the attention."""
     training = TrainingConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     recipe = FolderRecipe(path=Path("images"))
     return TrainingRun(
         run_id=f"benchmark-{seed}",
         dataset=Dataset(dataset_id="benchmark", model=model.config, recipe=recipe),
-        adapter=LowRankAdapter(rank=rank),
+        adapter=adapter or LowRankAdapter(rank=rank),
         training=training,
         checkpoints=(steps,),
         prior=None,
@@ -80,6 +89,7 @@ def job(
     dataset: Path,
     *,
     save: Callable[[Checkpoint, float], None] = lambda _checkpoint, _seconds: None,
+    save_at: Callable[[int], bool] = lambda _: False,
     report: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Job:
     """The run as training takes it, from its beginning. An error ends the measurement."""
@@ -90,7 +100,7 @@ def job(
         latents=(),
         resume=None,
         save=save,
-        save_at=lambda _: False,
+        save_at=save_at,
         report=report,
         ended=_raised,
     )

@@ -1,0 +1,1 @@
+"""Everything that is to be known of one GPU, in nine minutes: `python -m benchmarks.gpu`."""
