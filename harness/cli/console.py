@@ -1,14 +1,17 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from harness.config.loading.check_named_files import about_adapters
+from harness.config.loading.files import visible
 from harness.config.plan.cost import runs_of_one_length
 from harness.config.plan.packing import planned_packs, why_alone
 from harness.config.plan.plan import Plan, TrainingRun
@@ -27,14 +30,43 @@ if TYPE_CHECKING:
     from harness.results.study import Study
 
 
-out = Console(soft_wrap=False)
-err = Console(stderr=True, soft_wrap=True)
+class Letters(Console):
+    """Prints every text letter for letter: no markup, no emoji codes, and control characters as escapes.
+
+    Where no terminal looks at it, nothing is wrapped: a path stands on one line of a log.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+        width = None if is_terminal or "COLUMNS" in os.environ else LOG_WIDTH
+        super().__init__(
+            stderr=stderr,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            width=width,
+            soft_wrap=stderr or not is_terminal,
+        )
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Of every text that is printed, in tables too."""
+        return super().render_str(visible(text), **options)
+
+
+def styled(text: str, style: str) -> Text:
+    """A text in a style, letter for letter."""
+    return Text(visible(text), style=style)
+
+
+LOG_WIDTH = 500
+out = Letters()
+err = Letters(stderr=True)
 
 
 def print_plan(plan: Plan, workers: int) -> None:
     """The trials of a sweep, and what they share; the packs are those of so many workers."""
     sweep = plan.sweep
-    out.print(f"[bold]{sweep.name}[/]  {sweep.question}", highlight=False)
+    out.print(styled(sweep.name, "bold"), f" {sweep.question}")
     table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
     shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
     for one in shown:
@@ -56,12 +88,12 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
-    out.print(f"{_sharing(plan)}; {_drawn(plan)}", highlight=False)
+    out.print(f"{_sharing(plan)}; {_drawn(plan)}")
     for line in (*_left_out(plan), *about_adapters(plan)):
-        out.print(escape(line), highlight=False)
+        out.print(line)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
-            out.print(line, highlight=False)
+            out.print(line)
 
 
 def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:
@@ -123,7 +155,6 @@ def print_search(plan: Plan) -> None:
         out.print(
             f"optuna asks for {search.trials} trials, {search.at_once} at once; {len(plan.trials)} are "
             "asked for so far, and counted",
-            highlight=False,
         )
 
 
@@ -136,7 +167,6 @@ def print_scheduler(plan: Plan, stopped: int) -> None:
     out.print(
         f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
         f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",
-        highlight=False,
     )
 
 
@@ -164,7 +194,7 @@ def print_inventory(
     out.print(table)
     if estimated:
         passes = sum(count.passes for count in counts.values())
-        out.print(_said(estimated, passes), highlight=False)
+        out.print(_said(estimated, passes))
 
 
 def _cells(count: Count) -> list[str]:
@@ -224,21 +254,21 @@ def print_verdict(results: "Results", folder: str) -> None:
     study = Study(results)
     found = verdict(study)
     colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
-    out.print(f"[bold {colour}]{escape(found.headline)}[/]", highlight=False)
+    out.print(styled(found.headline, f"bold {colour}"))
     for line in (*found.facts, *found.cautions):
-        out.print(f"  {escape(line)}", highlight=False)
+        out.print(f"  {line}")
     if found.contrasts:
         _print_table(found.contrasts, study, ["against"], lambda c: [c.control])
     for line in events(results.sweep.get("events", [])):
-        out.print(f"  {line}", highlight=False)
-    out.print(f"report  {folder}/{REPORT}", highlight=False)
-    out.print(f"tables  harness.results.load({folder!r})", highlight=False)
+        out.print(f"  {line}")
+    out.print(f"report  {folder}/{REPORT}")
+    out.print(f"tables  harness.results.load({folder!r})")
 
 
 def print_next_steps(lines: Sequence[str]) -> None:
     """Commands and addresses for what a tracker has written, whole, so that they can be copied."""
     for line in lines:
-        out.print(f"W&B     {escape(line)}", highlight=False, soft_wrap=True)
+        out.print(f"W&B     {line}", soft_wrap=True)
 
 
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:
@@ -264,9 +294,9 @@ def _print_table(
         table.add_column(heading, no_wrap=True)
     for c in contrasts:
         decimals = study.decimals[c.metric]
-        limits, wins = escape(interval(c.low, c.high, decimals)), percent(c.win_rate)
+        limits, wins = interval(c.low, c.high, decimals), percent(c.win_rate)
         numbers = [signed(c.difference, decimals), limits, p_text(c.p), wins, str(c.n_pairs), c.finding]
         table.add_row(*named(c), *numbers)
     out.print(table)
     for note in dict.fromkeys(f"{c.control}: {c.note}" for c in contrasts if c.note):
-        out.print(f"– {escape(note)}", highlight=False)
+        out.print(f"– {note}")

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print. `harness --help` shows examples."""
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from harness import __version__
 from harness.cli import outputs, power, store
@@ -22,6 +22,7 @@ from harness.cli.console import (
     print_scheduler,
     print_search,
     print_verdict,
+    styled,
 )
 from harness.config.loading.load import load_plan
 from harness.config.plan.plan import Plan, Trial, expand
@@ -229,8 +230,11 @@ def _trial(plan: Plan, index: int) -> Trial:
 
 def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter shows its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except HarnessError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        err.print(styled("error:", "bold red"), str(error))
         sys.exit(error.exit_code)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from harness.cli.console import out, print_next_steps, trial_number
 from harness.errors import ConfigError
@@ -43,7 +42,7 @@ def report(
     workspace, here = Workspace.of_sweep(folder)
     results = _finished_or_growing(workspace, here)
     if bundle is not None:
-        out.print(f"report: {write_bundle(results, workspace, bundle, zipped=zipped)}", highlight=False)
+        out.print(f"report: {write_bundle(results, workspace, bundle, zipped=zipped)}")
         return
     write_report(results, workspace, output or here / REPORT)
     if output is None:
@@ -106,7 +105,7 @@ def grid(
         picture.save(output, format="PNG", pnginfo=about)
     except OSError as error:
         raise WorkspaceError(f"{output} cannot be written: {error.strerror}") from error
-    out.print(f"grid: {output}", highlight=False)
+    out.print(f"grid: {output}")
 
 
 @votes_app.command()
@@ -199,18 +198,18 @@ def export(
     export_trial(load(here), workspace, number, folder=target, layout=layout)
     if output is None:
         workspace.upload_folder(here.name, f"export/{trial}", here=target)
-    out.print(f"exported: {output or folder.rstrip('/') + '/export/' + trial}", highlight=False)
+    out.print(f"exported: {output or folder.rstrip('/') + '/export/' + trial}")
     if push is not None and dry_run:
         from harness.reporting.export.export import CONFIG, check
 
         for name in sorted([*check(target), CONFIG]):
-            out.print(f"  {(target / name).stat().st_size:>12,} {escape(name)}", highlight=False)
+            out.print(f"  {(target / name).stat().st_size:>12,} {name}")
         kind = "public" if public else "private"
-        out.print(f"would be pushed to {push}, made {kind} if it is not there", highlight=False)
+        out.print(f"would be pushed to {push}, made {kind} if it is not there")
     elif push is not None:
         from harness.reporting.export.export import push as push_to_hub
 
-        out.print(f"pushed: {push_to_hub(target, push, private=not public)}", highlight=False)
+        out.print(f"pushed: {push_to_hub(target, push, private=not public)}")
 
 
 @app.command()
@@ -235,10 +234,10 @@ def redraw(
     target = output or (Path() if inside else here.parent) / f"{here.stem}-again.png"
     result = draw_again(here, workspace=workspace or inside, output=target)
     if result.equal:
-        out.print(f"{target}: the same pixels as {image}", highlight=False)
+        out.print(f"{target}: the same pixels as {image}")
     elif result.up_to_rounding:
-        out.print(f"{target}: {image} up to rounding, by at most {result.difference} of 255", highlight=False)
+        out.print(f"{target}: {image} up to rounding, by at most {result.difference} of 255")
     else:
         others = [f"{name} {then} then, {now} now" for name, (then, now) in result.versions.items()]
-        out.print(f"{target}: differs from {image} by up to {result.difference} of 255", highlight=False)
-        out.print(f"  {', '.join(others) or 'with the same versions'}", highlight=False)
+        out.print(f"{target}: differs from {image} by up to {result.difference} of 255")
+        out.print(f"  {', '.join(others) or 'with the same versions'}")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from harness.cli.console import styled
 from harness.engine.stages.context import Count, Event, Kind
 
 LABELS: dict[Kind, str] = {
@@ -65,7 +65,7 @@ class Display:
             self.progress.remove_task(task_id)
         self.progress.add_task(artifact, total=self._passes_asked() or 1.0, counts=self._counts())
         if not self.console.is_terminal:
-            self.console.print(f"{artifact}: {self._counts()}", highlight=False)
+            self.console.print(f"{artifact}: {self._counts()}")
 
     def report(self, kind: Kind | Event, count: int) -> None:
         """Count what a worker has made."""
@@ -76,11 +76,11 @@ class Display:
         tenths = int(10 * passes / (self._passes_asked() or 1.0))
         if not self.console.is_terminal and tenths > self.printed_tenths:
             self.printed_tenths = tenths
-            self.console.print(f"  {10 * tenths}%  {self._counts()}", highlight=False)
+            self.console.print(f"  {10 * tenths}%  {self._counts()}")
 
     def warn(self, text: str) -> None:
         """A line above the live one, about something that costs no result."""
-        self.console.print(f"[yellow]{escape(text)}[/]", highlight=False)
+        self.console.print(styled(text, "yellow"))
 
     def _unit(self, kind: Kind) -> float:
         count = self.asked[kind]

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 import typer
-from rich.markup import escape
 
 from harness.cli.console import err
 from harness.cli.growing import GrowingPage
@@ -63,11 +62,11 @@ STOPPING = (
 def interruptible(display: Display) -> Iterator[Stop]:
     """The live screen; Ctrl-C leaves the block in an orderly way and says how to go on."""
     try:
-        with display.live(), stop_at_ctrl_c(lambda: err.print(STOPPING, highlight=False)) as stop:
+        with display.live(), stop_at_ctrl_c(lambda: err.print(STOPPING)) as stop:
             yield stop
     except (Interrupted, KeyboardInterrupt):
         err.print("\nStopped. What is finished is kept; run the same command to go on:")
-        err.print(f"  harness {escape(shlex.join(sys.argv[1:]))}", highlight=False)
+        err.print(f"  harness {shlex.join(sys.argv[1:])}")
         raise typer.Exit(Interrupted.exit_code) from None
 
 

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.console import err, out
+from harness.cli.console import err, out, styled
 from harness.engine.accounting.gc import (
     Entry,
     Finding,
@@ -56,7 +55,7 @@ def ls(
     else:
         _print_entries(entries, unused)
     for reason in found.unreadable.values():
-        err.print(f"[yellow]note:[/] {escape(reason)}; what it needs is not known", highlight=False)
+        err.print(styled("note:", "yellow"), f"{reason}; what it needs is not known")
 
 
 @app.command()
@@ -73,16 +72,16 @@ def show(
     if as_json:
         _print_json({**_described(entry), "manifest": manifest})
         return
-    out.print(f"[bold]{entry.name}[/]  {entry.kind}, needed by {_sweeps(entry, 'no sweep')}", highlight=False)
+    out.print(styled(entry.name, "bold"), f" {entry.kind}, needed by {_sweeps(entry, 'no sweep')}")
     if manifest is None:
         out.print("no manifest: a partial artifact; the next run, or gc, removes it")
         return
     table = Table("file", "size", "sha256", box=None, pad_edge=False)
     for name, facts in manifest["files"].items():
-        table.add_row(escape(name), decimal(facts["bytes"]), facts["sha256"][:16])
+        table.add_row(name, decimal(facts["bytes"]), facts["sha256"][:16])
     out.print(table)
     for name in ("finished_at", "host", "seconds", "versions", "facts"):
-        out.print(f"{name}  {escape(json.dumps(manifest.get(name), indent=1))}", highlight=False)
+        out.print(f"{name}  {json.dumps(manifest.get(name), indent=1)}")
 
 
 @app.command("verify")
@@ -104,10 +103,10 @@ def verify_files(
     else:
         for finding in findings:
             for fault in finding.faults:
-                out.print(f"[red]{finding.state}[/]  {escape(fault)}", highlight=False, soft_wrap=True)
+                out.print(styled(finding.state, "red"), f" {fault}")
         for fault in sweeps:
-            out.print(f"[red]damaged[/]  {escape(fault)}", highlight=False, soft_wrap=True)
-        out.print(f"{len(entries)} stages verified, {len(findings)} damaged", highlight=False)
+            out.print(styled("damaged", "red"), f" {fault}")
+        out.print(f"{len(entries)} stages verified, {len(findings)} damaged")
         if findings and not delete:
             out.print("--delete-damaged removes them; then the sweep's next run makes them again")
     if sweeps or any(finding.state != "removed" for finding in findings):
@@ -131,9 +130,9 @@ def gc(
     _print_sums([finding.entry for finding in findings], "no sweep")
     busy = sum(finding.state == "in use" for finding in findings)
     size = decimal(sum(finding.entry.size for finding in findings if finding.state != "in use"))
-    out.print(f"removed: {size}" if delete else f"not needed: {size}; --delete removes it", highlight=False)
+    out.print(f"removed: {size}" if delete else f"not needed: {size}; --delete removes it")
     if busy:
-        out.print(f"{busy} of them are being worked on right now, and stay", highlight=False)
+        out.print(f"{busy} of them are being worked on right now, and stay")
 
 
 def _print_sums(entries: Sequence[Entry], unused: str) -> None:
@@ -153,7 +152,7 @@ def _print_sums(entries: Sequence[Entry], unused: str) -> None:
 def _print_entries(entries: Sequence[Entry], unused: str) -> None:
     table = _table("stage", "size", "age", "needed by")
     for entry in entries:
-        table.add_row(escape(entry.name), decimal(entry.size), duration(_age(entry)), _sweeps(entry, unused))
+        table.add_row(entry.name, decimal(entry.size), duration(_age(entry)), _sweeps(entry, unused))
     out.print(table)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.config.loading.messages import Fault, faults, members_of, show, unknown
+from harness.config.loading.messages import Fault, faults, members_of, show, truths, unknown
 from harness.config.plan.axes import (
     TRIAL_SECTIONS,
     Point,
@@ -125,7 +125,9 @@ def with_checked_values(sweep: SweepConfig) -> tuple[SweepConfig, PointsAndTrial
             continue
         for name in point.keys() & outermost:
             held = functools.reduce(getattr, name.split("."), config)
-            values[name][indices[name]] = _PLAIN.dump_python(held, mode="json")
+            plain = _PLAIN.dump_python(held, mode="json")
+            found += truths(values[name][indices[name]], plain, _place(name, sweep.axes[name], indices[name]))
+            values[name][indices[name]] = plain
         trials[key] = ({name: values[name][indices[name]] for name in point}, config)
     raise_if(iter(found))
     axes = {name: with_values(axis, values[name]) for name, axis in sweep.axes.items()}
@@ -196,9 +198,12 @@ def _filled(name: str, axis: Axis) -> Axis:
     values = []
     for value in values_of(axis):
         try:
-            values.append(WHOLE_SECTIONS[name].validate_python(value).model_dump(mode="json"))
+            filled = WHOLE_SECTIONS[name].validate_python(value).model_dump(mode="json")
         except ValidationError:  # told of the trial that it makes
             values.append(value)
+        else:
+            raise_if(truths(value, filled, f"axes.{name}"))
+            values.append(filled)
     return with_values(axis, values)
 
 

@@ -104,7 +104,7 @@ def _long_captions(folder: Path, prompt: str, model: ModelConfig) -> Iterator[st
     found = [
         (name_of(folder, file), why)
         for file, caption in captions.items()
-        if caption is not None and (why := too_long(model, prompt.replace(CAPTION, caption))) is not None
+        if caption is not None and (why := too_long(model, prompt.replace(CAPTION, caption), verbatim=True))
     ]
     if found:
         others = f"; so do {len(found) - 1} others" if len(found) > 1 else ""

@@ -6,13 +6,17 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from harness.config.loading.files import one_line
+from harness.config.loading.image_folder import uncaptioned
 from harness.config.loading.messages import faults
+from harness.config.loading.prompt_syntax import fault_of, holds_word
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.plan.plan import adapter_trial
 from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.evaluation import (
     NO_HAND_OVER,
     PROMPT,
+    ArmAdapter,
     ArmConfig,
     CfgZeroStarGuider,
     SamplerConfig,
@@ -39,10 +43,46 @@ def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[
         yield from _guided(sweep, arm)
     for config in configs:
         yield from _captions(config, "training.prompt")
+        yield from _holdout(config)
         yield from _model(sweep, config)
         yield from _min_snr(config)
         for arm in sweep.arms:
             yield from _arm(sweep, arm, config)
+
+
+def check_prompt_syntax(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """Every place with a text that would be drawn as other than it looks."""
+    for where, texts in _texts(sweep, [config for _, config in trials]).items():
+        trained = where.endswith("training.prompt")
+        for text in dict.fromkeys(texts):
+            if trained and CAPTION in text:  # data, read letter for letter
+                continue
+            if (fault := fault_of(text, trained=trained)) is not None:
+                yield f"{where}: {one_line(text, 60)!r}: {fault}"
+                break
+
+
+def check_words(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """An adapter that stands for a word finds it, as a word, in every branch that it acts on."""
+    for arm in sweep.arms:
+        negatives = [negative_text(arm.negative, prompt.text) for prompt in sweep.prompts]
+        texts = {"negative": negatives, "positive": [prompt.text for prompt in sweep.prompts]}
+        for place, adapter in enumerate(arm.adapters):
+            branches = [branch for branch in texts if adapter.branch in (branch, "both")]
+            for word in dict.fromkeys(_words(adapter, [config for _, config in trials])):
+                for branch in branches:
+                    if not any(holds_word(text, word) for text in texts[branch]):
+                        yield (
+                            f"arms.{arm.name}.adapters[{place}]: stands for the word {one_line(word, 40)!r}, "
+                            f"which no {branch} prompt of the arm holds, so it does nothing there"
+                        )
+
+
+def _words(adapter: ArmAdapter, configs: Sequence[TrialConfig]) -> Iterator[str]:
+    """The words that an arm's adapter learns in the trials; those of files are checked with the files."""
+    is_trained = adapter.is_own or adapter.recipe is not None
+    own = [adapter_trial(config, adapter).adapter for config in configs] if is_trained else []
+    yield from (one.word for one in own if isinstance(one, TextualInversion))
 
 
 def check_prompt_lengths(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
@@ -178,8 +218,8 @@ def _captions(config: TrialConfig, where: str) -> Iterator[str]:
         return
     if CAPTION in training.prompt:
         yield (
-            f"{where}: {CAPTION} needs a caption for every image of {recipe.path} "
-            "(fox.txt beside fox.png, or a metadata.jsonl with file_name and text)"
+            f"{where}: {CAPTION} needs a caption for every image of {one_line(recipe.path, 80)} "
+            f"(fox.txt beside fox.png, or metadata.jsonl); none has {uncaptioned(recipe.path)}"
         )
 
 
@@ -203,6 +243,17 @@ def _min_snr(config: TrialConfig) -> Iterator[str]:
         return
     if model.prediction_type == "epsilon" or (model.prediction_type is None and model.source in PUBLISHED):
         yield "training.min_snr_v is of models that predict v, and model predicts epsilon; remove it"
+
+
+def _holdout(config: TrialConfig) -> Iterator[str]:
+    if config.recipe is None or config.training is None:
+        return
+    count = config.recipe.count
+    if count is not None and config.training.holdout >= count:
+        yield (
+            f"training.holdout: {config.training.holdout} leaves nothing of {count} images to train on; "
+            f"at most {count - 1}"
+        )
 
 
 def _steps_of_the_refiner(where: str, drawn: SamplerConfig | GeneratedRecipe) -> Iterator[str]:
@@ -236,10 +287,6 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
             yield from _captions(trained, f"{where}.training.prompt")
         if adapter.weights == "ema" and trained.trained.training.ema is None:
             yield f"{where}.weights: ema needs training.ema, a decay such as 0.99"
-        if isinstance(trained.adapter, TextualInversion) and adapter.branch == "negative":
-            word = trained.adapter.word
-            if word not in arm.negative.lower():
-                yield f"{where}: arms.{arm.name}.negative must hold the word {word!r} that the adapter learns"
 
 
 def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:

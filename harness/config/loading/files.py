@@ -81,10 +81,18 @@ def is_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def visible(text: str) -> str:
+    """The text with its control characters as escapes; line feeds stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def one_line(text: object, most: int = 160) -> str:
     """A user's text inside a message: on one line, cut, every character of it visible."""
-    words = " ".join(str(text).split())
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    shown = visible(" ".join(str(text).split()))
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 

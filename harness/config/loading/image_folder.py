@@ -273,6 +273,12 @@ def read_captions(path: Path, files: Sequence[Path]) -> dict[Path, str | None]:
     return captions
 
 
+def uncaptioned(path: Path) -> str:
+    """How many images of a folder have no caption, and the first of them by name."""
+    captions = read_captions(path, find_images(path))
+    return _some([name_of(path, file) for file, caption in captions.items() if caption is None])
+
+
 def _told(text: Path) -> str:
     try:
         return read_text(text)

@@ -5,7 +5,7 @@ Errors in the file stop here, before any work.
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,22 @@ from harness.config.loading.check_sweep import (
     check_combinations,
     check_disjoint_prompts,
     check_prompt_lengths,
+    check_prompt_syntax,
+    check_words,
 )
 from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_splits
 from harness.config.loading.local_files import LocalFiles, with_adapter_files
-from harness.config.loading.messages import faults, show
-from harness.config.plan.axes import PointsAndTrials, require_enough_points
+from harness.config.loading.messages import faults, show, told, truths
+from harness.config.loading.prompt_syntax import from_a1111
+from harness.config.plan.axes import PointsAndTrials, require_enough_points, require_few_enough_points
 from harness.config.plan.plan import Plan, expand
 from harness.config.schema.evaluation import ArmConfig
-from harness.config.schema.search import OptunaSearch
+from harness.config.schema.search import OptunaSearch, ValueRange, conditions, values_of
 from harness.config.schema.sweep import SweepConfig
 from harness.errors import ConfigError
 
 Content = dict[str, Any]
+MISSING = object()  # null is a value
 
 
 def expanded_arms(arms: Sequence[Any]) -> list[Any]:
@@ -128,8 +132,7 @@ def _read(
             raw = _overridden(raw, override)
         return _loaded(raw, path.parent, download=download)
     except ConfigError as error:
-        lines = [f"{one_line(path)}: {line}" for line in str(error).split("\n")]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(told(one_line(path), str(error).split("\n"))) from error
 
 
 def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[SweepConfig, PointsAndTrials]:
@@ -137,8 +140,11 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     raw = with_adapter_files(_with_prompts(_with_metric_kinds(raw), folder), folder)
     if isinstance(raw.get("arms"), list):
         raw = {**raw, "arms": expanded_arms(raw["arms"])}
+    if raw.get("prompt_syntax") == "a1111":
+        raw = _translated(raw)
     check_axes_as_written(raw.get("axes"))
     sweep = with_checked_axes(_validated(raw))
+    require_few_enough_points(sweep)
     files = LocalFiles(folder)
     try:
         filled = files.filled(sweep)
@@ -152,9 +158,12 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     # Where more points are to come, the corners show what they could be.
     samples = [*trials, *corners] if isinstance(sweep.search, OptunaSearch) else trials
     raise_if(files.check_digests(sweep, samples))
+    raise_if(_beside_their_axes(raw, sweep))
     raise_if(check_distinct(sweep, trials))
     raise_if(check_combinations(sweep, samples))
     raise_if(check_disjoint_prompts(sweep, samples))
+    raise_if(check_prompt_syntax(sweep, samples))
+    raise_if(check_words(sweep, samples))
     raise_if(check_prompt_lengths(sweep, samples))
     configs = [config for _, config in samples]
     raise_if(check_adapters(sweep, configs, download=download))
@@ -214,6 +223,26 @@ def _with_prompts(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**raw, "prompts": with_splits(prompts)}
 
 
+def _translated(raw: dict[str, Any]) -> dict[str, Any]:
+    """Prompts and negatives in compel's syntax. A prompt keeps the split that it had as it was written."""
+
+    def translated(section: Any, key: str, where: str) -> Any:
+        if not isinstance(section, dict) or not isinstance(section.get(key), str):
+            return section
+        try:
+            return {**section, key: from_a1111(section[key])}
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    found = dict(raw)
+    for name, key in (("prompts", "text"), ("arms", "negative")):
+        if isinstance(raw.get(name), list):
+            found[name] = [
+                translated(section, key, f"{name}[{place}]") for place, section in enumerate(raw[name])
+            ]
+    return found
+
+
 def _validated(raw: dict[str, Any]) -> SweepConfig:
     """The sweep's own fields checked. A section that an axis replaces whole need not be given beside it."""
     lent = {name: values[0] for name, values in _whole_axes(raw).items() if name not in raw}
@@ -223,7 +252,9 @@ def _validated(raw: dict[str, Any]) -> SweepConfig:
                 f"{name} is used by no trial, since axes.{name} replaces it; remove it or add it there"
             )
     try:
-        return SweepConfig.model_validate({**raw, **lent})
+        sweep = SweepConfig.model_validate({**raw, **lent})
+        raise_if(truths(raw, sweep.model_dump()))
+        return sweep
     except ValidationError as error:
         lines = []
         for fault in faults(error, SweepConfig):
@@ -231,6 +262,23 @@ def _validated(raw: dict[str, Any]) -> SweepConfig:
             at = f"axes.{section}[0]" if section in lent else section
             lines.append(fault.line(at + fault.name.removeprefix(section)))
         raise ConfigError("\n".join(lines)) from None
+
+
+def _beside_their_axes(raw: dict[str, Any], sweep: SweepConfig) -> Iterator[str]:
+    """Values that no trial uses, since an axis that is always applied has others."""
+    for name, axis in sweep.axes.items():
+        given: Any = raw
+        for step in name.split("."):
+            given = given.get(step, MISSING) if isinstance(given, dict) else MISSING
+        if name in WHOLE_SECTIONS or given is MISSING or conditions(axis):
+            continue
+        values = values_of(axis)
+        within = isinstance(axis, ValueRange) and isinstance(given, int | float)
+        if not (values[0] <= given <= values[1] if within else given in values):
+            yield (
+                f"{name}: {one_line(show(given), 80)} is used by no trial, since axes.{name} replaces it; "
+                "remove it or add it there"
+            )
 
 
 def _whole_axes(raw: dict[str, Any]) -> dict[str, list[Any]]:

@@ -3,27 +3,60 @@
 import difflib
 import json
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.config.loading.files import one_line
+
+MOST_NAMES = 24  # that an error lists
+MOST_FAULTS = 8  # that are told at once
+MOST_LETTERS = 299  # of an error
 Location = tuple[int | str, ...]
 
 
 def unknown(name: str, allowed: Iterable[str], *, prefix: str = "") -> str:
-    """`adapter.rnak is not known; did you mean adapter.rank? allowed: alpha, kind, rank`."""
+    """`adapter.rnak is not known; did you mean adapter.rank? allowed: alpha, kind, rank`.
+
+    Of many names the three nearest are told.
+    """
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6 if len(names) <= MOST_NAMES else 0.3)
+    given = one_line(f"{prefix}{name}", 80)
+    if len(names) > MOST_NAMES:
+        hint = f"did you mean {', '.join(prefix + other for other in near)}? " if near else ""
+        return f"{given} is not known; {hint}sweeps/README.md has all {len(names)} names"
     hint = f"did you mean {prefix}{near[0]}? " if near else ""
-    return f"{prefix}{name} is not known; {hint}allowed: {', '.join(names)}"
+    return f"{given} is not known; {hint}allowed: {', '.join(names)}"
 
 
 def show(value: Any) -> str:
     """A value as it would stand in YAML."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def truths(raw: Any, held: Any, where: str = "") -> Iterator[str]:
+    """Truth values that pydantic took for numbers: what was given beside what came of it."""
+    match raw:
+        case bool() if isinstance(held, int | float) and not isinstance(held, bool):
+            yield f"{where}: {show(raw)} is not allowed: must be a number"
+        case dict() if isinstance(held, dict):
+            for key in raw.keys() & held.keys():
+                yield from truths(raw[key], held[key], f"{where}.{key}" if where else str(key))
+        case list() | tuple() if isinstance(held, list | tuple):
+            for place, (one, other) in enumerate(zip(raw, held, strict=False)):
+                yield from truths(one, other, f"{where}[{place}]")
+
+
+def told(where: str, lines: Sequence[str]) -> str:
+    """Faults, a line each, with the file that they are in: the first few, and each cut where it is long."""
+    shown = [f"{where}: {one_line(line, MOST_LETTERS)}" for line in lines[:MOST_FAULTS]]
+    if len(lines) > MOST_FAULTS:
+        shown.append(f"{where}: and {len(lines) - MOST_FAULTS} more faults")
+    return "\n".join(shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +186,7 @@ def _text(name: str, details: Sequence[ErrorDetails]) -> str:
     wanted = " or ".join(dict.fromkeys(_requirement(detail) for detail in details))
     given = first["input"]
     if not isinstance(given, dict | list | tuple):
-        return f": {show(given)} is not allowed: must be {wanted}"
+        return f": {one_line(show(given), 80)} is not allowed: must be {wanted}"
     return f": must be {wanted}" if given else f" is empty: must be {wanted}"
 
 
@@ -181,7 +214,9 @@ def _requirement(detail: ErrorDetails) -> str:
         case "string_pattern_mismatch":
             return "at most 64 letters, digits and . _ - and begin with a letter or digit"
         case "literal_error":
-            return f"one of {context['expected']}".replace("'", "").replace(" or ", ", ")
+            names = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            near = difflib.get_close_matches(str(detail["input"]), names, n=3, cutoff=0.0)
+            return f"one of {', '.join(names if len(names) <= MOST_NAMES // 2 else [*near, '…'])}"
         case "tuple_type":
             return "a list, as [a, b]"
         case "too_short":

@@ -46,11 +46,15 @@ def check_prompt_lengths(config: ModelConfig, prompts: Iterable[str]) -> None:
             raise ConfigError(f"prompt {prompt!r} {why}; shorten it")
 
 
-def too_long(config: ModelConfig, prompt: str) -> str | None:
-    """How a prompt is longer than the text encoders take; None if not, or if the tokenizers are not here."""
+def too_long(config: ModelConfig, prompt: str, *, verbatim: bool = False) -> str | None:
+    """How a prompt is longer than the text encoders take; None if not, or if the tokenizers are not here.
+
+    `verbatim`: all of its signs are letters.
+    """
+    text = prompt if verbatim else plain_text(prompt)
     for folder in _tokenizer_folders(config):
         if folder is not None:
-            tokens, limit = _token_count(folder, plain_text(prompt))
+            tokens, limit = _token_count(folder, text)
             if tokens > limit:
                 return (
                     f"has {tokens} tokens, and the model's {folder.name} takes {limit} (two of them mark "

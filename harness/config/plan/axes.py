@@ -24,6 +24,8 @@ from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.errors import ConfigError
 
 TRIAL_SECTIONS = ("model", "recipe", "adapter", "training")
+MOST_POINTS = 4000  # about eight seconds of a processor
+MOST_IMAGES = 10_000_000
 MISSES = 100  # times the points found so far; after so many old ones in a row there are hardly new ones
 
 Point = dict[str, Any]
@@ -59,6 +61,23 @@ def points(sweep: SweepConfig, base: Mapping[str, Any]) -> Iterator[Point]:
             yield from itertools.islice(random_points(sweep.axes, base, seed=seed), trials)
         case OptunaSearch(points=asked_for):
             yield from asked_for
+
+
+def require_few_enough_points(sweep: SweepConfig) -> None:
+    """Raise ConfigError for more points or images than can be planned; nothing is walked through."""
+    grid = math.prod(len(values_of(axis)) for axis in sweep.axes.values())
+    points = grid if isinstance(sweep.search, GridSearch) else sweep.search.trials
+    if points > MOST_POINTS:
+        raise ConfigError(
+            f"axes: {points:,} points; allowed: at most {MOST_POINTS:,}. Give fewer values, or "
+            "search: {kind: random, trials: N}"
+        )
+    images = points * len(sweep.arms) * len(sweep.prompts) * len(sweep.seeds)
+    if images > MOST_IMAGES:
+        raise ConfigError(
+            f"{points:,} trials × {len(sweep.arms)} arms × {len(sweep.prompts):,} prompts × "
+            f"{len(sweep.seeds):,} seeds are {images:,} images; allowed: at most {MOST_IMAGES:,}"
+        )
 
 
 def require_enough_points(sweep: SweepConfig) -> None:

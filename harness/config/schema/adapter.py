@@ -36,7 +36,7 @@ class LowRankAdapter(Frozen):
     """
 
     kind: Literal["lora", "rslora", "dora"] = "lora"
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     alpha: Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"] = "rank"
     init: Annotated[
         Literal["kaiming", "gaussian", "orthogonal"],

@@ -36,8 +36,13 @@ class Frozen(BaseModel):
         return {name for name, field in type(self).model_fields.items() if NOT_HASHED in field.metadata}
 
 
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what a column of the tables holds
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]  # of an optimizer
+SamplerSteps = Annotated[int, Field(ge=1, le=1000)]  # as many as there are timesteps
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 Label = Annotated[str | None, Field(default=None, max_length=40), NOT_HASHED]
 
 

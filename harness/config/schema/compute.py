@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.config.schema.base import Frozen, Text
+from harness.config.schema.base import Count, Frozen, Steps, Text
 
 
 class ComputeConfig(Frozen):
@@ -20,9 +20,12 @@ class ComputeConfig(Frozen):
         Field(description="custom resources of the cluster's nodes that a trial holds, as a100: 0.5"),
     ] = Field(default_factory=dict)
     workers_per_trial: Annotated[
-        int | None, Field(ge=1, description="processes that train one trial data-parallel; null: one per GPU")
+        int | None,
+        Field(
+            ge=1, le=100_000, description="processes that train one trial data-parallel; null: one per GPU"
+        ),
     ] = None
-    max_concurrent: Annotated[int | None, Field(ge=1)] = None
+    max_concurrent: Count | None = None
     max_failures: Annotated[
         int,
         Field(
@@ -38,7 +41,8 @@ class ComputeConfig(Frozen):
         ),
     ] = None
     batch_size: Annotated[
-        int | None, Field(ge=1, description="images drawn in one batch; null: as many as memory allows")
+        int | None,
+        Field(ge=1, le=100_000, description="images drawn in one batch; null: as many as memory allows"),
     ] = 8
     gradient_checkpointing: Annotated[
         bool, Field(description="train in less memory, about a third slower")
@@ -47,12 +51,17 @@ class ComputeConfig(Frozen):
         bool, Field(description="torch.compile the UNet's blocks: a slow start, then faster")
     ] = False
     pack: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto", "off"],
+        Annotated[int, Field(ge=1, le=4096)] | Literal["auto", "off"],
         Field(description="runs trained in one forward pass; auto: as many as pay and fit; off: one"),
     ] = "auto"
-    checkpoint_every: Annotated[int, Field(ge=1, description="steps between resumable checkpoints")] = 100
+    checkpoint_every: Annotated[Steps, Field(description="steps between resumable checkpoints")] = 100
     keep_checkpoints: Annotated[
-        int, Field(ge=1, description="of one run, besides its trials' checkpoints; older ones are removed")
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="of one run, besides its trials' checkpoints; older ones are removed",
+        ),
     ] = 2
 
     report_every: Annotated[

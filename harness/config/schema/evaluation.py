@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from harness.config.schema.adapter import AdapterConfig, HubFile
-from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
+from harness.config.schema.base import NOT_HASHED, Frozen, Name, SamplerSteps, Seed, Text
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.training import TrainingConfig
 
@@ -52,7 +52,9 @@ class CfgZeroStarGuider(Frozen):
     """CFG-Zero* (Fan et al. 2025): the negative row scaled to the positive one; zeros in the first steps."""
 
     kind: Literal["cfg_zero_star"] = "cfg_zero_star"
-    zero_init_steps: Annotated[int, Field(ge=0, description="first steps whose prediction is zero")] = 1
+    zero_init_steps: Annotated[
+        int, Field(ge=0, le=1000, description="first steps whose prediction is zero")
+    ] = 1
 
 
 class ApgGuider(Frozen):
@@ -150,7 +152,7 @@ class MergeConfig(Frozen):
 
     method: Literal["linear", "ties", "dare"]
     density: Annotated[float | None, Field(gt=0, le=1, description="ties and dare alone")] = None
-    seed: Annotated[int | None, Field(ge=0, description="dare alone, which drops numbers at random")] = None
+    seed: Annotated[Seed | None, Field(description="dare alone, which drops numbers at random")] = None
 
     @model_validator(mode="after")
     def _of_this_method(self) -> "MergeConfig":
@@ -172,7 +174,11 @@ class ArmConfig(Frozen):
     family: Annotated[Name | None, NOT_HASHED] = None
     params: Annotated[dict[str, Any], NOT_HASHED] = Field(default_factory=dict)
     negative: Annotated[
-        str, Field(description="negative prompt; empty for none; {prompt} in it is the image's own prompt")
+        str,
+        Field(
+            max_length=20_000,
+            description="negative prompt; empty for none; {prompt} in it is the image's own prompt",
+        ),
     ] = ""
     guidance: Annotated[float | None, Field(ge=0, description="in place of the sampler's guidance")] = None
     guidance_interval: Annotated[Interval, Field(description="in place of the sampler's")] = None
@@ -235,7 +241,7 @@ NO_HAND_OVER: frozenset[Scheduler] = frozenset(
 class SamplerConfig(Frozen):
     """How one image is drawn."""
 
-    steps: Annotated[int, Field(ge=1)] = 20
+    steps: SamplerSteps = 20
     guidance: Annotated[float, Field(ge=0)] = 5.0
     guidance_rescale: Annotated[float, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4")] = (
         0.0
@@ -250,7 +256,7 @@ class SamplerConfig(Frozen):
         Scheduler | None, Field(description="diffusers' name; null: the model's own, Euler for SDXL")
     ] = None
     size: Annotated[
-        tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None,
+        tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]] | None,
         Field(description="width and height in pixels, multiples of 8; null: the model's own"),
     ] = None
     refiner_start: Annotated[
@@ -293,5 +299,7 @@ class AnalysisConfig(Frozen):
         ),
     ] = None
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100, description="patterns of signs, where there are more")] = 10_000
-    seed: Annotated[int, Field(ge=0)] = 0
+    resamples: Annotated[
+        int, Field(ge=100, le=10_000_000, description="patterns of signs, where there are more")
+    ] = 10_000
+    seed: Seed = 0

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.base import NOT_HASHED, Frozen, Label, Text
+from harness.config.schema.base import NOT_HASHED, Count, Frozen, Label, SamplerSteps, Seed, Text
 
 DegradationName = Literal[
     "blur", "noise", "jpeg", "pixelate", "distort", "wash_out", "crop", "duplicate", "darken", "overexpose"
 ]
-Guidances = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+Guidances = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1, max_length=1000)]
 Severity = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -18,12 +18,12 @@ class GeneratedRecipe(Frozen):
     """What every recipe has that draws its images with the model itself."""
 
     name: Label = None
-    steps: Annotated[int, Field(ge=1, description="denoising steps of each training image")] = 20
+    steps: Annotated[SamplerSteps, Field(description="denoising steps of each training image")] = 20
     refiner_start: Annotated[
         float | None,
         Field(gt=0, lt=1, description="share of the noise schedule before the refiner; null: base alone"),
     ] = 0.8
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class KeywordsRecipe(GeneratedRecipe):
@@ -33,7 +33,7 @@ class KeywordsRecipe(GeneratedRecipe):
     """
 
     kind: Literal["keywords"] = "keywords"
-    keywords: Annotated[tuple[Text, ...], Field(min_length=1)]
+    keywords: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
     emphasis: Annotated[int, Field(ge=0, le=10, description="number of + signs on the weighted keyword")] = 4
     guidance: Guidances = (8, 9, 10, 11, 12, 13)
 
@@ -52,8 +52,8 @@ class PlainRecipe(GeneratedRecipe):
     """The model's own images of plain prompts, untouched: training data for a sham adapter."""
 
     kind: Literal["plain"] = "plain"
-    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
-    count: Annotated[int, Field(ge=1)] = 24
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
+    count: Count = 24
     guidance: Annotated[float, Field(ge=0)] = 5.0
 
     @property
@@ -66,8 +66,8 @@ class DegradeRecipe(GeneratedRecipe):
     """The model's own images of plain prompts, damaged afterwards at a severity drawn per image."""
 
     kind: Literal["degrade"] = "degrade"
-    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
-    count: Annotated[int, Field(ge=1)] = 24
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
+    count: Count = 24
     guidance: Annotated[float, Field(ge=0)] = 5.0
     degradations: Annotated[tuple[DegradationName, ...], Field(min_length=1)]
     severity: Annotated[tuple[Severity, Severity], Field(description="lowest, highest")] = (0.5, 1)
@@ -95,7 +95,7 @@ class FolderRecipe(Frozen):
     name: Label = None
     path: Annotated[Path, NOT_HASHED]
     repeats: Annotated[
-        dict[str, Annotated[int, Field(ge=1)]],
+        dict[str, Annotated[int, Field(ge=1, le=1000)]],
         Field(description="how often images are seen in each pass, by a pattern of names: {'hands/*': 3}"),
     ] = Field(default_factory=dict)
     digest: Annotated[

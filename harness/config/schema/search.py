@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from harness.config.schema.base import Frozen, Name
+from harness.config.schema.base import Count, Frozen, Name, Seed, Steps
 
 
 class ContrastObjective(Frozen):
@@ -32,8 +32,8 @@ class LossObjective(Frozen):
 class ProbeObjective(ContrastObjective):
     """A contrast on the first dev prompts and seeds alone, drawn each time that a run is looked at."""
 
-    prompts: Annotated[int, Field(ge=1, description="of the dev prompts, the first so many")] = 4
-    seeds: Annotated[int, Field(ge=1, description="of the sweep's seeds, the first so many")] = 1
+    prompts: Annotated[Count, Field(description="of the dev prompts, the first so many")] = 4
+    seeds: Annotated[Count, Field(description="of the sweep's seeds, the first so many")] = 1
 
 
 LookObjective = Annotated[ProbeObjective | LossObjective, Field(discriminator="kind")]
@@ -53,7 +53,7 @@ class AshaScheduler(Frozen):
 
     kind: Literal["asha"]
     objective: LookObjective = Field(default_factory=ProbeObjective)
-    grace: Annotated[int, Field(ge=1, description="steps of the first rung")]
+    grace: Annotated[Steps, Field(description="steps of the first rung")]
     reduction_factor: Annotated[float, Field(gt=1, description="at each rung, one in so many goes on")] = 3
 
     def looks(self, last: int) -> tuple[int, ...]:
@@ -69,9 +69,9 @@ class MedianScheduler(Frozen):
 
     kind: Literal["median"]
     objective: LookObjective = Field(default_factory=ProbeObjective)
-    grace: Annotated[int, Field(ge=1, description="steps before the first look")]
-    every: Annotated[int, Field(ge=1, description="steps between looks")]
-    min_runs: Annotated[int, Field(ge=1, description="other runs that must have come as far")] = 3
+    grace: Annotated[Steps, Field(description="steps before the first look")]
+    every: Annotated[Steps, Field(description="steps between looks")]
+    min_runs: Annotated[Count, Field(description="other runs that must have come as far")] = 3
 
     def looks(self, last: int) -> tuple[int, ...]:
         """As of AshaScheduler."""
@@ -150,8 +150,8 @@ class RandomSearch(Frozen):
     """Points drawn at random, all different. More `trials` of the same `seed` begin with the same ones."""
 
     kind: Literal["random"]
-    trials: Annotated[int, Field(ge=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    trials: Count
+    seed: Seed = 0
 
 
 SearchObjective = Annotated[ContrastObjective | LossObjective, Field(discriminator="kind")]
@@ -161,11 +161,11 @@ class OptunaSearch(Frozen):
     """Points asked of Optuna's TPE (Bergstra et al. 2011; of several objectives, Ozaki et al. 2022)."""
 
     kind: Literal["optuna"]
-    trials: Annotated[int, Field(ge=1)]
+    trials: Count
     at_once: Annotated[
-        int, Field(ge=1, description="points of a round: each is asked for knowing all before")
+        int, Field(ge=1, le=100_000, description="points of a round: each is asked for knowing all before")
     ] = 4
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     objectives: Annotated[
         tuple[SearchObjective, ...], Field(min_length=1, description="several: a Pareto front")
     ] = (ContrastObjective(),)

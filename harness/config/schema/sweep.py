@@ -1,5 +1,6 @@
 """A sweep and its trials: what is varied, trained, generated, scored and compared."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
@@ -11,7 +12,7 @@ from harness.config.schema.adapter import (
     TextualInversion,
     TrialAdapter,
 )
-from harness.config.schema.base import NOT_HASHED, Frozen, Name, Text
+from harness.config.schema.base import NOT_HASHED, Frozen, Name, Seed, Text
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Prompt, SamplerConfig
 from harness.config.schema.metric import DriftMetric, MetricConfig
@@ -149,9 +150,14 @@ class SweepConfig(Frozen):
     axes: dict[str, Axis] = Field(default_factory=dict)
     search: SearchConfig = Field(default_factory=GridSearch)
     scheduler: SchedulerConfig = Field(default_factory=FifoScheduler)
-    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2)]
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=1000)]
+    prompt_syntax: Annotated[
+        Literal["compel", "a1111"],
+        Field(description="of prompts and negatives; a1111's are translated when read"),
+        NOT_HASHED,
+    ] = "compel"
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=20_000)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=10_000)]
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     metrics: Annotated[tuple[MetricConfig, ...], Field(min_length=1)]
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
@@ -206,7 +212,7 @@ class SweepConfig(Frozen):
             "metrics": [metric.name for metric in self.metrics],
         }
         for what, values in names.items():
-            doubled = sorted({value for value in values if values.count(value) > 1})
+            doubled = sorted(value for value, count in Counter(values).items() if count > 1)
             if doubled:
                 named = " (two of one kind need names: {kind: …, name: …})" if what == "metrics" else ""
                 raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}{named}")

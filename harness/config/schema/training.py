@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.config.schema.base import Frozen, Text
+from harness.config.schema.base import Frozen, Seed, Steps, Text
 from harness.config.schema.recipe import RecipeConfig
 
 TRAINING_TIMESTEPS = 1000
@@ -40,7 +40,7 @@ class ScheduleConfig(Frozen):
     """
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
     @property
     def depends_on_length(self) -> bool:
@@ -88,7 +88,7 @@ class TrainingConfig(Frozen):
     caption_dropout: Annotated[
         float, Field(ge=0, lt=1, description="share of rows trained on the empty prompt")
     ] = 0.0
-    steps: Annotated[int, Field(ge=1)] = 200
+    steps: Steps = 200
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     text_encoder_learning_rate: Annotated[float | None, Field(gt=0, description="null: as learning_rate")] = (
         None
@@ -98,8 +98,10 @@ class TrainingConfig(Frozen):
     ] = 1.0
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
-    batch_size: Annotated[int, Field(ge=1, description="images per forward pass")] = 4
-    gradient_accumulation: Annotated[int, Field(ge=1, description="forward passes per optimizer step")] = 1
+    batch_size: Annotated[int, Field(ge=1, le=4096, description="images per forward pass")] = 4
+    gradient_accumulation: Annotated[
+        int, Field(ge=1, le=4096, description="forward passes per optimizer step")
+    ] = 1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     min_snr_gamma: Annotated[
         float | None, Field(gt=0, description="min-SNR-γ weighting (Hang et al. 2023); null: none")
@@ -124,9 +126,9 @@ class TrainingConfig(Frozen):
         float | None, Field(gt=0, lt=1, description="decay of an averaged second export; null: none")
     ] = None
     holdout: Annotated[
-        int, Field(ge=0, description="images kept from training, for a loss at fixed noise")
+        int, Field(ge=0, le=100_000, description="images kept from training, for a loss at fixed noise")
     ] = 0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _all_of_it_is_used(self) -> "TrainingConfig":

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     import torch
 
 
+class Verbatim(str):
+    """A text that is data, as a dataset's caption: its signs are letters and weigh nothing.
+
+    It equals no text that has a syntax, so that caches keep the two apart.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Verbatim) and str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Verbatim, str(self)))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRankLayer:
     """What an adapter does to one layer: A is `down`, B is `up`, `scale` is alpha / rank or the like.

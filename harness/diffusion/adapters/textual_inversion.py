@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from harness.config.loading.prompt_syntax import holds_word, word_pattern
+from harness.diffusion.adapters.adapter import Verbatim
 from harness.errors import ModelError
 
 ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-_LETTER = r"[^\W\d_]"
 STAND_INS = "qxzjkv"  # letters that prompts seldom have as a word
 
 
@@ -35,18 +36,20 @@ def written_out(text: str, word: str, vectors: int, *, written: str) -> str:
 
     Raises ModelError where the text has the stand-in of the word as a word of its own.
     """
-    if written != word and re.search(rf"(?<!{_LETTER}){written}(?!{_LETTER})", text, flags=re.IGNORECASE):
+    if written != word and holds_word(text, written):
         raise ModelError(
             f"prompt {text!r} has the word {written!r}, which is written for {word!r} where a textual "
             "inversion acts; write it in another way"
         )
-    pattern = rf"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})(?P<weight>\++|-+(?=[\s,.;:)]|$))?"
+    words = " ".join([written] * vectors)
+    if isinstance(text, Verbatim):
+        return Verbatim(re.sub(word_pattern(word), words, text, flags=re.IGNORECASE))
 
     def several(found: re.Match[str]) -> str:
         weight = found["weight"] or ""
-        words = " ".join([written] * vectors)
         return f"({words}){weight}" if weight and vectors > 1 else words + weight
 
+    pattern = rf"{word_pattern(word)}(?P<weight>\++|-+(?=[\s,.;:)]|$))?"
     return re.sub(pattern, several, text, flags=re.IGNORECASE)
 
 

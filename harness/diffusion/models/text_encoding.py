@@ -18,7 +18,8 @@ from pyparsing import ParseBaseException
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRank
+from harness.config.loading.prompt_syntax import fault_of
+from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRank, Verbatim
 from harness.diffusion.adapters.apply import acting_on_all
 from harness.diffusion.adapters.init import text_modules
 from harness.diffusion.adapters.textual_inversion import stand_in, standing_in, written_out
@@ -114,13 +115,17 @@ class PromptEncoder:
             yield
 
     def _encode(self, text: str) -> Encoded:
-        encoded = self._weighted(text) if _is_weighted(text) else self._plain(text)
+        if isinstance(text, Verbatim):
+            encoded = self._plain(str(text))
+        elif _is_weighted(text):
+            encoded = self._weighted(_unescaped(text, "[]"))
+        else:
+            encoded = self._plain(_unescaped(text))
         if encoded.embeds_1TD.shape[1] != self._limit:
             raise _too_long(text, self._limit)
         return encoded
 
     def _plain(self, text: str) -> Encoded:
-        text = text.replace(r"\(", "(").replace(r"\)", ")")  # compel's escape for a bracket that is no weight
         if any(len(tokenizer(text).input_ids) > self._limit for tokenizer in self._tokenizers):
             raise _too_long(text, self._limit)
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
@@ -170,8 +175,20 @@ def _weighers(pipeline: Any) -> list[Compel]:
     ]
 
 
+def _unescaped(text: str, brackets: str = "()[]") -> str:
+    """Brackets that are letters; compel itself knows the escape of round ones alone."""
+    for bracket in brackets:
+        text = text.replace(f"\\{bracket}", bracket)
+    return text
+
+
 def _is_weighted(text: str) -> bool:
-    """True where compel finds weights. All other text takes the pipeline's own way, bit for bit."""
+    """True where compel finds weights. All other text takes the pipeline's own way, bit for bit.
+
+    Raises ModelError for what of compel is no weight: several prompts, and replacements while drawing.
+    """
+    if (fault := fault_of(text, trained=True)) is not None:
+        raise ModelError(f"prompt {text!r}: {fault}")
     try:
         conjunction = Compel.parse_prompt_string(text)
     except ParseBaseException as error:

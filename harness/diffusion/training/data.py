@@ -23,6 +23,7 @@ from torch import Tensor
 
 from harness.config.loading.image_folder import METADATA
 from harness.config.schema.training import CAPTION
+from harness.diffusion.adapters.adapter import Verbatim
 from harness.diffusion.training.noise import Part, Stream, counter_generator, uniform
 from harness.errors import ArtifactError, TrainingError
 from harness.store.artifact import is_inside
@@ -114,14 +115,14 @@ def held_out(images: Sequence[TrainingImage], count: int) -> tuple[list[Training
 
 
 def caption_of(image: TrainingImage, prompt: str) -> str:
-    """The prompt, with the image's own caption where it says `{caption}`."""
+    """The prompt, with the image's own caption where it says `{caption}`: letters alone then."""
     if CAPTION not in prompt:
         return prompt
     if image.caption is None:
         raise TrainingError(
             f"training.prompt {prompt!r} needs a caption for {image.file.name}, which has none"
         )
-    return prompt.replace(CAPTION, image.caption)
+    return Verbatim(prompt.replace(CAPTION, image.caption))
 
 
 CACHE_BYTES = 2**30  # about 2000 views of 1024 px

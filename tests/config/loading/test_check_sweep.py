@@ -76,7 +76,7 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ),
         (
             {"adapter": {"kind": "textual_inversion"}, "arms": [PLACEBO, {"name": "lora", "adapters": [{}]}]},
-            "arms.lora.adapters[0]: arms.lora.negative must hold the word 'wrong' that the adapter learns",
+            "arms.lora.adapters[0]: stands for the word 'wrong', which no negative prompt of the arm holds",
         ),
         (
             {"compute": {"workers_per_trial": 5}},
@@ -101,7 +101,10 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ({"training": {"optimizer": {"d_coef": 2}}}, "d_coef is prodigy's, and adamw does not use it"),
         ({"training": {"timesteps": {"mean": 1}}}, "mean and deviation are logit_normal's"),
         ({"arms": lora(adapter={"rank": 2})}, "adapter and training are settings of another adapter"),
-        ({"arms": lora(recipe=PLAIN, file="x.safetensors")}, "give recipe (an adapter to train) or file"),
+        (
+            {"arms": lora(recipe=PLAIN, file="x.safetensors")},
+            "give recipe (an adapter to train), file or hub",
+        ),
         (
             {"arms": [*lora(), {"name": "x", "adapters": [{"file": "no.safetensors"}]}]},
             "is not a file; give a .safetensors file",

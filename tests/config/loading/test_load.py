@@ -1,3 +1,5 @@
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,69 @@ def test_quickstart_never_trains_on_what_it_evaluates() -> None:
     trained = {text for recipe in recipes for text in recipe.texts}
     assert trained
     assert not trained & {prompt.text for prompt in sweep.prompts}
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("seeds=[0, 18446744073709551615]", "seeds[1]: 18446744073709551615 is not allowed: must be ≤"),
+        ("training.seed=18446744073709551616", "training.seed: 18446744073709551616 is not allowed"),
+        ("adapter.rank=true", "adapter.rank: true is not allowed: must be a number"),
+        ("axes.adapter.rank=[true]", "axes.adapter.rank[0]: true is not allowed: must be a number"),
+        ("sampler.guidance=false", "sampler.guidance: false is not allowed: must be a number"),
+        ("axes={adapter: [{rank: true}]}", "axes.adapter.rank: true is not allowed: must be a number"),
+        ("adapter.rank=1000000000000", "adapter.rank: 1000000000000 is not allowed: must be"),
+        ("sampler.steps=1001", "sampler.steps: 1001 is not allowed: must be ≤ 1000"),
+        (
+            "training.steps=10",
+            "training.steps: 10 is used by no trial, since axes.training.steps replaces it",
+        ),
+        ("adapter={rank: 16}", "adapter.rank: 16 is used by no trial"),
+        ("axes.training.learning_rate={low: 1, high: 2}", "a grid takes every value"),
+        ("axes.trainnig.steps=[1]", "axes.trainnig.steps is not known; did you mean axes.training.steps, "),
+        (f"question='{'x' * 30_000}'", "question: "),
+    ],
+)
+def test_faults_are_told_at_once_and_in_one_short_line(override: str, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, override)
+    (line,) = str(caught.value).split("\n")
+    assert fault in line and len(line) < 300
+
+
+def test_a_value_beside_its_axis_may_be_one_of_it(tmp_path: Path) -> None:
+    assert load(tmp_path, "training.steps=200", "adapter.rank=8.0").training.steps == 200
+    ranged = {"search": {"kind": "random", "trials": 2}, "axes": {"training.seed": {"low": 0, "high": 9}}}
+    assert load(tmp_path, "training.seed=3", **ranged).training.seed == 3
+    with pytest.raises(ConfigError, match=r"training\.seed: 10 is used by no trial"):
+        load(tmp_path, "training.seed=10", **ranged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"axes": {"training.seed": list(range(1000)), "adapter.rank": list(range(1, 1001))}},
+            "axes: 1,000,000 points; allowed: at most",
+        ),
+        (
+            {
+                "search": {"kind": "random", "trials": 99_999},
+                "axes": {"training.seed": {"low": 0, "high": 2**40}},
+            },
+            "axes: 99,999 points; allowed: at most",
+        ),
+        (
+            {"axes": {"training.seed": list(range(4000))}, "seeds": list(range(5000))},
+            "images; allowed: at most",
+        ),
+        ({"recipe__guidance": [8.0] * 2000}, "recipe.guidance: must be a list of at most 1000"),
+    ],
+)
+def test_what_is_too_much_is_told_before_it_is_walked(
+    changes: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        load(tmp_path, **changes)
+    assert time.process_time() - began < 8

@@ -169,7 +169,7 @@ def test_a_random_search_applies_conditions_too(tmp_path: Path) -> None:
             {RANK: {"values": [2], "when": {"adapter.knid": "lora"}}},
             {},
             "axes.adapter.rank.when.adapter.knid is not known; did you mean "
-            "axes.adapter.rank.when.adapter.kind? allowed: ",
+            "axes.adapter.rank.when.adapter.kind, ",
         ),
         (
             {RANK: {"values": [2], "when": {"training.optimizer.kind": "prodigy"}}},

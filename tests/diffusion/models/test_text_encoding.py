@@ -9,7 +9,7 @@ from compel import CompelForSDXL
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
-from harness.diffusion.adapters.adapter import Adapter
+from harness.diffusion.adapters.adapter import Adapter, Verbatim
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.models.model import Model
 from harness.diffusion.models.text_encoding import PromptEncoder
@@ -148,3 +148,25 @@ def test_two_embeddings_of_one_word_are_refused(pipeline: Any, word: Adapter):
     encoder = PromptEncoder(pipeline, acts=True)
     with pytest.raises(ModelError, match=r"several embeddings.*'wrong'"):
         encoder.positive("a wrong fox", [(word, 1.0), (word, 0.5)])
+
+
+@pytest.mark.parametrize("text", ["c++ book", "18+ +_+", "(solo)2girls", "a (red)1.3 fox", r"\(a\)", "[x]"])
+def test_a_caption_is_read_letter_for_letter(pipeline: Any, text: str):
+    encoder = PromptEncoder(pipeline, acts=True)
+    expected, *_ = pipeline.encode_prompt(text, device="cpu", do_classifier_free_guidance=False)
+    assert torch.equal(encoder.positive(Verbatim(text)).embeds_1TD, expected)
+    assert torch.equal(encoder.differentiable(Verbatim(text)).embeds_1TD, expected)
+    if "++" in text:  # and is another text in every cache
+        assert not torch.equal(encoder.positive(text).embeds_1TD, expected)
+
+
+@pytest.mark.parametrize("text", ["()", '("a", "b").and()', "wrong.swap(ugly)", "((((a))))1.1"])
+def test_what_is_no_weight_is_an_error(pipeline: Any, text: str):
+    with pytest.raises(ModelError, match=r"prompt .*(empty brackets|not drawn here|more than 3)"):
+        PromptEncoder(pipeline, acts=True).positive(text)
+
+
+def test_square_brackets_can_be_escaped(pipeline: Any):
+    encoder = PromptEncoder(pipeline, acts=True)
+    for written, meant in ((r"\[V\] dog", "[V] dog"), (r"\[V\] (dog)++", "[V] (dog)++")):
+        assert torch.equal(encoder.positive(written).embeds_1TD, encoder.positive(meant).embeds_1TD)
