@@ -22,6 +22,7 @@ from harness.results.study import Study
 DIVERGING = "PuOr_r"  # orange above zero, purple below; safe for colour-blind readers and in grey
 ROW = 0.25  # inches per row of the effect plot
 MOST_LINES = 8  # of one panel of the dose–response
+MOST_PANELS = 24  # of it; the page's grid and table have all
 MOST_ROWS = 40  # of the effect plot; the tables have all
 
 
@@ -215,7 +216,10 @@ def _heat_cell(axes: Axes, x: int, y: int, contrast: Contrast | None, study: Stu
 
 
 def dose_response(study: Study) -> Markup | None:
-    """Dev contrast against training steps, a line per other setting. Null below three step counts."""
+    """Dev contrast against training steps, a line per other setting.
+
+    None below three step counts, and where it would have more than 24 panels.
+    """
     trials = study.results.trials
     if STEPS not in study.axes or trials[STEPS].nunique() < 3 or study.search != "grid":
         return None
@@ -225,6 +229,8 @@ def dose_response(study: Study) -> Markup | None:
     if lines and trials[lines[0]].nunique(dropna=False) > MOST_LINES:
         lines, panels = [], others  # small multiples: no eye follows so many lines
     groups = list(trials.groupby(panels, sort=False, dropna=False)) if panels else [((), trials)]
+    if len(groups) > MOST_PANELS:
+        return None
     many = not lines and len(groups) > MOST_LINES
     across = min(len(groups), 4 if many else 2)
     down = math.ceil(len(groups) / across)
