@@ -34,7 +34,7 @@ def train(workspace: Workspace, run: TrainingRun, *steps: int, from_step: int = 
 
 
 def own_run(plan: Plan) -> TrainingRun:
-    return plan.runs[plan.trials[0].run_id]
+    return plan.runs[str(plan.trials[0].run_id)]
 
 
 def own_draw(plan: Plan) -> ResolvedArm:

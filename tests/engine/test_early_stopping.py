@@ -26,7 +26,7 @@ def decided(plan: Plan, folder: Path, *, step: int) -> Decisions:
     """The first trial's run stopped at this step."""
     decisions = Decisions(plan.sweep, Workspace(folder))
     Workspace(folder).sweep(plan.sweep.name).mkdir(parents=True, exist_ok=True)
-    look = Look(run_id=plan.trials[0].run_id, step=step, value=-0.5)
+    look = Look(run_id=str(plan.trials[0].run_id), step=step, value=-0.5)
     decisions.add(Decision(look=look, stopped=True))
     return decisions
 
@@ -51,7 +51,7 @@ def test_what_was_stopped_and_what_it_alone_needs_is_not_left(
     plan = planned(tmp_path)
     kept = as_decided(plan, decided(plan, tmp_path, step=step))
     assert [trial.index for trial in kept.trials] == left
-    stopped = kept.runs[plan.trials[0].run_id]
+    stopped = kept.runs[str(plan.trials[0].run_id)]
     assert stopped.checkpoints == ((25,) if step == 25 else (100,))
     assert stopped.training == plan.runs[stopped.run_id].training
     needed = {arm_id for trial in kept.trials for arm_id in trial.arms.values()}
@@ -83,4 +83,4 @@ def test_what_is_counted_is_what_is_left(tmp_path: Path) -> None:
     assert counts[LOOKS].asked == 2
     assert counts["training steps"].missing == 25 + 200 + 200
     assert total(training_steps(left, run) for run in left.plan.runs.values()).asked == 25 + 200 + 200
-    assert looks(left, plan.trials[0].run_id).asked == 0
+    assert looks(left, str(plan.trials[0].run_id)).asked == 0

@@ -60,7 +60,9 @@ def test_a_finished_sweep_tells_its_time_and_its_losses(
     root, run, _ = finished
     assert run.results.sweep["seconds"] > sum(run.results.trials["train_seconds"].drop_duplicates()) / 2
     mirrored = list(trial_runs(run.results, Workspace(root), images_per_trial=0))
-    assert [len(one.losses) for one in mirrored] == [trial.config.training.steps for trial in plan.trials]
+    assert [len(one.losses) for one in mirrored] == [
+        trial.config.trained.training.steps for trial in plan.trials
+    ]
 
 
 def test_a_sweep_makes_everything_once(finished: tuple[Path, SweepRun, Counter[str]]) -> None:

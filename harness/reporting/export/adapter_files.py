@@ -23,6 +23,7 @@ from harness.reporting.export.subject import Subject, portable
 Layout = Literal["diffusers", "kohya", "both"]
 SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL
 SAI = "https://github.com/Stability-AI/generative-models"
+UP = ".lora_B."  # what a scale is multiplied into
 OWN = "harness."  # before the names of our own entries
 DIFFUSERS = (METADATA_KEY, "format", "word", "vectors")  # entries that readers know by these names
 
@@ -46,11 +47,26 @@ def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:
 
 
 def _copy(source: Path, target: Path, subject: Subject, label: str) -> Path:
-    """The harness's file, its header made fit for others."""
+    """The harness's file, its header made fit for others, and its scale in its numbers.
+
+    So it acts alike for readers of tensors alone, as diffusers before it read alphas from the header.
+    """
     with safe_open(source, framework="pt") as file:
         header: dict[str, str] = file.metadata() or {}
     own = {key: value for key, value in header.items() if key in DIFFUSERS}
-    return _write(target, load_file(source), {**describe(subject, label), **own})
+    state, adapter = load_file(source), subject.trained.adapter
+    if isinstance(adapter, LowRankAdapter):
+        state = {key: tensor * adapter.scale if UP in key else tensor for key, tensor in state.items()}
+        own[METADATA_KEY] = _at_scale_one(own[METADATA_KEY], adapter.rank)
+    return _write(target, state, {**describe(subject, label), **own})
+
+
+def _at_scale_one(text: str, rank: int) -> str:
+    """PEFT's configuration with alpha the rank, and no rsLoRA, whose alpha is divided by its root."""
+    config = {key: value for key, value in json.loads(text).items() if not key.endswith(".use_rslora")}
+    return json.dumps(
+        {k: rank if k.endswith(".lora_alpha") else v for k, v in config.items()}, sort_keys=True
+    )
 
 
 def _kohya(source: Path, target: Path, subject: Subject, label: str) -> Path:

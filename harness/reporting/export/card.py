@@ -1,118 +1,23 @@
-"""The model card: the adapter, its scores against controls, its use in diffusers, A1111 and ComfyUI."""
+"""The model card: the adapter, its scores against controls, and its use."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
-from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
-from harness.diffusion.adapters.adapter import EMA
 from harness.reporting.blind_spots import blind_spots
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
+from harness.reporting.export.usage import usage_text
 from harness.results.contrast import Contrast, is_own
 from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
 from harness.results.guidance import guidance_text
 from harness.results.headline import compared
 from harness.results.judges import second_opinions
 from harness.results.study import Study
-
-DORA = (
-    "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
-    "`wd_on_output` has it. Readers differ: diffusers leaves them out, ComfyUI takes the norm of the base's "
-    "weights alone, and older A1111 normalises over inputs. Only diffusers' file is what was measured."
-)
-PROMPT = "a red fox"
-
-
-def text(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> str:
-    """The section's paragraphs."""
-    return "\n\n".join(_paragraphs(subject, evidence, files))
-
-
-def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) -> Iterator[str]:
-    adapter = subject.trained.adapter
-    arm: dict[str, Any] = next(a for a in subject.results.sweep["arms"] if a["name"] == evidence.arm)
-    own = next(a for a in arm["adapters"] if is_own(a))
-    prompt = evidence.pairs[0].prompt if evidence.pairs else PROMPT
-    negative = negative_text(arm["negative"], prompt) or subject.word
-    averaged = own["weights"] == EMA
-    name = f"{subject.name}_{EMA}" if averaged else subject.name
-    if LORA_FILE in files or EMBEDDING_FILE in files:
-        yield _diffusers(subject, prompt=prompt, negative=negative, scale=own["scale"], averaged=averaged)
-    if f"{name}.safetensors" in files and not isinstance(subject.config.model, EmojiModel):
-        yield _web_uis(adapter, name=name, negative=negative, scale=own["scale"])
-    if isinstance(adapter, LowRankAdapter):
-        if own["branch"] != "both":
-            yield (
-                f"**One difference.** The images above were drawn with the adapter on the {own['branch']} "
-                "guidance branch alone. Stock pipelines and web UIs let a LoRA act on both, so theirs are "
-                "others; lora-sweep-harness draws the measured ones (`harness run`)."
-            )
-        if adapter.kind == "dora" and f"{name}.safetensors" in files:
-            yield DORA
-
-
-def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, averaged: bool) -> str:
-    adapter = subject.trained.adapter
-    if isinstance(adapter, TextualInversion):
-        # diffusers takes no token that its vocabulary has, so the word goes by another name there.
-        negative = negative.replace(adapter.word, f"<{adapter.word}>")
-        imports, load = (
-            ["from safetensors.torch import load_file"],
-            _load_embedding(adapter, averaged=averaged),
-        )
-    else:
-        where = f'subfolder="{EMA}", ' if averaged else ""
-        imports, load = [], [f'pipe.load_lora_weights(".", {where}weight_name="{LORA_FILE}")']
-        load += [f"pipe.set_adapters(pipe.get_active_adapters(), {scale:g})"] if scale != 1 else []
-    if isinstance(subject.config.model, EmojiModel):
-        imports = ["from importlib.resources import files", *imports]
-        pipe = (
-            'StableDiffusionXLPipeline.from_pretrained(files("harness.diffusion.models") / "emoji" / "base")'
-        )
-    else:
-        imports = ["import torch", *imports]
-        base = json.dumps(subject.base or "path/to/the/base")
-        pipe = f'StableDiffusionXLPipeline.from_pretrained({base}, torch_dtype=torch.float16).to("cuda")'
-    lines = [
-        *imports,
-        "from diffusers import StableDiffusionXLPipeline",
-        "",
-        f"pipe = {pipe}",
-        *load,
-        f"image = pipe({json.dumps(prompt)}, negative_prompt={json.dumps(negative)}).images[0]",
-    ]
-    return "diffusers, from this folder:\n\n```python\n" + "\n".join(lines) + "\n```"
-
-
-def _load_embedding(adapter: TextualInversion, *, averaged: bool) -> list[str]:
-    file = f"{EMA}/{EMBEDDING_FILE}" if averaged else EMBEDDING_FILE
-    return [
-        f'learnt = load_file("{file}")',
-        *(
-            f'pipe.load_textual_inversion(learnt["{key}"], token="<{adapter.word}>", '
-            f"tokenizer=pipe.tokenizer{number}, text_encoder=pipe.text_encoder{number})"
-            for key, number in (("clip_l", ""), ("clip_g", "_2"))
-        ),
-    ]
-
-
-def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative: str, scale: float) -> str:
-    if isinstance(adapter, TextualInversion):
-        return (
-            f"A1111: put `{name}.safetensors` into `embeddings/` and write `{name}` in the negative prompt. "
-            f"ComfyUI: `models/embeddings/`, and `embedding:{name}`."
-        )
-    return (
-        f"A1111: put `{name}.safetensors` into `models/Lora/`, write `<lora:{name}:{scale:g}>` in the prompt "
-        f"and `{negative}` in the negative prompt. ComfyUI: `models/loras/`, a *Load LoRA* node with "
-        f"strength {scale:g}, and `{negative}` as the negative prompt."
-    )
-
 
 SHEET, PICTURES = "contact_sheet.png", "images"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -141,7 +46,7 @@ def card(
         " ".join(blind_spots(subject.results)),
         _images(evidence),
         "## How to use it",
-        text(subject, evidence, files),
+        usage_text(subject, evidence, files),
         "## How it was trained",
         _settings(subject),
         "## Files",

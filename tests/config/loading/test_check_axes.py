@@ -97,11 +97,12 @@ def test_values_become_what_the_specification_holds(tmp_path: Path) -> None:
 
 def test_whole_section_and_a_name_inside_it(tmp_path: Path) -> None:
     sweep = load(tmp_path, recipe=None, axes={"recipe": [WORDS, PLAIN], "recipe.seed": [1, 2]})
-    found = [t.config.recipe.model_dump(include={"kind", "seed"}) for t in expand(sweep).trials]
+    found = [t.config.trained.recipe.model_dump(include={"kind", "seed"}) for t in expand(sweep).trials]
     assert found == [{"kind": kind, "seed": seed} for kind in ("keywords", "plain") for seed in (1, 2)]
 
 
 def test_section_beside_the_axis_that_replaces_it(tmp_path: Path) -> None:
     line = message(tmp_path, {"recipe": [WORDS, PLAIN]})
     assert line == "recipe is used by no trial, since axes.recipe replaces it; remove it or add it there"
-    assert load(tmp_path, recipe=WORDS, axes={"recipe": [WORDS, PLAIN]}).recipe.kind == "keywords"
+    lent = load(tmp_path, recipe=WORDS, axes={"recipe": [WORDS, PLAIN]}).recipe
+    assert lent is not None and lent.kind == "keywords"

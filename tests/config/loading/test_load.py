@@ -187,7 +187,7 @@ def test_prompt_that_a_tokenizer_would_cut(tmp_path: Path) -> None:
 class TestOverrides:
     def test_value_is_yaml(self, tmp_path: Path) -> None:
         sweep = load(tmp_path, "training.learning_rate=1e-3", "seeds=[4, 5]", "sampler.refiner_start=null")
-        assert sweep.training.learning_rate == 0.001
+        assert sweep.training is not None and sweep.training.learning_rate == 0.001
         assert sweep.seeds == (4, 5)
         assert sweep.sampler.refiner_start is None
 
@@ -228,7 +228,7 @@ def test_quickstart_is_valid_and_small() -> None:
 
 def test_quickstart_never_trains_on_what_it_evaluates() -> None:
     sweep = load_sweep(QUICKSTART)
-    recipes = [trial.config.recipe for trial in expand(sweep).trials]
+    recipes = [trial.config.trained.recipe for trial in expand(sweep).trials]
     recipes += [a.recipe for arm in sweep.arms for a in arm.adapters if a.recipe is not None]
     trained = {text for recipe in recipes for text in recipe.texts}
     assert trained

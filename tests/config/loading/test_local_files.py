@@ -63,7 +63,7 @@ def test_missing_and_empty_folder(tmp_path: Path) -> None:
 
 def test_stated_digest_is_held_to(tmp_path: Path, images: Path) -> None:
     right = load(tmp_path, recipe=recipe()).recipe
-    assert right.kind == "folder"
+    assert right is not None and right.kind == "folder"
     assert load(tmp_path, recipe=recipe(digest=right.digest)).recipe == right
     with pytest.raises(ConfigError, match="is not what the sweep's digest abc says"):
         load(tmp_path, recipe=recipe(digest="abc"))

@@ -113,7 +113,7 @@ def test_a_condition_looks_into_whole_sections_and_behind_other_conditions(tmp_p
     kinds = [
         (
             t.config.adapter.vectors if isinstance(t.config.adapter, TextualInversion) else t.params[RANK],
-            t.config.training.ema,
+            t.config.trained.training.ema,
         )
         for t in plan.trials
     ]

@@ -31,7 +31,7 @@ def test_trials_are_the_product_the_last_axis_fastest(tmp_path: Path) -> None:
         (8, 200),
     ]
     assert [t.index for t in trials] == [0, 1, 2, 3]
-    assert [rank_of(t.config.adapter) for t in trials] == [2, 2, 8, 8]
+    assert [rank_of(t.config.trained.adapter) for t in trials] == [2, 2, 8, 8]
     assert len({t.trial_id for t in trials}) == 4
 
 
@@ -81,7 +81,7 @@ def test_sham_is_drawn_once_per_matching_rank_and_steps(tmp_path: Path) -> None:
         (adapter,) = found.arms[trial.arms["sham"]].adapters
         assert adapter.run_id is not None
         run = found.runs[adapter.run_id]
-        assert (run.adapter, adapter.steps) == (trial.config.adapter, trial.config.training.steps)
+        assert (run.adapter, adapter.steps) == (trial.config.adapter, trial.config.trained.training.steps)
         assert run.dataset.recipe.kind == "plain"
     assert len(found.datasets) == 3  # the sham's images are made once
 
@@ -90,7 +90,7 @@ def test_trials_draw_uses_its_own_checkpoint(tmp_path: Path) -> None:
     found = plan(tmp_path)
     for trial in found.trials:
         (adapter,) = found.arms[trial.arms["wrong_lora"]].adapters
-        assert (adapter.run_id, adapter.steps) == (trial.run_id, trial.config.training.steps)
+        assert (adapter.run_id, adapter.steps) == (trial.run_id, trial.config.trained.training.steps)
         assert (adapter.scale, adapter.branch) == (1.0, "negative")
 
 

@@ -185,7 +185,7 @@ def test_what_is_encoded_once_is_asked_for_while_work_needs_it(ctx: Context) -> 
         return {name: (count.asked, count.missing) for name, count in found.items()}
 
     assert asked_and_missing() == {"latents": (7, 7), "prompt embeddings": (5, 5)}
-    run = ctx.plan.runs[ctx.plan.trials[0].run_id]
+    run = ctx.plan.runs[str(ctx.plan.trials[0].run_id)]
     with ctx.workspace.latents(run.dataset.dataset_id, "center").build():
         pass
     assert asked_and_missing()["latents"] == (7, 3)

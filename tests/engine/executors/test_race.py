@@ -33,7 +33,7 @@ from tests.engine.executors.racing import (
 
 
 def steps_in_store(plan: Plan, root: Path, rate: float) -> list[int]:
-    run_id = next(t.run_id for t in plan.trials if t.params["training.learning_rate"] == rate)
+    run_id = next(str(t.run_id) for t in plan.trials if t.params["training.learning_rate"] == rate)
     return list(Workspace(root).checkpoints(run_id))
 
 
@@ -142,7 +142,7 @@ def test_a_look_at_images_sees_what_the_summary_says(
     assert len({row["run_id"] for row in rows}) == 3
     summary = done.results.summary.query("metric == 'clip_score' and split == 'dev'").set_index("trial_id")
     looks = {(row["run_id"], row["step"]): row["value"] for row in rows}
-    ended = [trial for trial in plan.trials if trial.config.training.steps == 2]
+    ended = [trial for trial in plan.trials if trial.config.trained.training.steps == 2]
     for trial in ended:
         assert looks[trial.run_id, 2] == pytest.approx(summary.loc[trial.trial_id, "mean_difference"])
     assert {step for _, step in looks} == {2, 3, 4}

@@ -65,7 +65,7 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
     )
     ctx = Context(plan=plan, workspace=Workspace(tmp_path / "ws"), report=Display().report)
     names = {
-        trial.run_id: (trial.params["training.learning_rate"], trial.params["training.steps"])
+        str(trial.run_id): (trial.params["training.learning_rate"], trial.params["training.steps"])
         for trial in plan.trials
     }
     runs = {name: run_id for run_id, name in names.items()}

@@ -56,7 +56,9 @@ def test_what_is_left_of_a_race_is_what_it_would_have_been(
         kept = list(workspace.checkpoints(run_id))
         assert kept[-1] == (stops[run_id].step if run_id in stops else STEPS[-1])
         assert set(STEPS[: STEPS.index(kept[-1]) + 1]) <= set(kept)
-    beyond = [t.run_id in stops and t.config.training.steps > stops[t.run_id].step for t in plan.trials]
+    beyond = [
+        t.run_id in stops and t.config.trained.training.steps > stops[t.run_id].step for t in plan.trials
+    ]
     status = found.trials.set_index("trial_id")["status"]
     assert [status[t.trial_id] for t in plan.trials] == ["stopped" if one else "completed" for one in beyond]
 

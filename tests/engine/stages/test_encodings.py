@@ -39,7 +39,7 @@ def bench_of(plan: Plan, root: Path | str) -> Context:
 
 
 def own_run(plan: Plan) -> TrainingRun:
-    return plan.runs[plan.trials[0].run_id]
+    return plan.runs[str(plan.trials[0].run_id)]
 
 
 def train(plan: Plan, root: Path | str) -> tuple[Context, bytes]:

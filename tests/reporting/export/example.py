@@ -107,16 +107,16 @@ def _train(workspace: Workspace, trial: Trial) -> None:
             for name, width in (("clip_l", 96), ("clip_g", 128)):
                 state[name] = torch.randn(vectors, width, generator=generator)
                 state[f"{name}_start"] = torch.zeros(vectors, width)
-    artifact = workspace.checkpoint(trial.run_id, trial.config.training.steps)
+    artifact = workspace.checkpoint(str(trial.run_id), trial.config.trained.training.steps)
     with artifact.build() as folder:
         save_adapter(state, adapter, folder, {"trained_in": str(workspace.root)})
-        if trial.config.training.ema is not None:
+        if trial.config.trained.training.ema is not None:
             halved = {key: tensor / 2 for key, tensor in state.items()}
             save_adapter(halved, adapter, folder / "ema", {})
 
 
 def _trial(workspace: Workspace, plan: Plan, trial: Trial, done: bool) -> dict[str, Any]:
-    checkpoint = workspace.checkpoint(trial.run_id, trial.config.training.steps)
+    checkpoint = workspace.checkpoint(str(trial.run_id), trial.config.trained.training.steps)
     row = {
         **dict.fromkeys(tables.TRIALS.names),
         "trial_id": trial.trial_id,
@@ -124,7 +124,7 @@ def _trial(workspace: Workspace, plan: Plan, trial: Trial, done: bool) -> dict[s
         "status": "completed" if done else "failed",
         "reason": None if done else "its loss became NaN",
         "run_id": trial.run_id,
-        "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
+        "dataset_id": plan.runs[str(trial.run_id)].dataset.dataset_id,
         "config": json.dumps(trial.config.model_dump(mode="json")),
         "adapter_path": workspace.relative(checkpoint.path) if done else None,
         "selected": False,

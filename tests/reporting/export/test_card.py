@@ -83,7 +83,7 @@ def test_two_adapters_that_act_are_both_said(tmp_path: Path) -> None:
         "this adapter at scale 0.5 on both guidance branches and another adapter at scale 2 on both guidance "
         "branches, merged by linear"
     ) in text
-    assert "One difference" not in text
+    assert "On one branch alone" not in text
 
 
 def test_the_sheet_has_an_arm_in_each_column(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.model import EmojiModel
 from harness.diffusion.adapters.files import read_adapter
+from harness.diffusion.models import load_model
+from harness.diffusion.models.model import Row, RowAdapter, SamplerSettings
 from harness.errors import ArtifactError, ConfigError, ExportError
 from harness.reporting.export import export_trial
 from harness.results.sweep_results import Results
 from harness.store.artifact import sha256
 from harness.store.workspace import Workspace
+from tests.diffusion.models.test_sdxl import difference
 from tests.reporting.export.example import finished
 
 
@@ -194,11 +200,32 @@ def test_kohyas_alpha_makes_the_same_scale(tmp_path: Path, kind: str, alpha: flo
         layers, others = getattr(ours, part), getattr(theirs, part)
         assert layers.keys() == others.keys() and layers
         for name, layer in layers.items():
-            assert layer.scale == pytest.approx(alpha / 4) == pytest.approx(others[name].scale)
-            assert torch.equal(layer.down, others[name].down) and torch.equal(layer.up, others[name].up)
+            assert others[name].scale == pytest.approx(alpha / 4)
+            assert layer.scale == 1, "diffusers' layout has its scale in its numbers"
+            assert torch.equal(layer.down, others[name].down)
+            torch.testing.assert_close(layer.up, others[name].up * others[name].scale)
             if kind == "dora":
                 assert torch.equal(layer.magnitude_O, others[name].magnitude_O)
     assert ("dora_scale" in (out / "README.md").read_text()) == (kind == "dora")
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+def test_tensors_alone_are_the_adapter(tmp_path: Path, kind: str) -> None:
+    """With or without its header the file reads as the checkpoint does."""
+    results = finished(tmp_path, adapter={"kind": kind, "rank": 4, "alpha": 2})
+    out = export_trial(results, Workspace(tmp_path), 1, folder=tmp_path / "out", layout="diffusers")
+    save_file(load_file(out / "pytorch_lora_weights.safetensors"), tmp_path / "bare.safetensors")
+    checkpoint = tmp_path / str(results.trials["adapter_path"].iloc[1])
+    with_header, bare, own = (
+        read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet
+        for path in (out / "pytorch_lora_weights.safetensors", tmp_path / "bare.safetensors", checkpoint)
+    )
+    for name, layer in own.items():
+        assert layer.scale in (0.5, 1.0)
+        for other in (with_header[name], bare[name]):
+            torch.testing.assert_close(
+                other.up @ other.down * other.scale, layer.up @ layer.down * layer.scale
+            )
 
 
 def test_the_average_comes_along(tmp_path: Path) -> None:
@@ -242,6 +269,28 @@ def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> 
     with contextlib.chdir(folder):
         exec(change(code).replace(").images[0]", few), names)
     return names["image"].tobytes()
+
+
+def test_the_guider_on_the_card_draws_the_harness_image(best: Path) -> None:
+    """The LoRA on the negative branch alone, in diffusers' modular pipelines."""
+    blocks = [part.split("```")[0] for part in (best / "README.md").read_text().split("```python\n")[1:]]
+    assert "OneBranch" in blocks[1]
+    seeded = ', num_inference_steps=3, generator=torch.Generator().manual_seed(0), output="images")'
+    names: dict[str, Any] = {"torch": torch}
+    with contextlib.chdir(best):
+        for code in ("\n".join(blocks[0].splitlines()[:-1]), blocks[1].replace(', output="images")', seeded)):
+            exec(code, names)
+    model = load_model(EmojiModel(), device="cpu")
+    found = re.search(r'modular\(prompt="([^"]*)", negative_prompt="([^"]*)"', blocks[1])
+    guidance = re.search(r"guidance_scale=([\d.]+)", blocks[1])
+    assert found is not None and guidance is not None
+    adapter = RowAdapter(path=best / "pytorch_lora_weights.safetensors", scale=1.5, branch="negative")
+    row = Row(prompt=found[1], negative=found[2], seed=0, guidance=float(guidance[1]), adapters=(adapter,))
+    settings = SamplerSettings(steps=3, refiner_start=None)
+    both = replace(row, adapters=(replace(adapter, branch="both"),))
+    ours, other = (image.image for image in model.generate([row, both], settings))
+    assert difference(ours, names["image"]) <= 2
+    assert difference(ours, other) > 2
 
 
 def test_the_code_on_the_card_runs_and_both_files_draw_the_same(best: Path) -> None:

@@ -162,12 +162,12 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
                 "status": "failed" if failed else "completed",
                 "reason": "loss became NaN at step 61; lower training.learning_rate" if failed else None,
                 "run_id": trial.run_id,
-                "dataset_id": plan.runs[trial.run_id].dataset.dataset_id,
+                "dataset_id": plan.runs[str(trial.run_id)].dataset.dataset_id,
                 **params,
                 "config": trial.config.model_dump_json(),
                 "adapter_path": None
                 if failed
-                else f"adapters/{trial.run_id}/steps-{trial.config.training.steps:06d}",
+                else f"adapters/{trial.run_id}/steps-{trial.config.trained.training.steps:06d}",
                 "final_loss": None if failed else 0.08,
                 "validation_loss": None,
                 "train_seconds": None if failed else 31.0,
@@ -179,8 +179,8 @@ def _trials(plan: Plan, broken: set[str]) -> pd.DataFrame:
 
 def _train(workspace: Workspace, trial: Trial) -> None:
     """The checkpoint that the trial's adapter is, with falling losses."""
-    steps = trial.config.training.steps
-    checkpoint = workspace.checkpoint(trial.run_id, steps)
+    steps = trial.config.trained.training.steps
+    checkpoint = workspace.checkpoint(str(trial.run_id), steps)
     if checkpoint.done:
         return
     state = Checkpoint(
