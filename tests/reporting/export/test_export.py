@@ -271,20 +271,23 @@ def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> 
     return names["image"].tobytes()
 
 
-def test_the_guider_on_the_card_draws_the_harness_image(best: Path) -> None:
+def test_the_guider_on_the_card_draws_the_harness_image(best: Path, tmp_path: Path) -> None:
     """The LoRA on the negative branch alone, in diffusers' modular pipelines."""
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    state = load_file(best / file.name)  # of the UNet alone: encoders' parts would act on both prompts
+    save_file({key: tensor for key, tensor in state.items() if key.startswith("unet.")}, file)
     blocks = [part.split("```")[0] for part in (best / "README.md").read_text().split("```python\n")[1:]]
     assert "OneBranch" in blocks[1]
     seeded = ', num_inference_steps=3, generator=torch.Generator().manual_seed(0), output="images")'
     names: dict[str, Any] = {"torch": torch}
-    with contextlib.chdir(best):
+    with contextlib.chdir(tmp_path):
         for code in ("\n".join(blocks[0].splitlines()[:-1]), blocks[1].replace(', output="images")', seeded)):
             exec(code, names)
     model = load_model(EmojiModel(), device="cpu")
     found = re.search(r'modular\(prompt="([^"]*)", negative_prompt="([^"]*)"', blocks[1])
     guidance = re.search(r"guidance_scale=([\d.]+)", blocks[1])
     assert found is not None and guidance is not None
-    adapter = RowAdapter(path=best / "pytorch_lora_weights.safetensors", scale=1.5, branch="negative")
+    adapter = RowAdapter(path=file, scale=1.5, branch="negative")
     row = Row(prompt=found[1], negative=found[2], seed=0, guidance=float(guidance[1]), adapters=(adapter,))
     settings = SamplerSettings(steps=3, refiner_start=None)
     both = replace(row, adapters=(replace(adapter, branch="both"),))
