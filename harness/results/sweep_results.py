@@ -117,7 +117,7 @@ class Results:
         """
         store = self._store()
         parts = []
-        for run_id in dict.fromkeys(self.trials["run_id"]):
+        for run_id in dict.fromkeys(self.trials["run_id"].dropna()):
             checkpoints = store.checkpoints(run_id)
             if checkpoints:
                 record = TrainingRecord.parse(checkpoints[max(checkpoints)].read(RECORD))

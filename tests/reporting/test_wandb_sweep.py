@@ -124,7 +124,7 @@ main()
 def test_a_live_sweep_appears_while_it_runs_and_loses_nothing_when_its_driver_is_killed(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    training = {"learning_rate": 0.001, "batch_size": 2, "steps": 600}
+    training = {"learning_rate": 0.001, "batch_size": 2, "steps": 200}
     compute = {"batch_size": 1, "checkpoint_every": 5, "max_concurrent": 1}
     changes = {
         "tracking": {"kind": "wandb", "live": True},
@@ -146,12 +146,12 @@ def test_a_live_sweep_appears_while_it_runs_and_loses_nothing_when_its_driver_is
         driver.wait()
     (before,) = [path for run_id, path in offline_runs(folder).items() if run_id == trial]
     sent = [row["train/step"] for row in content(before)["history"]]
-    assert sent == list(range(1, len(sent) + 1)) and 0 < len(sent) < 600
+    assert sent == list(range(1, len(sent) + 1)) and 0 < len(sent) < 200
 
     run(write_sweep(sweep, tiny_config, tiny_clip, **changes), tmp_path)
     assert not before.exists()
     rows = [row for row in content(offline_runs(folder)[trial])["history"] if "train/loss" in row]
-    assert [row["train/step"] for row in rows] == list(range(1, 601))
+    assert [row["train/step"] for row in rows] == list(range(1, 201))
 
 
 def _losses(folder: Path, prefix: str) -> str | None:
@@ -165,7 +165,7 @@ def _losses(folder: Path, prefix: str) -> str | None:
 
 
 def wait_for(driver: subprocess.Popen[bytes], found: Callable[[], str | None]) -> str:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 500
     while time.monotonic() < end:
         assert driver.poll() is None, "the sweep ended before it was seen"
         if (name := found()) is not None:

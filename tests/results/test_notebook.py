@@ -147,6 +147,16 @@ def test_several_sweeps_load_together_and_are_compared(workspace: Path, results:
     assert len(found) == 2 and (found["n_pairs"] > 0).all()
 
 
+def test_a_damaged_sweep_is_listed_with_its_reason(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        sweep = example.config(name=name, ranks=(4,), steps=(100,), n_prompts=10)
+        example.build(tmp_path, sweep, failed=())
+    (tmp_path / "sweeps" / "bad" / "trials.parquet").write_bytes(b"PAR1")
+    bad, good = sweeps(tmp_path).to_dict("records")
+    assert (good["name"], good["trials"]) == ("good", 2) and pd.isna(good["reason"])
+    assert bad["name"] == "bad" and pd.isna(bad["trials"]) and "trials.parquet" in bad["reason"]
+
+
 def test_sweeps_with_other_prompts_are_not_compared(workspace: Path, results: NotebookResults) -> None:
     example.build(workspace, example.config(name="fewer", n_prompts=10), gain=0.1)
     both = load_many([workspace / "sweeps" / name for name in ("example", "fewer")])

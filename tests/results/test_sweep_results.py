@@ -23,7 +23,7 @@ def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> f
 @pytest.fixture
 def results() -> Results:
     frames = make_tables(value, trials=3, prompts={"dev": 3, "test": 2}, test_trials=[1], failed=[2])
-    sweep = {"metrics": [{"kind": metric.kind} for metric in METRICS]}
+    sweep = {"metrics": [{"name": metric.name} for metric in METRICS]}
     return Results(**frames, summary=pd.DataFrame(), sweep=sweep)
 
 

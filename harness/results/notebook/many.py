@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import metric_of
-from harness.errors import ConfigError
+from harness.errors import ArtifactError, ConfigError
 from harness.results import tables
 from harness.results.notebook.compare import compared
 from harness.results.notebook.results import NotebookResults
@@ -149,18 +149,28 @@ def load_many(paths: Sequence[str | Path]) -> SweepSet:
 
 
 def sweeps(workspace: str | Path) -> pd.DataFrame:
-    """The finished sweeps of a workspace: name, question, finished_at, trials, folder (to load it)."""
+    """The finished sweeps of a workspace: name, question, finished_at, trials, folder (to load it), reason.
+
+    `reason` says why a sweep cannot be loaded, as one that is damaged or of another version; what is not
+    known of it is then null.
+    """
     store = Workspace(str(workspace))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in store.sweep_names():
         folder = store.fetch_sweep(name)
+        row = {"name": name, "folder": f"{store.address}/sweeps/{name}", "reason": None}
         if not (folder / tables.SWEEP).is_file():
             continue
-        sweep = tables.read_sweep(folder)
-        trials = tables.read_table(folder / tables.table_file("trials"), tables.TRIALS)
-        at = f"{store.address}/sweeps/{name}"
-        rows.append((name, sweep["question"], sweep["finished_at"], len(trials), at))
-    return pd.DataFrame(rows, columns=["name", "question", "finished_at", "trials", "folder"])
+        try:
+            sweep = tables.read_sweep(folder)
+            trials = tables.read_table(folder / tables.table_file("trials"), tables.TRIALS)
+        except ArtifactError as error:
+            rows.append({**row, "reason": str(error)})
+            continue
+        facts = {key: sweep[key] for key in ("question", "finished_at")}
+        rows.append({**row, **facts, "trials": len(trials)})
+    columns = ["name", "question", "finished_at", "trials", "folder", "reason"]
+    return pd.DataFrame(rows, columns=columns).astype({"trials": "Int64"})
 
 
 def _facts(results: NotebookResults) -> Iterator[tuple[str, str]]:
