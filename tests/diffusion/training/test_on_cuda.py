@@ -197,7 +197,7 @@ def emoji() -> Model:
 
 @pytest.mark.parametrize("precision", HALF)
 def test_half_precision_gives_the_losses_and_gradients_of_fp32(emoji: Model, precision: str) -> None:
-    """Within an eighth of the dtype's epsilon for a loss, and 4 epsilons of a gradient's norm.
+    """Within an eighth of the dtype's epsilon for a loss, and 16 epsilons of a gradient's norm.
 
     On the CPU, the base and autocast in the dtype, the adapter in fp32. The embedded model is trained, so its
     gradients are well conditioned; those of the tiny one differ between fp32 and fp64 by 0.6 %.
@@ -211,4 +211,4 @@ def test_half_precision_gives_the_losses_and_gradients_of_fp32(emoji: Model, pre
         found, rounded = loss_and_gradients(half, adapter, HALF[precision])
         assert found == pytest.approx(loss, rel=epsilon / 8)
         for ours, exact in zip(rounded, gradients, strict=True):
-            assert (ours - exact).norm() < 4 * epsilon * exact.norm()
+            assert (ours - exact).norm() < 16 * epsilon * exact.norm()
