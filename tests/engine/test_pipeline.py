@@ -21,7 +21,7 @@ from harness.engine.stages.context import Context
 from harness.engine.tasks import Task, control_tasks, trial_tasks
 from harness.engine.worker import Outcome
 from harness.errors import ModelError
-from harness.reporting.wandb_runs import trial_runs
+from harness.reporting.wandb_runs import LOSS, all_runs
 from harness.store.workspace import Workspace
 from tests.sweeps.small import PLAIN, small_plan
 
@@ -59,10 +59,9 @@ def test_a_finished_sweep_tells_its_time_and_its_losses(
 ) -> None:
     root, run, _ = finished
     assert run.results.sweep["seconds"] > sum(run.results.trials["train_seconds"].drop_duplicates()) / 2
-    mirrored = list(trial_runs(run.results, Workspace(root), images_per_trial=0))
-    assert [len(one.losses) for one in mirrored] == [
-        trial.config.trained.training.steps for trial in plan.trials
-    ]
+    mirrored = [r for r in all_runs(run.results, Workspace(root), images_per_arm=0) if r.job_type == "trial"]
+    losses = [sum(LOSS in row for row in one.history) for one in mirrored]
+    assert losses == [trial.config.trained.training.steps for trial in plan.trials]
 
 
 def test_a_sweep_makes_everything_once(finished: tuple[Path, SweepRun, Counter[str]]) -> None:
