@@ -93,33 +93,46 @@ def run_tune(trials: int, folder: Path) -> None:
 
 
 def run_harness(trials: int, folder: Path) -> None:
-    """A sweep of as many training runs, whose tasks are emptied where they are dispatched."""
+    """A sweep of as many training runs, whose tasks are emptied when they are dispatched."""
     from harness.config.loading.load import load_sweep
     from harness.config.plan.plan import expand
-    from harness.engine.early_stopping import Decisions
     from harness.engine.executors.ray_tune import RayTuneExecutor
+    from harness.engine.outcomes import Outcome
     from harness.engine.pipeline import run_sweep
+    from harness.engine.queue import Queue
     from harness.engine.stages.context import Context
     from harness.engine.tasks import Task
-    from harness.engine.worker import Outcome
     from harness.reporting.report import write_report
     from harness.results import Results
     from harness.store.workspace import Workspace
 
+    class EmptyTasks(Queue):
+        """Hands out tasks of the same names, in which nothing is to be done."""
+
+        full: dict[str, Task]
+
+        def next(self, *, training: bool = True) -> Task | None:
+            task = super().next(training=training)
+            if task is None:
+                return None
+            self.full[task.name] = task
+            return Task(name=task.name, makes=task.makes)
+
+        def done(self, outcome: Outcome) -> None:
+            assert not outcome.failed
+            super().done(replace(outcome, task=self.full.pop(outcome.task.name)))
+
     class Emptied:
-        """Dispatches tasks that name nothing."""
+        """Dispatches the tasks of the plan with nothing to do in them; what they make is there at once."""
 
         def workers(self, ctx: Context) -> int:
             return CORES
 
-        def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-            empty = [replace(task, datasets=(), runs=(), arms=()) for task in tasks]
-            outcomes = RayTuneExecutor().run(empty, ctx)
-            assert not any(outcome.failed for outcome in outcomes)
-            return outcomes
-
-        def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-            raise AssertionError("no scheduler was asked for")
+        def carry_out(self, queue: Queue, ctx: Context) -> None:
+            queue.__class__ = EmptyTasks
+            assert isinstance(queue, EmptyTasks)
+            queue.full = {}
+            RayTuneExecutor().carry_out(queue, ctx)
 
     one_run = [
         "axes.adapter.rank=[2]",
@@ -131,13 +144,14 @@ def run_harness(trials: int, folder: Path) -> None:
     plan = expand(load_sweep(QUICKSTART, [*one_run, f"axes.training.seed={list(range(trials))}"]))
     assert len(plan.runs) == trials
     workspace = Workspace(folder)
-    ctx = Context(plan=plan, workspace=workspace, report=lambda kind, count: None)
+    ctx = Context.of(plan, workspace.address, lambda kind, count: None)
 
     def publish(results: Results) -> bool:
         write_report(results, workspace, folder / "report.html")
         return True
 
     run_sweep(
+        plan,
         ctx,
         Emptied(),
         announce=lambda *_: None,

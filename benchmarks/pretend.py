@@ -1,6 +1,6 @@
 """A sweep that is carried out in minutes, whatever its size: nothing is trained, images are flat colours.
 
-Everything else is the harness's own: stages, manifests, files, tables, scores of the real metrics. What is
+Everything else is the harness's own: tasks, manifests, files, tables, scores of the real metrics. What is
 measured of the engine on such a store, is measured on a store like any other, only with small files.
 """
 
@@ -22,7 +22,7 @@ from harness.diffusion.training.checkpoint import Checkpoint
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep
 from harness.engine.stages.context import Context, Segment
-from harness.errors import HarnessError
+from harness.errors import HarnessError, TrainingError
 from harness.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ class PretendedContext(Context):
     """A context whose model generates flat colours."""
 
     def model(self, config: ModelConfig) -> "Model":
-        """Knows no more than drawing and making datasets ask for."""
-        known = SimpleNamespace(unknown=lambda texts: set())  # no text need be encoded
+        """Has no more than generating images and making datasets ask for."""
+        # No text need be encoded.
+        known = SimpleNamespace(unknown=lambda texts: set(), write=lambda texts, file: file.write_bytes(b""))
         flat = SimpleNamespace(
             config=config,
             resolution=SIDE,
             scheduler="EulerDiscreteScheduler",
             generate=_generate,
+            encode_images=_encode,
             texts=known,
         )
         return cast("Model", flat)
@@ -50,8 +52,13 @@ class PretendedContext(Context):
 
 def carry_out(plan: Plan, workspace: Workspace, *, shown: bool = True) -> SweepRun:
     """Make everything that the sweep asks for and the store lacks. `shown`: what publishing it says."""
-    ctx = PretendedContext(plan=plan, workspace=workspace, report=lambda kind, count: None, trainer=_train)
-    return run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
+    ctx = PretendedContext.of(plan, workspace.address, lambda kind, count: None, trainer=_train)
+    return run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda results: shown)
+
+
+def _encode(images: Sequence[Image.Image]) -> Any:
+    """No latents: what cannot be encoded is left to training, which is not done either."""
+    raise TrainingError("a model of flat colours has no VAE")
 
 
 def _generate(rows: Sequence[Row], settings: SamplerSettings) -> list[GeneratedImage]:
@@ -73,7 +80,7 @@ def _train(ctx: Context, segments: Sequence[Segment]) -> dict[str, HarnessError]
 
 
 def _write_checkpoints(ctx: Context, segment: Segment) -> None:
-    run = ctx.plan.runs[segment.run_id]
+    run = segment.run
     for step in segment.checkpoints:
         about: dict[str, Any] = {"run": {"run_id": run.run_id}, "step": step, "from_step": segment.start}
         with ctx.workspace.checkpoint(run.run_id, step).build(**about, train_seconds=0.01 * step) as folder:

@@ -23,7 +23,7 @@ from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import expand
 from harness.store.workspace import Workspace
 
-FINISHED = "Nothing to train, draw or score"
+FINISHED = "Nothing to train, generate or score"
 
 
 def make(workspace: str, changes: list[str]) -> dict[str, int]:

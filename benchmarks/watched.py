@@ -1,4 +1,4 @@
-"""A bench that tells when its worker has a model. A file of its own: workers import it by name."""
+"""A context that tells when its worker has a model. A file of its own: workers import it by name."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchedBench(Context):
+class WatchedContext(Context):
     """Notes in a file when a worker has its model, and in which process."""
 
     notes: Path

@@ -19,10 +19,11 @@ class WorkspaceError(HarnessError):
 
 
 class ArtifactError(HarnessError):
-    """A finished stage is damaged: a file is missing or does not match its manifest.
+    """An artifact cannot be read: a file is missing or does not match its manifest."""
 
-    Where that is found in a sweep, the stage is made again; this is raised where it cannot be.
-    """
+
+class DamagedArtifact(ArtifactError):
+    """An artifact did not match its manifest and was removed; the next phase of its sweep makes it again."""
 
 
 class ModelError(HarnessError):

@@ -31,7 +31,7 @@ FETCHES = (aten._local_scalar_dense.default, aten.nonzero.default)
 
 
 class _WithoutDriver(FakeTensorMode):
-    avoid_device_init = True  # type: ignore[assignment]  # though `torch.cuda.is_available` says otherwise
+    avoid_device_init = True  # though `torch.cuda.is_available` says otherwise
 
 
 _MODE = _WithoutDriver(allow_non_fake_inputs=True)  # one for all: tensors of two modes do not mix

@@ -14,7 +14,7 @@ from benchmarks.gpu.parts import Measurement, Part, Row, Values
 from benchmarks.gpu.setting import WARM_UP, Setting, enough, watched_steps
 from benchmarks.gpu.training import numbers
 from benchmarks.timing import now
-from harness.diffusion.adapters import packed
+from harness.diffusion.adapters import grouped, packed
 
 STEPS = 2  # that are recorded
 ADAPTERS = "adapters"  # the name of the range around their layers' own products
@@ -69,7 +69,7 @@ def _measured(setting: Setting, together: int) -> Values:
 @contextmanager
 def _ranges() -> Iterator[None]:
     """While the block runs, the profiler sees what is an adapter's."""
-    inner = packed.add_low_rank
+    inner = grouped.add_low_rank
 
     def add_low_rank(*args: Any, **kwargs: Any) -> torch.Tensor:
         with record_function(ADAPTERS):

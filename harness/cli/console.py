@@ -15,7 +15,7 @@ from harness.config.loading.files import visible
 from harness.config.plan.cost import runs_of_one_length
 from harness.config.plan.packing import planned_packs, why_alone
 from harness.config.plan.plan import Plan, TrainingRun
-from harness.config.plan.rungs import steps_of_looks
+from harness.config.plan.rungs import rung_steps
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.search import FifoScheduler, OptunaSearch
@@ -163,7 +163,7 @@ def print_scheduler(plan: Plan, stopped: int) -> None:
     scheduler = plan.sweep.scheduler
     if isinstance(scheduler, FifoScheduler) or not plan.trials:
         return
-    steps = sorted({step for run_id in plan.own_runs for step in steps_of_looks(plan, run_id)})
+    steps = sorted({step for run_id in plan.own_runs for step in rung_steps(plan, run_id)})
     out.print(
         f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
         f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",

@@ -66,7 +66,7 @@ class GrowingPage:
 
 def write_so_far(workspace: Workspace, name: str, cache: Cache) -> bool:
     """Write the page of an unfinished sweep into its folder. False where nothing was begun."""
-    workspace.look_again()
+    workspace.invalidate()
     found = so_far(workspace, name)
     if found is None:
         return False

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,7 +29,7 @@ from harness.config.plan.plan import Plan, Trial, expand
 from harness.errors import ConfigError, HarnessError, SweepIncomplete
 
 if TYPE_CHECKING:
-    from harness.engine.stages.context import Context
+    from harness.store.workspace import Workspace
 
 
 EXAMPLES = """
@@ -95,21 +95,20 @@ def check(
     from harness.engine.completion import confirmed, marked
     from harness.engine.early_stopping import Decisions, as_decided
     from harness.engine.stages.context import Count
-    from harness.engine.stages.scoring import surveyed
+    from harness.engine.stages.scoring import listed
     from harness.metrics import metric_fingerprint
     from harness.results.study import Study
 
-    ctx = _bench(sweep, workspace, override)
-    plan = ctx.plan
+    plan, store = _planned(sweep, workspace, override)
     for metric in plan.sweep.metrics:
         metric_fingerprint(metric)  # says what is missing of its weights
-    decisions = Decisions(plan.sweep, ctx.workspace)
-    left = replace(ctx, plan=as_decided(plan, decisions))
-    with surveyed(plan, ctx.workspace):
-        counts = inventory(left)
-        encoded = encodings(left, counts)
-        times = estimated(left, counts) if estimate else None
-    finished = marked(plan, ctx.workspace)
+    decisions = Decisions(plan.sweep, store)
+    left = as_decided(plan, decisions)
+    with listed(plan, store):
+        counts = inventory(left, store)
+        encoded = encodings(left, store, counts)
+        times = estimated(left, store, counts) if estimate else None
+    finished = marked(plan, store)
     if as_json:
         timed = {"estimate": asdict(times)} if times else {}
         state = {"stopped_runs": len(decisions.stops), "finished": finished is not None}
@@ -158,10 +157,10 @@ def run(
         workers = make_executor(executor, address=address)
         finished, next_steps = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
     if not finished.outcomes:
-        out.print("Nothing to train, draw or score: the store has all of it.")
+        out.print("Nothing to train, generate or score: the store has all of it.")
     print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
     print_next_steps(next_steps)
-    failed = [outcome for outcome in finished.outcomes if outcome.failed]
+    failed = [one for one in finished.outcomes if one.failed and not one.skipped]
     if failed:
         lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
         raise SweepIncomplete(
@@ -178,18 +177,22 @@ def trial(
 ) -> None:
     """Run one trial in this process, without Ray, and compare it with its controls."""
     from harness.cli.progress import Display
-    from harness.cli.session import interruptible, work_of
+    from harness.cli.session import interruptible
+    from harness.engine.accounting.inventory import remaining
     from harness.engine.pipeline import run_trial
+    from harness.engine.stages.context import Context
 
     display = Display(err)
-    ctx = replace(_bench(sweep, workspace, override), report=display.report)
-    chosen = _trial(ctx.plan, index)
-    ctx.workspace.check_writable()
+    plan, _ = _planned(sweep, workspace, override)
+    chosen = _trial(plan, index)
     with interruptible(display) as stop:
+        ctx = Context.of(plan, workspace, display.report, stop=stop)
+        ctx.workspace.check_writable()
         results = run_trial(
-            replace(ctx, stop=stop),
+            plan,
+            ctx,
             chosen,
-            announce=lambda tasks: display.begin("trial", work_of(tasks, ctx)),
+            announce=lambda tasks: display.begin("trial", remaining(plan, ctx.workspace, tasks)),
         )
     print_contrasts(results, chosen.trial_id, "dev")
 
@@ -203,21 +206,15 @@ def _version(
         raise typer.Exit
 
 
-def _bench(sweep: Path, workspace: str, override: Sequence[str] | None) -> "Context":
+def _planned(sweep: Path, workspace: str, override: Sequence[str] | None) -> "tuple[Plan, Workspace]":
+    """The plan of a sweep, with the points that its search asked for in earlier calls."""
     from harness.engine.search import with_remembered_points
-    from harness.engine.stages.context import Context
     from harness.store.workspace import Workspace
 
     store = Workspace(workspace)
     plan = load_plan(sweep, override or ())
     remembered = with_remembered_points(plan.sweep, store)
-    if remembered is not plan.sweep:
-        plan = expand(remembered)
-    return Context(plan=plan, workspace=store, report=_ignore)
-
-
-def _ignore(kind: str, count: int) -> None:
-    """Without a live display."""
+    return (plan if remembered is plan.sweep else expand(remembered)), store
 
 
 def _trial(plan: Plan, index: int) -> Trial:

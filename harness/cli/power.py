@@ -8,6 +8,7 @@ from rich.table import Table
 
 from harness.cli.console import out
 from harness.config.schema.sweep import SweepConfig
+from harness.errors import ConfigError
 from harness.results.format import count, metric_name, percent, plain
 
 if TYPE_CHECKING:
@@ -104,7 +105,12 @@ def print_design(sweep: SweepConfig, pilot: "Study | None") -> None:
         out.print("no test prompts: whatever is found is exploratory", highlight=False)
         return
     of_prompts = Components(prompt=1.0, noise=None, training=None, prompt_training=None, residual=None)
-    components = of_prompts if pilot is None else pilot.pilot_components()
+    components = of_prompts
+    if pilot is not None:
+        try:
+            components = pilot.pilot_components()
+        except ConfigError:  # too few of its pairs are there
+            pilot = None
     unit = f"{UNIT} (in the metric's units: harness power --pilot)"
     if pilot is not None:
         unit = f"in {metric_name(pilot.primary)}, by the variances of its dev images"

@@ -17,9 +17,9 @@ from harness.config.plan.plan import Plan
 from harness.config.schema.sweep import WandbTracking
 from harness.engine.accounting import inventory
 from harness.engine.pipeline import SweepRun, run_sweep
-from harness.engine.stages.context import Context, Count, Event, Kind, Stop
+from harness.engine.queue import Executor
+from harness.engine.stages.context import Context, Event, Kind, Stop
 from harness.engine.tasks import Task
-from harness.engine.worker import Executor
 from harness.errors import HarnessError, Interrupted
 from harness.reporting.report import write_report
 from harness.reporting.wandb_live import LiveMirror
@@ -79,12 +79,12 @@ def carry_out(
     workers: AbstractContextManager[Executor],
 ) -> tuple[SweepRun, tuple[str, ...]]:
     """Carry a sweep to its end in the workspace at the address; with it, what to do with its mirror."""
-    workspace = Workspace(address)
+    sweep, workspace = plan.sweep, Workspace(address)
     workspace.check_writable()
-    here = workspace.sweep(plan.sweep.name)
-    tracker = make_tracker(plan.sweep.tracking, folder=here)
+    here = workspace.sweep(sweep.name)
+    tracker = make_tracker(sweep.tracking, folder=here)
     live = _live_mirror(plan, workspace, display)
-    growing = GrowingPage(address, plan.sweep.name, display.warn)
+    growing = GrowingPage(address, sweep.name, display.warn)
     next_steps: tuple[str, ...] = ()
 
     def report(kind: Kind | Event, count: int) -> None:
@@ -93,16 +93,16 @@ def carry_out(
         if live is not None:
             live.count(kind, count)
 
-    def announce(artifact: str, tasks: Sequence[Task], ctx: Context) -> None:
-        display.begin(artifact, work_of(tasks, ctx))
+    def announce(heading: str, plan: Plan, tasks: Sequence[Task]) -> None:
+        display.begin(heading, inventory.remaining(plan, workspace, tasks))
         if live is not None:
-            live.see(ctx.plan)
+            live.see(plan)
 
     def publish(results: Results) -> bool:
         nonlocal next_steps
         with growing.final():
             write_report(results, workspace, here / REPORT)
-            workspace.upload_sweep(plan.sweep.name, [REPORT])
+            workspace.upload_sweep(sweep.name, [REPORT])
         try:
             with live.resting() if live is not None else nullcontext():
                 next_steps = tracker.publish(results, workspace).next_steps
@@ -111,10 +111,10 @@ def carry_out(
             return False
         return True
 
-    ctx = Context(plan=plan, workspace=workspace, report=report, stop=stop)
+    ctx = Context.of(plan, address, report, stop=stop)
     mirroring = live.running() if live is not None else nullcontext()
-    with workers as executor, mirroring, growing.every(plan.sweep.compute.report_every):
-        finished = run_sweep(ctx, executor, announce=announce, publish=publish)
+    with workers as executor, mirroring, growing.every(sweep.compute.report_every):
+        finished = run_sweep(plan, ctx, executor, announce=announce, publish=publish)
     return finished, next_steps
 
 
@@ -123,17 +123,3 @@ def _live_mirror(plan: Plan, workspace: Workspace, display: Display) -> LiveMirr
     if not isinstance(tracking, WandbTracking) or not tracking.live:
         return None
     return LiveMirror(tracking, workspace.sweep(plan.sweep.name), workspace, display.warn)
-
-
-def work_of(tasks: Sequence[Task], ctx: Context) -> dict[Kind, Count]:
-    """What the tasks have to make."""
-    counts = inventory.remaining(
-        ctx,
-        [name for task in tasks for name in task.datasets],
-        [name for task in tasks for name in task.runs],
-        [pair for task in tasks for pair in task.arms],
-    )
-    trials = sum(
-        ctx.plan.trials_ending_with[name] for task in tasks for name, split in task.arms if split == "dev"
-    )
-    return {**counts, "trials": Count(asked=trials, missing=trials)}

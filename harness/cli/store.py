@@ -96,7 +96,7 @@ def verify_files(
     """Compare every file with its hash. Exit code 1 if damaged artifacts remain."""
     place = Workspace(workspace)
     entries = holdings(place).entries
-    findings, sweeps = verify(place, entries, delete=delete), damaged_sweeps(place)
+    findings, sweeps = verify(entries, delete=delete), damaged_sweeps(place)
     if as_json:
         damaged = [_found(finding) for finding in findings]
         _print_json({"verified": len(entries), "damaged": damaged, "damaged_sweeps": sweeps})

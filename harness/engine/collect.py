@@ -18,7 +18,7 @@ from harness.config.schema.sweep import SweepConfig
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
 from harness.engine.events import Events
 from harness.engine.stages.sampling import IMAGES, read_arrow
-from harness.engine.stages.scoring import SCORES, metric_folder, surveyed
+from harness.engine.stages.scoring import SCORES, listed, metric_folder
 from harness.errors import ArtifactError
 from harness.results import tables
 from harness.results.embeddings import Embedded, diversity, drift
@@ -39,7 +39,7 @@ NOT_TRAINED: dict[str, Any] = dict.fromkeys(
 def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events: Events) -> results.Results:
     """Write the tables of a sweep and read them back.
 
-    `reasons` maps the id of a run or draw that failed in this call to one line; a trial without results
+    `reasons` maps the id of a run or arm that failed in this call to one line; a trial without results
     and without a reason is `missing`. Raises ArtifactError where something it reads is damaged.
     """
     sweep = plan.sweep
@@ -106,7 +106,7 @@ def _frames(
     """Trials, arms, images, scores and summary of what the store has."""
     sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
     kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
-    with surveyed(plan, workspace):
+    with listed(plan, workspace):
         images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
         broken = _broken_arms(plan, images, blank, reasons)
         trials = _trials(plan, workspace, images, broken, reasons, decisions)
@@ -287,9 +287,9 @@ def _trials(
     counts = dict(drawn)
     rows = [_trial_row(plan, workspace, trial, counts, broken, reasons) for trial in plan.trials]
     for trial, row in zip(plan.trials, rows, strict=True):
-        look = None if trial.run_id is None else decisions.stops.get(trial.run_id)
-        if look is not None and look.step < trial.config.trained.training.steps:
-            row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, look), **NOT_TRAINED}
+        result = None if trial.run_id is None else decisions.stops.get(trial.run_id)
+        if result is not None and result.step < trial.config.trained.training.steps:
+            row |= {"status": "stopped", "reason": why_stopped(decisions.scheduler, result), **NOT_TRAINED}
     frame = pd.DataFrame(rows)
     for axis in plan.sweep.axes:  # else pandas makes 2.0 of 2 where another trial has null
         frame[axis] = pd.Series([row[axis] for row in rows], dtype=object)

@@ -56,14 +56,14 @@ def _made_of(plan: Plan, workspace: Workspace, folder: Path) -> str:
     """Hex sha256 of all that decides what the tables and the page in the folder say, and of themselves."""
     digest = hashlib.sha256(plan.sweep.model_dump_json().encode())
     digest.update(json.dumps(versions(), sort_keys=True).encode())
-    with workspace.survey():
-        for line in (*_code(), *_tables(folder), *_stages(plan, workspace)):
+    with workspace.listing():
+        for line in (*_code(), *_tables(folder), *_artifacts(plan, workspace)):
             digest.update(f"{line}\n".encode())
     return digest.hexdigest()
 
 
 def _code() -> Iterator[str]:
-    """Of this package as it is installed: who changes how tables are made wants to see other ones."""
+    """Of this package as it is installed: other code may make other tables."""
     package = Path(harness.__file__).parent
     for file in sorted(file for file in package.rglob("*.*") if file.suffix in (".py", ".j2", ".css")):
         yield f"{file.relative_to(package)} {sha256(file)}"
@@ -74,7 +74,7 @@ def _tables(folder: Path) -> Iterator[str]:
         yield f"{file.name} {sha256(file) if file.is_file() else 'none'}"
 
 
-def _stages(plan: Plan, workspace: Workspace) -> Iterator[str]:
+def _artifacts(plan: Plan, workspace: Workspace) -> Iterator[str]:
     """What of the store the tables are read from."""
     metrics = [metric_folder(metric) for metric in plan.sweep.metrics]
     for dataset_id in plan.datasets:

@@ -5,21 +5,22 @@ and the scheduler learns the earlier intermediate results first. Under other set
 from its last checkpoint. Images of a rung are ordinary artifacts, reused by a trial of that length.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.config.plan.plan import Cell, Plan, ResolvedArm
-from harness.config.plan.rungs import Look, probe_cells, probe_draws, probe_objective
+from harness.config.plan.plan import Plan, ResolvedArm, Trial
+from harness.config.plan.rungs import IntermediateResult, Rung
 from harness.config.schema.base import fingerprint
-from harness.config.schema.search import FifoScheduler, ProbeObjective, SchedulerConfig
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.search import FifoScheduler, RungObjective, SchedulerConfig
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.stages.context import Context
-from harness.engine.stages.sampling import IMAGES, ensure_all_images, read_parquet
-from harness.engine.stages.scoring import SCORES, ensure_scores, metric_folder
+from harness.engine.stages.sampling import IMAGES, Wanted, make_images, read_parquet
+from harness.engine.stages.scoring import SCORES, make_scores, metric_folder
 from harness.results.summary import mean_difference
 from harness.store.artifact import read_json, write_json
 from harness.store.training_record import RECORD, TrainingRecord
@@ -30,9 +31,9 @@ DECISIONS = "decisions.json"  # in a sweep's folder
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A look, and whether the run was stopped there."""
+    """An intermediate result, and whether the run was stopped there."""
 
-    look: Look
+    result: IntermediateResult
     stopped: bool
 
 
@@ -40,7 +41,7 @@ class Decisions:
     """All decisions of a sweep under its present scheduler, in the order in which they were made."""
 
     def __init__(self, sweep: SweepConfig, workspace: Workspace) -> None:
-        """Read what was decided so far. Where it cannot be read, runs are looked at again."""
+        """Read what was decided so far. If it cannot be read, runs are compared again."""
         self.scheduler, self.name, self.workspace = sweep.scheduler, sweep.name, workspace
         self.rules = _rules(sweep)
         self.made: dict[tuple[str, int], Decision] = {}
@@ -48,28 +49,28 @@ class Decisions:
             self.made = _read(workspace.fetch_sweep(self.name) / DECISIONS, self.rules)
 
     def of(self, run_id: str, step: int) -> Decision | None:
-        """The decision at a look, null where none was made."""
+        """The decision at a rung, None if there is none yet."""
         return self.made.get((run_id, step))
 
     def add(self, *decisions: Decision) -> None:
-        """Remember more, on the disk before anything follows from them."""
-        self.made |= {(decision.look.run_id, decision.look.step): decision for decision in decisions}
-        rows = [{**asdict(made.look), "stopped": made.stopped} for made in self.made.values()]
+        """Add decisions; they are on the disk before anything follows from them."""
+        self.made |= {(decision.result.run_id, decision.result.step): decision for decision in decisions}
+        rows = [{**asdict(made.result), "stopped": made.stopped} for made in self.made.values()]
         write_json(self.workspace.sweep(self.name) / DECISIONS, {"rules": self.rules, "decisions": rows})
         self.workspace.upload_sweep(self.name, [DECISIONS])
 
     @property
-    def stops(self) -> dict[str, Look]:
-        """The look at which each stopped run was stopped, by its id."""
-        return {run_id: made.look for (run_id, _), made in self.made.items() if made.stopped}
+    def stops(self) -> dict[str, IntermediateResult]:
+        """The result at which each stopped run was stopped, by its id."""
+        return {run_id: made.result for (run_id, _), made in self.made.items() if made.stopped}
 
 
-def why_stopped(scheduler: SchedulerConfig, look: Look) -> str:
+def why_stopped(scheduler: SchedulerConfig, result: IntermediateResult) -> str:
     """The reason, in one line."""
     assert not isinstance(scheduler, FifoScheduler)
     objective = scheduler.objective
-    named = "contrast" if isinstance(objective, ProbeObjective) else "validation loss"
-    return f"stopped by {scheduler.kind} at step {look.step}: {named} {look.value:.4g}"
+    named = "contrast" if isinstance(objective, RungObjective) else "validation loss"
+    return f"stopped by {scheduler.kind} at step {result.step}: {named} {result.value:.4g}"
 
 
 def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()) -> Plan:
@@ -80,16 +81,21 @@ def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()
     stops = decisions.stops
     if not stops and not failed:
         return plan
-    ends = {**{run_id: look.step for run_id, look in stops.items()}, **dict.fromkeys(failed, 0)}
+    ends = {**{run_id: result.step for run_id, result in stops.items()}, **dict.fromkeys(failed, 0)}
     trials = tuple(
         t
         for t in plan.trials
         if t.run_id is None or t.run_id not in ends or t.config.trained.training.steps <= ends[t.run_id]
     )
+    return restricted(plan, trials, {run_id: result.step for run_id, result in stops.items()})
+
+
+def restricted(plan: Plan, trials: tuple[Trial, ...], stops: Mapping[str, int]) -> Plan:
+    """The plan of these trials and the controls. A stopped run is kept up to its step in `stops`."""
     needed = {arm_id for trial in trials for arm_id in trial.arms.values()}
     needed |= {arm.arm_id for arm in plan.control_arms}
     arms = {arm_id: arm for arm_id, arm in plan.arms.items() if arm_id in needed}
-    steps: dict[str, set[int]] = {run_id: {look.step} for run_id, look in stops.items()}
+    steps: dict[str, set[int]] = {run_id: {step} for run_id, step in stops.items()}
     for trial in trials:
         if trial.run_id is not None:
             steps.setdefault(trial.run_id, set()).add(trial.config.trained.training.steps)
@@ -108,13 +114,15 @@ def _rules(sweep: SweepConfig) -> str:
     """The fingerprint of everything that the intermediate values and the decisions depend on."""
     scheduler = sweep.scheduler
     parts: dict[str, Any] = {"scheduler": scheduler}
-    if not isinstance(scheduler, FifoScheduler) and isinstance(scheduler.objective, ProbeObjective):
-        probe = sweep.meant(scheduler.objective)
+    if not isinstance(scheduler, FifoScheduler) and isinstance(scheduler.objective, RungObjective):
+        objective = sweep.meant(scheduler.objective)
         parts |= {
-            "arms": [arm for arm in sweep.arms if arm.name in (probe.arm, probe.control)],
-            "metric": next(metric for metric in sweep.metrics if metric.name == probe.metric),
-            "prompts": [prompt.text for prompt in sweep.prompts if prompt.split == "dev"][: probe.prompts],
-            "seeds": sweep.seeds[: probe.seeds],
+            "arms": [arm for arm in sweep.arms if arm.name in (objective.arm, objective.control)],
+            "metric": next(metric for metric in sweep.metrics if metric.name == objective.metric),
+            "prompts": [prompt.text for prompt in sweep.prompts if prompt.split == "dev"][
+                : objective.prompts
+            ],
+            "seeds": sweep.seeds[: objective.seeds],
             "sampler": sweep.sampler,
         }
     return fingerprint("rules", **parts)
@@ -125,79 +133,73 @@ def _read(file: Path, rules: str) -> dict[tuple[str, int], Decision]:
         content = read_json(file)
         if content["rules"] != rules:
             return {}
-        made = [Decision(stopped=row.pop("stopped"), look=Look(**row)) for row in content["decisions"]]
+        made = [
+            Decision(stopped=row.pop("stopped"), result=IntermediateResult(**row))
+            for row in content["decisions"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {(decision.look.run_id, decision.look.step): decision for decision in made}
+    return {(decision.result.run_id, decision.result.step): decision for decision in made}
 
 
-def looks_at(ctx: Context, run_ids: Sequence[str], step: int) -> list[Look]:
-    """What the runs have come to at this step, of which there must be a checkpoint each; in their order.
+def rung_results(ctx: Context, rungs: Sequence[Rung]) -> list[IntermediateResult]:
+    """The values at these rungs, of which there is a checkpoint each, in their order.
 
-    The images of all of them are drawn together.
+    The images of all of them are generated together; the control's are there, or are made here.
     """
-    objective = probe_objective(ctx.plan)
-    if not isinstance(objective, ProbeObjective):
-        return [_loss(ctx, run_id, step) for run_id in run_ids]
-    probed = [probe_draws(ctx.plan, run_id, step) for run_id in run_ids]
-    arms = list({arm.arm_id: arm for own_arm, control in probed for arm in (control, own_arm)}.values())
-    ensure_all_images(ctx, [(arm, probe_cells(ctx.plan, arm)) for arm in arms])
-    for arm in arms:
-        ensure_scores(ctx, arm)
-    looks = []
-    for run_id, (own_arm, control) in zip(run_ids, probed, strict=True):
-        wanted = probe_cells(ctx.plan, control) + probe_cells(ctx.plan, own_arm)
-        value = _difference(ctx, own_arm, control, wanted, metric=str(objective.metric))
+    wanted: dict[str, Wanted] = {}
+    for rung in rungs:
+        for arm, cells in zip((rung.control, rung.arm), reversed(rung.cells), strict=True):
+            if arm is not None:
+                wanted[arm.arm_id] = arm, cells
+    make_images(ctx, list(wanted.values()))
+    results = []
+    for rung in rungs:
+        if rung.arm is None or rung.control is None or rung.metric is None:
+            results.append(_loss(ctx, rung))
+            continue
+        make_scores(ctx, [wanted[rung.control.arm_id], wanted[rung.arm.arm_id]], (rung.metric,))
+        value = _difference(ctx, rung.arm, rung.control, rung)
         reason = "no pair of images has both scores" if value is None else None
-        looks.append(Look(run_id=run_id, step=step, value=value, reason=reason))
-    return looks
+        results.append(IntermediateResult(rung.run_id, rung.step, value, reason))
+    return results
 
 
-def _difference(
-    ctx: Context, own_arm: ResolvedArm, control: ResolvedArm, wanted: Sequence[Cell], *, metric: str
-) -> float | None:
-    """Arm − control over these images of theirs, as far as they are drawn and scored; null without a pair.
+def _difference(ctx: Context, own: ResolvedArm, control: ResolvedArm, rung: Rung) -> float | None:
+    """Arm − control over the rung's images, as far as they are scored; None without a pair.
 
-    Raises ArtifactError where something that is read is damaged.
+    Raises ArtifactError if something that is read is damaged.
     """
-    images = pd.concat([_drawn(ctx, arm) for arm in (own_arm, control)])
-    images = images[images["image_id"].isin([cell.image_id for cell in wanted])].assign(split="dev")
-    scores = pd.concat([_scores(ctx, arm, metric) for arm in (own_arm, control)])
+    assert rung.metric is not None
+    wanted = [cell.image_id for cells in rung.cells for cell in cells]
+    images = pd.concat([_images(ctx, arm) for arm in (own, control)])
+    images = images[images["image_id"].isin(wanted)].assign(split="dev")
+    scores = pd.concat([_scores(ctx, arm, rung.metric) for arm in (own, control)])
     return mean_difference(
         images.reset_index(drop=True),
         scores[scores["image_id"].isin(images["image_id"])].reset_index(drop=True),
-        own=own_arm.arm_id,
+        own=own.arm_id,
         control=control.arm_id,
-        metric=metric,
+        metric=rung.metric.name,
     )
 
 
-def up_to(ctx: Context, run_ids: Collection[str], step: int) -> Context:
-    """The same work with runs that end at this step."""
-    runs = dict(ctx.plan.runs)
-    for run_id in run_ids:
-        checkpoints = tuple(sorted({step, *(before for before in runs[run_id].checkpoints if before < step)}))
-        runs[run_id] = replace(runs[run_id], checkpoints=checkpoints)
-    return replace(ctx, plan=replace(ctx.plan, runs=runs))
-
-
-def _drawn(ctx: Context, arm: ResolvedArm) -> pd.DataFrame:
+def _images(ctx: Context, arm: ResolvedArm) -> pd.DataFrame:
     chunks = ctx.workspace.image_chunks(arm.arm_id)
     return pd.concat([read_parquet(chunk, IMAGES) for chunk in chunks])
 
 
-def _scores(ctx: Context, arm: ResolvedArm, metric: str) -> pd.DataFrame:
-    config = next(config for config in ctx.plan.sweep.metrics if config.name == metric)
+def _scores(ctx: Context, arm: ResolvedArm, metric: MetricConfig) -> pd.DataFrame:
     chunks = ctx.workspace.image_chunks(arm.arm_id)
-    artifacts = [ctx.workspace.scores(metric_folder(config), chunk) for chunk in chunks]
-    return pd.concat([read_parquet(artifact, SCORES) for artifact in artifacts]).assign(metric=metric)
+    artifacts = [ctx.workspace.scores(metric_folder(metric), chunk) for chunk in chunks]
+    frames = [read_parquet(artifact, SCORES) for artifact in artifacts if artifact.done]
+    return pd.concat(frames).assign(metric=metric.name)
 
 
-def _loss(ctx: Context, run_id: str, step: int) -> Look:
+def _loss(ctx: Context, rung: Rung) -> IntermediateResult:
     """The held-out loss at a checkpoint."""
-    checkpoint = ctx.workspace.checkpoint(run_id, step)
-    value = TrainingRecord.parse(checkpoint.read(RECORD)).held_out_loss(step)
-    reason = (
-        None if value is not None else "its held-out loss was not taken there"
-    )  # a mere checkpoint before
-    return Look(run_id=run_id, step=step, value=value, reason=reason)
+    checkpoint = ctx.workspace.checkpoint(rung.run_id, rung.step)
+    value = TrainingRecord.parse(checkpoint.read(RECORD)).held_out_loss(rung.step)
+    # None at a checkpoint of an earlier call that was not a rung then.
+    reason = None if value is not None else "its held-out loss was not taken there"
+    return IntermediateResult(rung.run_id, rung.step, value, reason)

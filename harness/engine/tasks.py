@@ -1,129 +1,373 @@
-"""The tasks of a sweep, units of dispatch: their kinds, and the order in which they start."""
+"""The tasks of a sweep: each artifact has exactly one that makes it, and tasks wait for artifacts."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
 
-from harness.config.plan.cost import planned_passes
+from harness.config.plan.cost import image_passes, run_passes
 from harness.config.plan.packing import planned_packs
-from harness.config.plan.plan import Plan, ResolvedArm, TrainingRun, Trial
-from harness.diffusion.datasets import image_count
-from harness.engine.stages.context import IMAGES_PER_BATCH
+from harness.config.plan.plan import Cell, Dataset, Plan, ResolvedArm, TrainingRun
+from harness.config.plan.rungs import Rung, rungs_of
+from harness.config.schema.metric import MetricConfig
+from harness.config.schema.model import ModelConfig
+from harness.config.schema.recipe import GeneratedRecipe
+from harness.engine.stages.datasets import missing_parts, parts_count
+from harness.engine.stages.encodings import missing_texts, texts_id, views_of, worth_encoding
+from harness.engine.stages.sampling import Wanted, image_ids, missing_images
+from harness.engine.stages.scoring import listed, missing_metrics
+from harness.engine.stages.training import missing_checkpoints
+from harness.store.workspace import Workspace
+
+IMAGES_PER_TASK = 64  # at most, so that no worker is left alone with many at the end
+FEWEST_IMAGES = 16
+TASKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A unit of dispatch: things of the store that one worker makes sure of, in this order."""
+    """A unit of dispatch. `makes` and `needs` are names of artifacts, which begin with a kind and an id."""
 
     name: str
-    datasets: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    arms: tuple[tuple[str, str], ...] = ()  # (arm_id, split)
+    makes: tuple[str, ...]
+    needs: frozenset[str] = frozenset()
+
+    def without(self, lost: str) -> "Task | None":
+        """What is left to do if a needed artifact will not be there; None if nothing is."""
+        return None
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The ids of the datasets, runs or arms that the task is about."""
+        return tuple(dict.fromkeys(name.split()[1] for name in self.makes))
 
 
-def control_tasks(plan: Plan) -> list[Task]:
-    """Datasets, then controls that need no training on both splits: each made once, whatever the trials."""
-    datasets = [Task(name=f"dataset {dataset_id}", datasets=(dataset_id,)) for dataset_id in plan.datasets]
-    controls = [
-        Task(name=f"control {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "dev"), (arm.arm_id, "test")))
-        for arm in plan.control_arms
-    ]
-    return datasets + controls
+@dataclass(frozen=True, kw_only=True)
+class PartsTask(Task):
+    """Generates some parts of a dataset."""
+
+    dataset: Dataset
+    parts: tuple[int, ...]
 
 
-def trial_stages(plan: Plan, *, workers: int = 1) -> list[tuple[str, list[Task]]]:
-    """What is carried out before the selection; the tasks of one stage wait for nothing but each other.
+@dataclass(frozen=True, kw_only=True)
+class DatasetTask(Task):
+    """Joins the parts of a dataset, or reads a folder; encodes the latents that training reads."""
 
-    `workers` are those that training runs are packed for, where `compute.pack` leaves it open.
-
-    Training that takes several processes is a stage of its own: its task holds all of them, and drawing
-    needs one.
-    """
-    controls, trials = control_tasks(plan), trial_tasks(plan, workers=workers)
-    if plan.sweep.compute.training_workers == 1:
-        return [("trials", controls + trials)]
-    training = [replace(task, arms=()) for task in trials if task.runs]
-    drawing = [replace(task, runs=()) for task in trials]
-    return [("controls", controls), ("training", training), ("trials", drawing)]
+    dataset: Dataset
+    views: tuple[str, ...]
 
 
-def trial_tasks(plan: Plan, *, workers: int = 1) -> list[Task]:
-    """One task per pack of training runs: train it, then draw and score the dev images of its checkpoints.
+@dataclass(frozen=True, kw_only=True)
+class TextsTask(Task):
+    """Encodes prompts by one model."""
 
-    And one per draw of trials whose adapters are files. The longest first, so that no worker is left alone
-    with a long one at the end (Graham 1969).
-    """
-    tasks = [task_of(plan, pack) for pack in planned_packs(plan, workers=workers)]
-    tasks += [
-        Task(name=f"file {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "dev"),)) for arm in plan.file_arms
-    ]
-    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.arms))
+    model: ModelConfig
+    texts: tuple[str, ...]
 
 
-def race_tasks(plan: Plan, racing: Collection[str], *, workers: int = 1) -> list[Task]:
-    """The same, of these training runs alone: those that a scheduler may stop yet."""
-    runs = {run_id: run for run_id, run in plan.runs.items() if run_id in racing}
-    tasks = [task_of(plan, pack) for pack in planned_packs(replace(plan, runs=runs), workers=workers)]
-    return sorted(tasks, key=lambda task: -planned_passes(plan, task.runs, task.arms))
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask(Task):
+    """Trains a pack of runs, each to its last checkpoint, or to the rung where it is stopped."""
+
+    runs: tuple[TrainingRun, ...]
+    rungs: tuple[Rung, ...] = ()
+
+    def without(self, lost: str) -> Task | None:
+        """The runs that train on other datasets. Without an image of a control a rung has a pair less."""
+        if not lost.startswith("dataset "):
+            return replace(self, needs=self.needs - {lost})
+        runs = [run for run in self.runs if lost not in map(dataset_name, run.datasets)]
+        left = [rung for rung in self.rungs if rung.run_id in {run.run_id for run in runs}]
+        return training_task(runs, left, self.needs - {lost}) if runs else None
 
 
-def shared_out(tasks: Sequence[Task], plan: Plan, *, workers: int) -> list[Task]:
-    """The tasks; where workers would be left over, some several times over, to be done together.
+@dataclass(frozen=True, kw_only=True)
+class ImagesTask(Task):
+    """Generates images of several arms, and scores them."""
 
-    Those are datasets and draws, of which each worker takes what it finds free, as many as have two batches
-    each. Training is not divided.
-    """
-    copies = max(1, workers // len(tasks)) if tasks else 1
-    return [
-        task
-        for copy in range(copies)
-        for task in tasks
-        if copy == 0 or (not task.runs and copy * 2 * IMAGES_PER_BATCH < _images(task, plan))
-    ]
+    wanted: tuple[Wanted, ...]
+    metrics: tuple[MetricConfig, ...]
+    made_of: dict[str, str] = field(default_factory=dict, hash=False)  # by arm: the name of what is made
 
-
-def _images(task: Task, plan: Plan) -> int:
-    drawn = sum(len(plan.cells(plan.arms[arm_id], split)) for arm_id, split in task.arms)
-    return drawn + sum(image_count(plan.datasets[dataset_id].recipe) for dataset_id in task.datasets)
+    def without(self, lost: str) -> Task | None:
+        """The arms that do without a lost checkpoint."""
+        wanted = tuple((arm, cells) for arm, cells in self.wanted if lost not in checkpoints_of(arm))
+        if not wanted or lost.startswith("texts "):
+            return None
+        makes = tuple(self.made_of[arm.arm_id] for arm, _ in wanted)
+        return replace(self, wanted=wanted, makes=makes, needs=self.needs - {lost})
 
 
-def apart(plan: Plan, task: Task) -> list[Task]:
-    """A pack's training runs, each as a task of its own."""
-    return [task_of(plan, [plan.runs[run_id]]) for run_id in task.runs]
+def dataset_name(dataset: Dataset) -> str:
+    """The name of a whole dataset, its latents included."""
+    return f"dataset {dataset.dataset_id}"
 
 
-def task_of(plan: Plan, pack: Sequence[TrainingRun]) -> Task:
-    """Train the runs, then draw and score the dev images of their checkpoints."""
-    return Task(
-        name=" ".join(["run", *(run.run_id for run in pack)]),
-        runs=tuple(run.run_id for run in pack),
-        arms=tuple((arm.arm_id, "dev") for run in pack for arm in plan.arms_of_run(run.run_id)),
-    )
+def checkpoint_name(run_id: str, steps: int) -> str:
+    """The name of a checkpoint."""
+    return f"checkpoint {run_id} {steps}"
 
 
-def confirm_tasks(plan: Plan, best: str | None) -> list[Task]:
-    """Test images of the trial selected on dev, and of the controls that are drawn with adapters."""
-    trial = next((trial for trial in plan.trials if trial.trial_id == best), None)
-    if trial is None or not any(prompt.split == "test" for prompt in plan.sweep.prompts):
-        return []
-    arms = [arm for arm in arms_of_trial(plan, trial) if arm.adapters]
-    return [Task(name=f"confirm {arm.arm} {arm.arm_id}", arms=((arm.arm_id, "test"),)) for arm in arms]
+def checkpoints_of(arm: ResolvedArm) -> list[str]:
+    """The names of the checkpoints that an arm's adapters are."""
+    return [checkpoint_name(a.run_id, a.steps or 0) for a in arm.adapters if a.run_id is not None]
 
 
-def trial_task(plan: Plan, trial: Trial) -> Task:
-    """Everything one trial needs, its controls included, as one task."""
-    arms = arms_of_trial(plan, trial)
-    others = [adapter.run_id for arm in arms for adapter in arm.adapters if adapter.run_id is not None]
-    runs = dict.fromkeys([*([] if trial.run_id is None else [trial.run_id]), *others])
-    return Task(
-        name=f"trial {trial.index} {trial.trial_id}",
-        datasets=tuple(
-            dict.fromkeys(dataset.dataset_id for run_id in runs for dataset in plan.runs[run_id].datasets)
-        ),
+def training_task(
+    runs: Sequence[TrainingRun], rungs: Sequence[Rung] = (), needs: Iterable[str] = ()
+) -> TrainingTask:
+    """The task of a pack of runs. `needs`: what else than its datasets it waits for."""
+    return TrainingTask(
+        name=" ".join(["training", *(run.run_id for run in runs)]),
         runs=tuple(runs),
-        arms=tuple((arm.arm_id, "dev") for arm in arms),
+        rungs=tuple(rungs),
+        makes=tuple(checkpoint_name(run.run_id, steps) for run in runs for steps in run.checkpoints),
+        needs=frozenset(needs),
     )
 
 
-def arms_of_trial(plan: Plan, trial: Trial) -> list[ResolvedArm]:
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What of a plan is to be made now.
+
+    `racing` runs report at rungs. Subjects in `failed` are left out, runs in `alone` are not packed.
+    `workers` is asked only if something is missing.
+    """
+
+    plan: Plan
+    workers: Callable[[], int]
+    splits: tuple[str, ...] = ("dev", "test")  # of arms without adapters; of all others dev alone
+    racing: Collection[str] = ()
+    failed: Collection[str] = ()
+    alone: Collection[str] = ()
+
+
+def missing_tasks(wish: Wish, workspace: Workspace) -> list[Task]:
+    """What makes all that the store lacks, in the order in which workers are to take it.
+
+    Datasets come first. Training runs come longest first, so that no worker is left alone with a long one at
+    the end (Graham 1969). While runs race, the others wait: what only a stopped trial needs is not made.
+    """
+    with listed(wish.plan, workspace):
+        return _Planner(wish, workspace).tasks()
+
+
+def confirm_tasks(wish: Wish, workspace: Workspace, best: str | None) -> list[Task]:
+    """Test images of the trial selected on dev, and of the controls that have adapters."""
+    trial = next((trial for trial in wish.plan.trials if trial.trial_id == best), None)
+    if trial is None:
+        return []
+    arms = [arm for arm in arms_of_trial(wish.plan, trial.arms.values()) if arm.adapters]
+    with listed(wish.plan, workspace):
+        planner = _Planner(wish, workspace)
+        return planner.with_texts(planner.images([(arm, "test") for arm in arms], ()))
+
+
+def arms_of_trial(plan: Plan, arm_ids: Iterable[str]) -> list[ResolvedArm]:
     """A trial's arms in the order of the sweep."""
-    return [plan.arms[arm_id] for arm_id in trial.arms.values()]
+    return [plan.arms[arm_id] for arm_id in arm_ids]
+
+
+class _Planner:
+    def __init__(self, wish: Wish, workspace: Workspace) -> None:
+        self.wish, self.plan, self.workspace = wish, wish.plan, workspace
+
+    @cached_property
+    def workers(self) -> int:
+        return self.wish.workers()
+
+    def tasks(self) -> list[Task]:
+        runs = [run for run in self.plan.runs.values() if self._is_open(run)]
+        datasets = list(self._datasets(runs))
+        unmade = {name for task in datasets for name in task.makes}
+        controls = [(arm, split) for arm in self.plan.control_arms for split in self.wish.splits]
+        control_images = self.images(controls, ())
+        training = self._training(runs, unmade, control_images)
+        free = {arm.arm_id for arm in self.plan.control_arms}
+        of_trials = [(arm, "dev") for arm in self.plan.arms.values() if arm.arm_id not in free]
+        images = self.images(of_trials, training)
+        if self.wish.racing:  # rungs compare with controls
+            return self.with_texts([*datasets, *control_images, *training, *images])
+        return self.with_texts([*datasets, *training, *control_images, *images])
+
+    def _is_open(self, run: TrainingRun) -> bool:
+        if run.run_id in self.wish.failed:
+            return False
+        if self.wish.racing:
+            return run.run_id in self.wish.racing
+        return bool(missing_checkpoints(self.workspace, run))
+
+    def _datasets(self, runs: Sequence[TrainingRun]) -> Iterator[Task]:
+        joins: list[Task] = []
+        for dataset in self.plan.datasets.values():
+            if dataset.dataset_id in self.wish.failed:
+                continue
+            views = self._views(dataset, runs)
+            done = self.workspace.dataset(dataset.dataset_id).done
+            if done and not views:
+                continue
+            parts = missing_parts(self.workspace, dataset)
+            generated = list(self._parts(dataset, parts))
+            yield from generated
+            name = dataset_name(dataset)
+            needs = frozenset(name for task in generated for name in task.makes)
+            joins.append(DatasetTask(name=name, dataset=dataset, views=views, makes=(name,), needs=needs))
+        yield from joins
+
+    def _parts(self, dataset: Dataset, parts: Sequence[int]) -> Iterator[Task]:
+        if not parts:
+            return
+        size = ceil(len(parts) / (self.workers * TASKS_PER_WORKER))
+        for first in range(0, len(parts), size):
+            some = tuple(parts[first : first + size])
+            makes = tuple(f"part {dataset.dataset_id} {part}" for part in some)
+            name = f"part {dataset.dataset_id} {some[0]}"
+            yield PartsTask(name=name, dataset=dataset, parts=some, makes=makes)
+
+    def _views(self, dataset: Dataset, runs: Sequence[TrainingRun]) -> tuple[str, ...]:
+        """The latents of a dataset that open runs read and the store lacks."""
+        return tuple(
+            dict.fromkeys(
+                view
+                for run in runs
+                for of, view in views_of(run)
+                if of.dataset_id == dataset.dataset_id
+                and worth_encoding(run, dataset)
+                and not self.workspace.latents(dataset.dataset_id, view).done
+            )
+        )
+
+    def _training(
+        self, runs: Sequence[TrainingRun], unmade: Collection[str], controls: Sequence[Task]
+    ) -> list[TrainingTask]:
+        tasks = []
+        for pack in self._packs(runs):
+            names = {dataset_name(dataset) for run in pack for dataset in run.datasets}
+            needs = {name for name in names if name in unmade}
+            rungs = [
+                rung
+                for run in pack
+                if run.run_id in self.wish.racing
+                for rung in rungs_of(self.plan, run.run_id)
+            ]
+            compared = {rung.control.arm_id for rung in rungs if rung.control is not None}
+            needs |= {name for task in controls for name in task.makes if name.split()[1] in compared}
+            tasks.append(training_task(pack, rungs, needs))
+        return sorted(tasks, key=lambda task: -sum(map(run_passes, task.runs)))
+
+    def _packs(self, runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
+        alone = [run for run in runs if run.run_id in self.wish.alone]
+        together = {run.run_id: run for run in runs if run.run_id not in self.wish.alone}
+        open_to_choice = bool(together) and self.plan.sweep.compute.pack == "auto"
+        workers = self.workers if open_to_choice else 1
+        packs = planned_packs(replace(self.plan, runs=together), workers=workers) if together else []
+        return [*packs, *([run] for run in alone)]
+
+    def images(
+        self, asked: Sequence[tuple[ResolvedArm, str]], training: Sequence[TrainingTask]
+    ) -> list[Task]:
+        """Tasks for what is missing of these arms on these splits, those of one pack together."""
+        makers = {name: number for number, task in enumerate(training) for name in task.makes}
+        groups: dict[frozenset[int], dict[str, list[tuple[ResolvedArm, tuple[Cell, ...]]]]] = {}
+        for arm, split in asked:
+            needed = [name for name in checkpoints_of(arm) if not self._has_checkpoint(name)]
+            if arm.arm_id in self.wish.failed or any(name not in makers for name in needed):
+                continue
+            units = list(self._units(arm, split))
+            if units:
+                group = groups.setdefault(frozenset(makers[name] for name in needed), {})
+                group.setdefault(arm.arm_id, []).extend((arm, unit) for unit in units)
+        total = sum(len(cells) for group in groups.values() for units in group.values() for _, cells in units)
+        if not total:
+            return []
+        size = min(IMAGES_PER_TASK, max(FEWEST_IMAGES, ceil(total / (self.workers * TASKS_PER_WORKER))))
+        tasks: list[Task] = []
+        for numbers, group in groups.items():
+            for some in _filled([unit for units in group.values() for unit in units], size):
+                tasks.append(self._images_task(some, len(tasks), makers if numbers else {}))
+        return tasks
+
+    def _has_checkpoint(self, name: str) -> bool:
+        _, run_id, steps = name.split()
+        return self.workspace.checkpoint(run_id, int(steps)).done
+
+    def _units(self, arm: ResolvedArm, split: str) -> Iterator[tuple[Cell, ...]]:
+        """Cells that one task must have together: a missing image alone, those of a chunk without scores."""
+        cells = {cell.image_id: cell for cell in self.plan.cells(arm, split)}
+        yield from ((cell,) for cell in missing_images(self.workspace, arm, tuple(cells.values())))
+        for chunk in self.workspace.image_chunks(arm.arm_id):
+            if missing_metrics(self.workspace, chunk, self.plan.sweep.metrics):
+                unit = tuple(cells[image_id] for image_id in image_ids(chunk) if image_id in cells)
+                if unit:
+                    yield unit
+
+    def _images_task(
+        self, units: Sequence[tuple[ResolvedArm, tuple[Cell, ...]]], number: int, makers: dict[str, int]
+    ) -> Task:
+        arms = {arm.arm_id: arm for arm, _ in units}
+        wanted = tuple(
+            (arm, tuple(cell for of, cells in units if of.arm_id == arm_id for cell in cells))
+            for arm_id, arm in arms.items()
+        )
+        made_of = {arm_id: f"images {arm_id} {number}" for arm_id in arms}
+        needs = {name for arm in arms.values() for name in checkpoints_of(arm) if name in makers}
+        return ImagesTask(
+            name=f"images {number} of {' '.join(arms)}",
+            wanted=wanted,
+            metrics=self.plan.sweep.metrics,
+            makes=tuple(made_of.values()),
+            made_of=made_of,
+            needs=frozenset(needs),
+        )
+
+    def with_texts(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks, those that generate images after the prompts of their models are encoded."""
+        images = [task for task in tasks if isinstance(task, ImagesTask)]
+        models = dict.fromkeys(arm.model for task in images for arm, _ in task.wanted)
+        texts: dict[ModelConfig, Task] = {}
+        for model in models:
+            if missing := missing_texts(self.workspace, self.plan, model):
+                name = f"texts {texts_id(model)}"
+                texts[model] = TextsTask(name=name, model=model, texts=tuple(missing), makes=(name,))
+        waiting = [
+            replace(
+                task, needs=task.needs | {texts[a.model].name for a, _ in task.wanted if a.model in texts}
+            )
+            if isinstance(task, ImagesTask)
+            else task
+            for task in tasks
+        ]
+        return [*texts.values(), *waiting]
+
+
+def _filled(
+    units: Sequence[tuple[ResolvedArm, tuple[Cell, ...]]], size: int
+) -> Iterator[list[tuple[ResolvedArm, tuple[Cell, ...]]]]:
+    """The units in order, in tasks of about this many cells each."""
+    total = sum(len(cells) for _, cells in units)
+    at_most = ceil(total / ceil(total / size))  # as even as they can be
+    some: list[tuple[ResolvedArm, tuple[Cell, ...]]] = []
+    count = 0
+    for unit in units:
+        some.append(unit)
+        count += len(unit[1])
+        if count >= at_most:
+            yield some
+            some, count = [], 0
+    if some:
+        yield some
+
+
+def task_passes(task: Task) -> int:
+    """What a task costs on an empty store, in passes of the UNet."""
+    match task:
+        case PartsTask(dataset=dataset, parts=parts):
+            assert isinstance(dataset.recipe, GeneratedRecipe)
+            return parts_count(dataset, parts) * image_passes(dataset.recipe.steps)
+        case TrainingTask(runs=runs):
+            return sum(map(run_passes, runs))
+        case ImagesTask(wanted=wanted):
+            return sum(len(cells) * image_passes(arm.steps) for arm, cells in wanted)
+        case _:
+            return 0

@@ -48,7 +48,7 @@ NOT_WRITABLE = (errno.EACCES, errno.EROFS)
 
 
 def every(name: str) -> bool:
-    """All files of a stage are concerned."""
+    """All files of an artifact."""
     return True
 
 
@@ -69,9 +69,13 @@ def is_adapter(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One folder of the store. `path` is where it is on this machine, once it is finished and `fetch`ed."""
+    """One folder of the store. `path` is where it is on this machine, once it is finished and `fetch`ed.
+
+    `begun` is the folder, on the same file system, in which it is built and from which it is deleted.
+    """
 
     path: Path
+    begun: Path
 
     @property
     def done(self) -> bool:
@@ -84,7 +88,7 @@ class Artifact:
         return str(self.path)
 
     def fetch(self, concerned: Callable[[str], bool] = every) -> Path:
-        """The folder of a finished stage, its files with names that are `concerned` on this machine."""
+        """The folder of a finished artifact, its files with names that are `concerned` on this machine."""
         return self.path
 
     def contents(self) -> dict[str, int]:
@@ -108,7 +112,7 @@ class Artifact:
             return datetime.now(UTC)
 
     def manifest(self) -> dict[str, Any]:
-        """What was written with the stage: files with sha256 and size, facts, versions, time, host."""
+        """What was written with the artifact: files with sha256 and size, facts, versions, time, host."""
         try:
             loaded = read_json(self.path / MANIFEST)
             if not isinstance(loaded["facts"], dict):
@@ -130,7 +134,7 @@ class Artifact:
         return " ".join(_stamp(f"{self.path}/{name}") for name in (MANIFEST, *names))
 
     def read(self, name: str) -> bytes:
-        """A file as it was when the stage was finished. Raises ArtifactError where it is another."""
+        """A file as it was when the artifact was finished. Raises ArtifactError if it is another."""
         try:
             content = (self.path / name).read_bytes()
         except PermissionError:
@@ -169,22 +173,22 @@ class Artifact:
                 raise _not_readable(f"{self.place}/{name}") from None
 
     def damage(self) -> Iterator[str]:
-        """What is wrong where the stage lies, which need not be this machine, file by file."""
+        """What is wrong where the artifact lies, which need not be this machine, file by file."""
         return self.faults()
 
     def remove(self) -> None:
-        """Remove the artifact, its manifest first: a kill in between leaves a partial one."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the artifact in one step, so that no other process sees a part of it."""
+        with suppress(FileNotFoundError):
+            self._move_away()
 
     @contextmanager
     def build(self, **facts: Any) -> Iterator[Path]:
-        """Give a temporary folder to fill; when the block ends well it becomes the stage, else it is gone.
+        """Give a temporary folder to fill; at the end it becomes the artifact, after an error it is deleted.
 
         `facts` (JSON) are kept in the manifest. Raises WorkspaceError where the disk is full or not writable.
         """
         started = time.monotonic()
-        temporary = self.path.parent / f".tmp-{self.path.name}-{uuid.uuid4().hex[:8]}"
+        temporary = self.begun / f"{self.path.name}-{uuid.uuid4().hex[:8]}"
         try:
             with explaining_lack_of_room(self.path):
                 temporary.mkdir(parents=True)
@@ -192,15 +196,28 @@ class Artifact:
                 seconds = time.monotonic() - started
                 write_json(temporary / MANIFEST, _manifest(temporary, facts, seconds=seconds))
                 _open_to_all_that_may(temporary)
-                self._become(temporary)
+                self._commit(temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _become(self, finished: Path) -> None:
-        """Be what lies in this folder, its manifest included, unless another was as fast."""
-        if not self.done:
-            shutil.rmtree(self.path, ignore_errors=True)  # without a manifest it is partial
-            finished.rename(self.path)
+    def _commit(self, finished: Path) -> None:
+        """Be what lies in this folder, its manifest included, unless another process was faster."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self.done:
+            try:
+                finished.rename(self.path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if not self.done:
+                self.remove()  # a folder without a manifest, as of a deletion that was interrupted
+
+    def _move_away(self) -> None:
+        self.begun.mkdir(parents=True, exist_ok=True)
+        gone = self.begun / f"{self.path.name}-{uuid.uuid4().hex[:8]}"
+        self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager

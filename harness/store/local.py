@@ -9,53 +9,53 @@ from filelock import FileLock, Timeout
 
 from harness.errors import WorkspaceError
 from harness.store.artifact import Artifact
-from harness.store.backend import Waiting
 
 
 class LocalStorage:
-    """The files are where they are; the operating system lets go of what a dead process held."""
+    """The files are where they are; the operating system releases the locks of a dead process."""
 
-    def __init__(self, folder: Path) -> None:
-        """Nothing is made."""
+    def __init__(self, folder: Path, begun: str) -> None:
+        """Nothing is made. `begun` is the folder below it in which artifacts are built."""
         self.root = folder.expanduser().resolve()
         self.address = str(self.root)
+        self.begun = self.root / begun
 
     def exists(self) -> bool:
         """False where there is no such folder."""
         return self.root.is_dir()
 
     @contextmanager
-    def mark(self) -> Iterator[str]:
+    def marker(self) -> Iterator[str]:
         """An empty file, as long as the block runs. Raises WorkspaceError where it cannot be written."""
-        mark = f".mark-{uuid.uuid4().hex}"
+        marker = f".mark-{uuid.uuid4().hex}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / mark).write_bytes(b"")
+            (self.root / marker).write_bytes(b"")
         except OSError as error:
             raise WorkspaceError(f"--workspace {self.root} cannot be written: {error.strerror}") from None
         try:
-            yield mark
+            yield marker
         finally:
-            (self.root / mark).unlink(missing_ok=True)
+            (self.root / marker).unlink(missing_ok=True)
 
-    def sees(self, mark: str) -> bool:
+    def sees(self, marker: str) -> bool:
         """True where the file is there."""
-        return (self.root / mark).exists()
+        return (self.root / marker).exists()
 
     def artifact(self, name: str) -> Artifact:
-        """The stage in this folder, finished or not."""
-        return Artifact(self.root / name)
+        """The artifact in this folder, finished or not."""
+        return Artifact(self.root / name, self.begun)
 
     def folders(self, name: str) -> list[str]:
         """Names of the folders in this one, sorted."""
         return sorted(path.name for path in (self.root / name).glob("*") if path.is_dir())
 
-    def survey(self) -> AbstractContextManager[None]:
-        """Looking is cheap: each question is answered by a look of its own."""
+    def listing(self) -> AbstractContextManager[None]:
+        """Nothing is cached: asking a file system is cheap."""
         return nullcontext()
 
-    def look_again(self) -> None:
-        """Each look is a new one."""
+    def invalidate(self) -> None:
+        """Nothing is cached."""
 
     def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
         """They are here."""
@@ -68,16 +68,14 @@ class LocalStorage:
         """They are where they belong."""
 
     @contextmanager
-    def hold(self, lock: str, waiting: Waiting) -> Iterator[None]:
-        """Be the only one who holds it; another's end is waited for within `waiting`."""
-        with waiting():
-            held = self._lock(lock).acquire()
-        with held:
+    def lock(self, lock: str) -> Iterator[None]:
+        """Hold a lock; waits while another process holds it."""
+        with self._lock(lock).acquire():
             yield
 
     @contextmanager
-    def hold_if_free(self, lock: str, *, at_once: bool = False) -> Iterator[bool]:
-        """Hold it, and say so; or say False, at once, while another does."""
+    def lock_if_free(self, lock: str) -> Iterator[bool]:
+        """Yields True with the lock held, False while another process holds it."""
         try:
             held = self._lock(lock).acquire(timeout=0)
         except Timeout:
@@ -86,15 +84,12 @@ class LocalStorage:
         with held:
             yield True
 
-    def held(self, lock: str) -> bool:
-        """True while it is locked. Creates nothing."""
+    def locked(self, lock: str) -> bool:
+        """True while a process holds it. Creates nothing."""
         if not (self.root / lock).exists():
             return False
-        with self.hold_if_free(lock) as free:
+        with self.lock_if_free(lock) as free:
             return not free
-
-    def clear_locks(self, folder: str) -> None:
-        """Nothing: removing a lock file while a process waits for it would make two locks."""
 
     def _lock(self, lock: str) -> FileLock:
         path = self.root / lock

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import WorkspaceError
-from harness.store.backend import Waiting
 from harness.store.objects import Bucket
 
 LEASE_SECONDS = float(os.environ.get("HARNESS_LEASE_SECONDS", "60"))
@@ -30,7 +29,7 @@ LOOK_EVERY_SECONDS = (0.3, 3.0)  # at first, and in a long wait
 
 @dataclass(frozen=True)
 class Lease:
-    """One generation of a lock's lease. `content` is null for the generation before the first."""
+    """One generation of a lock's lease. `content` is None for the generation before the first."""
 
     lock: str
     generation: int
@@ -63,21 +62,20 @@ class Leases:
         self.bucket = bucket
 
     @contextmanager
-    def hold(self, lock: str, waiting: Waiting) -> Iterator[None]:
-        """Be the only one who holds it; another's end, or death, is waited for within `waiting`."""
-        with waiting():
-            watch, pause = _Watch(), LOOK_EVERY_SECONDS[0]
-            while (held := self._take(lock, watch)) is None:
-                time.sleep(pause * random.uniform(0.7, 1.0))
-                pause = min(1.3 * pause, LOOK_EVERY_SECONDS[1], LEASE_SECONDS / BEATS)
+    def lock(self, lock: str) -> Iterator[None]:
+        """Hold a lock; waits until another process releases it, or is dead."""
+        watch, pause = _Watch(), LOOK_EVERY_SECONDS[0]
+        while (held := self._take(lock, watch)) is None:
+            time.sleep(pause * random.uniform(0.7, 1.0))
+            pause = min(1.3 * pause, LOOK_EVERY_SECONDS[1], LEASE_SECONDS / BEATS)
         with held:
             yield
 
     @contextmanager
-    def hold_if_free(self, lock: str, *, at_once: bool = False) -> Iterator[bool]:
-        """Hold it, and say so; or say False as soon as another shows that it is alive, or `at_once`."""
+    def lock_if_free(self, lock: str) -> Iterator[bool]:
+        """Yields True with the lock held, False as soon as another process shows that it is alive."""
         watch = _Watch()
-        while (held := self._take(lock, watch)) is None and not (watch.alive or at_once):
+        while (held := self._take(lock, watch)) is None and not watch.alive:
             time.sleep(min(0.5, LEASE_SECONDS / BEATS / 2))
         if held is None:
             yield False
@@ -85,14 +83,9 @@ class Leases:
         with held:
             yield True
 
-    def held(self, lock: str) -> bool:
-        """True while it is held, or its holder died a short time ago."""
+    def locked(self, lock: str) -> bool:
+        """True while a process holds it, or its holder died a short time ago."""
         return any(lease.held for lease in self._all(lock))
-
-    def clear(self, folder: str) -> None:
-        """Remove the released leases below a folder."""
-        found = self.bucket.read(list(self.bucket.find(folder)))
-        self.bucket.remove([name for name, content in found.items() if not Lease(folder, 0, content).held])
 
     def _all(self, lock: str) -> list[Lease]:
         """Every generation that is there, the newest last: one, but for moments."""
@@ -176,7 +169,7 @@ def _content(**said: Any) -> bytes:
 
 
 def _machine() -> str | None:
-    """This boot of this machine, and the space its process ids are of; null where that is not known."""
+    """This boot of this machine, and the space its process ids are of; None if that is not known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -185,7 +178,7 @@ def _machine() -> str | None:
 
 
 def _started(process: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; null where there is none."""
+    """When a process of this machine began, in the kernel's ticks; None if there is none."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

@@ -86,7 +86,7 @@ class Bucket:
         )
 
     def facts(self, name: str) -> Facts | None:
-        """Of one object; null where there is none."""
+        """Of one object; None if there is none."""
         fs, _ = self._opened
         try:
             return _facts(self._call(lambda: fs.info(self._path(name))))
@@ -181,7 +181,7 @@ class Bucket:
                 return answer
 
     def _told(self, error: Exception) -> str | None:
-        """What its user has to mend; null for trouble that may pass."""
+        """What its user has to mend; None for trouble that may pass."""
         if type(error).__name__ in CREDENTIALS:
             return (
                 f"{str(error).rstrip('.')}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"

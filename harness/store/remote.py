@@ -9,10 +9,8 @@ import hashlib
 import os
 import re
 import shutil
-import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ArtifactError
-from harness.store.artifact import MANIFEST, Artifact, every, is_inside, is_manifest, sha256
-from harness.store.backend import Waiting
+from harness.store.artifact import MANIFEST, Artifact, every, is_manifest, sha256
+from harness.store.listing import Listing
 from harness.store.locks import Leases
 from harness.store.objects import Bucket, Facts
 
+COMMITS = ".locks"
 TOKEN = ".token"  # beside the files on this machine: of which manifest in the bucket they are
 
 
@@ -71,13 +70,13 @@ class RemoteArtifact(Artifact):
         return " ".join(there[name].token if name in there else "none" for name in (MANIFEST, *names))
 
     def manifest(self) -> dict[str, Any]:
-        """What was written with the stage; fetched if need be."""
+        """What was written with the artifact; fetched if need be."""
         if not self._is_here():
             self.storage.fetch([self], is_manifest)
         return super().manifest()
 
     def read(self, name: str) -> bytes:
-        """A file as it was when the stage was finished. Raises ArtifactError where it is another."""
+        """A file as it was when the artifact was finished. Raises ArtifactError where it is another."""
         if not ((self.path / name).is_file() and self._is_here()):
             self.storage.fetch([self], lambda wanted: wanted == name)
         return super().read(name)
@@ -104,7 +103,7 @@ class RemoteArtifact(Artifact):
 
     def remove(self) -> None:
         """Remove the artifact, its manifest first: a kill in between leaves a partial one."""
-        self.storage.take_away(self.name)
+        self.storage.remove(self.name)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _fault(self, name: str) -> Iterator[str]:
@@ -117,18 +116,27 @@ class RemoteArtifact(Artifact):
         self.storage.fetch([self], alone)
         yield from super().faults(alone)
 
-    def _become(self, finished: Path) -> None:
-        """Be what lies in this folder, its manifest included, unless another was as fast."""
-        if self.done:
-            return
+    def _commit(self, finished: Path) -> None:
+        """Upload what lies in this folder, manifest last, unless another process was faster.
+
+        The lock is held for the upload alone: two uploads of one artifact would mix their files.
+        """
         files = sorted(path for path in finished.rglob("*") if path.is_file() and path.name != MANIFEST)
-        token = self.storage.put_stage(
-            self.name,
-            {file.relative_to(finished).as_posix(): file for file in files},
-            (finished / MANIFEST).read_bytes(),
-        )
+        lock = f"{COMMITS}/{self.name.replace('/', '-')}"
+        token: str | None = None
+        with self.storage.lock(lock):
+            if not self.done:
+                token = self.storage.upload_artifact(
+                    self.name,
+                    {file.relative_to(finished).as_posix(): file for file in files},
+                    (finished / MANIFEST).read_bytes(),
+                )
+        self.storage.bucket.remove(list(self.storage.bucket.find(lock)))  # of no use: the artifact is done
+        if token is None:
+            return
         (finished / TOKEN).write_text(token)
         shutil.rmtree(self.path, ignore_errors=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # another process of this machine is fetching it already
             finished.rename(self.path)
 
@@ -185,147 +193,91 @@ def write_whole(file: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class Survey:
-    """What was there at one moment, and what this process has changed since."""
-
-    def __init__(self, found: Mapping[str, Facts]) -> None:
-        self._taken_at = time.monotonic()
-        self._names: dict[str, dict[str, Facts]] = defaultdict(dict)  # by folder: what is right in it
-        self._below: dict[str, set[str]] = defaultdict(set)  # folders by the folder that they are in
-        for name, facts in found.items():
-            self.add(name, facts)
-
-    @property
-    def age(self) -> float:
-        """Seconds since."""
-        return time.monotonic() - self._taken_at
-
-    def add(self, name: str, facts: Facts) -> None:
-        """An object. One whose name would lead out of the folder on this machine is left out."""
-        if not is_inside(name):
-            return
-        folder, _, file = name.rpartition("/")
-        self._names[folder][file] = facts
-        while folder:
-            parent, _, own = folder.rpartition("/")
-            if own in self._below[parent]:
-                return
-            self._below[parent].add(own)
-            folder = parent
-
-    def discard(self, folder: str) -> None:
-        """A folder with all that is in it."""
-        parent, _, own = folder.rpartition("/")
-        self._below[parent].discard(own)
-        for below in [*self._below.pop(folder, ())]:
-            self.discard(f"{folder}/{below}")
-        self._names.pop(folder, None)
-
-    def folders(self, name: str) -> list[str]:
-        """Names of the folders in one, sorted."""
-        return sorted(self._below.get(name, ()))
-
-    def files(self, name: str) -> dict[str, Facts]:
-        """All objects below a folder, by their names in it."""
-        found = dict(self._names.get(name, {}))
-        for below in self.folders(name):
-            found |= {f"{below}/{file}": facts for file, facts in self.files(f"{name}/{below}").items()}
-        return found
-
-    def token(self, name: str) -> str | None:
-        """Of a stage's manifest; null where the stage is not finished."""
-        facts = self._names.get(name, {}).get(MANIFEST)
-        return None if facts is None else facts.token
-
-    def finished(self) -> dict[str, str]:
-        """The finished stages, and their tokens."""
-        return {name: files[MANIFEST].token for name, files in self._names.items() if MANIFEST in files}
-
-
 TOPS = ("datasets", "parts", "latents", "texts", "adapters", "images", "scores")
 SMALL = 4 * 2**20  # bytes: such files are read many at once, into memory
 AT_ONCE = 256
-SURVEY_SECONDS = 60.0  # for so long a look serves again, where nothing was dispatched since
+LISTING_SECONDS = 60.0  # so long a listing serves again unless it was invalidated
 
 
 class RemoteStorage:
     """The truth lies in the bucket. What is on this machine was made or fetched here, and can be deleted."""
 
-    def __init__(self, url: str) -> None:
-        """Makes no request and creates nothing."""
+    def __init__(self, url: str, begun: str) -> None:
+        """Makes no request and creates nothing. `begun`: as of `LocalStorage`, below the cache."""
         self.address = url.rstrip("/")
         self.root = _cache(self.address)
+        self.begun = self.root / begun
         self.bucket = Bucket(self.address)
         self._leases = Leases(self.bucket)
-        self._seen: dict[str, str] = {}  # finished stages, and their tokens
-        self._survey: Survey | None = None
-        self._surveying = 0
+        self._seen: dict[str, str] = {}  # finished artifacts, and their tokens
+        self._listing: Listing | None = None
+        self._listings = 0  # blocks of `listing` that run
 
     def exists(self) -> bool:
         """False where nothing has a name that begins so."""
         return bool(self.bucket.folders(""))
 
     @contextmanager
-    def mark(self) -> Iterator[str]:
+    def marker(self) -> Iterator[str]:
         """An object, as long as the block runs. Raises WorkspaceError where it cannot be written."""
-        mark = f".marks/{uuid.uuid4().hex}"
-        self.bucket.write(mark, b"")
+        marker = f".marks/{uuid.uuid4().hex}"
+        self.bucket.write(marker, b"")
         try:
             self.bucket.find(".marks")
-            yield mark
+            yield marker
         finally:
-            self.bucket.remove([mark])
+            self.bucket.remove([marker])
 
-    def sees(self, mark: str) -> bool:
+    def sees(self, marker: str) -> bool:
         """True where the object is there."""
-        return self.bucket.facts(mark) is not None
+        return self.bucket.facts(marker) is not None
 
     def artifact(self, name: str) -> RemoteArtifact:
-        """The stage in this folder, finished or not."""
-        return RemoteArtifact(path=self.root / name, storage=self, name=name)
+        """The artifact in this folder, finished or not."""
+        return RemoteArtifact(path=self.root / name, begun=self.begun, storage=self, name=name)
 
     def folders(self, name: str) -> list[str]:
         """Names of the folders in this one, sorted."""
-        if self._surveying and self._survey is not None and name.partition("/")[0] in TOPS:
-            return self._survey.folders(name)
-        look = Survey(self.bucket.find(name))  # one listing says what is finished, too
-        self._seen.update(look.finished())
-        return look.folders(name)
+        if self._listings and self._listing is not None and name.partition("/")[0] in TOPS:
+            return self._listing.folders(name)
+        found = Listing(self.bucket.find(name))  # it says what is finished, too
+        self._seen.update(found.finished())
+        return found.folders(name)
 
     @contextmanager
-    def survey(self) -> Iterator[None]:
-        """While the block runs, what is finished is answered from one look at all there is."""
-        if self._survey is None or self._survey.age > SURVEY_SECONDS:
+    def listing(self) -> Iterator[None]:
+        """While the block runs, what is finished is answered from one cached listing of the bucket."""
+        if self._listing is None or self._listing.age > LISTING_SECONDS:
             found: dict[str, Facts] = {}
             for top in TOPS:
                 found.update(self.bucket.find(top))
-            self._survey = Survey(found)
-        self._surveying += 1
+            self._listing = Listing(found)
+        self._listings += 1
         try:
             yield
         finally:
-            self._surveying -= 1
+            self._listings -= 1
 
-    def look_again(self) -> None:
-        """The next survey takes a new look."""
-        self._survey = None
+    def invalidate(self) -> None:
+        """The next listing is taken anew."""
+        self._listing = None
 
     def token(self, name: str) -> str | None:
-        """Of a stage's manifest; null where the stage is not finished."""
-        if self._surveying and self._survey is not None:
-            return self._survey.token(name)
+        """Of an artifact's manifest; None if the artifact is not finished."""
+        if self._listings and self._listing is not None:
+            return self._listing.token(name)
         if name not in self._seen and (facts := self.bucket.facts(f"{name}/{MANIFEST}")):
             self._seen[name] = facts.token
         return self._seen.get(name)
 
     def files(self, name: str) -> dict[str, Facts]:
-        """The objects of a stage's folder, by their names in it."""
-        if self._surveying and self._survey is not None:
-            return self._survey.files(name)
-        return Survey(self.bucket.find(name)).files(name)
+        """The objects of an artifact's folder, by their names in it."""
+        if self._listings and self._listing is not None:
+            return self._listing.files(name)
+        return Listing(self.bucket.find(name)).files(name)
 
     def fetch(self, artifacts: Iterable[Artifact], concerned: Callable[[str], bool]) -> None:
-        """Bring files of finished stages to this machine, manifests first; what is here already stays."""
+        """Bring files of finished artifacts to this machine, manifests first; what is here already stays."""
         wanted = [artifact for artifact in artifacts if isinstance(artifact, RemoteArtifact)]
         self._fetch_manifests(wanted)
         small: list[tuple[RemoteArtifact, str, dict[str, Any]]] = []
@@ -376,29 +328,29 @@ class RemoteStorage:
         finally:
             part.unlink(missing_ok=True)
 
-    def put_stage(self, name: str, files: dict[str, Path], manifest: bytes) -> str:
-        """Upload a finished stage, manifest last. Its token; empty where another was as fast."""
-        partial_folder = [f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)]
+    def upload_artifact(self, name: str, files: dict[str, Path], manifest: bytes) -> str:
+        """Upload a finished artifact, manifest last. Its token; empty if another was faster."""
+        partial_folder = [f"{name}/{file}" for file in Listing(self.bucket.find(name)).files(name)]
         self.bucket.remove(partial_folder)
         self.bucket.upload({f"{name}/{file}": path for file, path in files.items()})
         first = self.bucket.create(f"{name}/{MANIFEST}", manifest)
         facts = self.bucket.facts(f"{name}/{MANIFEST}")
-        if self._survey is not None and facts is not None:
-            self._survey.add(f"{name}/{MANIFEST}", facts)
+        if self._listing is not None and facts is not None:
+            self._listing.add(f"{name}/{MANIFEST}", facts)
         return facts.token if first and facts is not None else ""
 
-    def take_away(self, name: str) -> None:
-        """Remove a stage from the bucket, its manifest first."""
+    def remove(self, name: str) -> None:
+        """Remove an artifact from the bucket, its manifest first."""
         self.bucket.remove([f"{name}/{MANIFEST}"])
-        self.bucket.remove([f"{name}/{file}" for file in Survey(self.bucket.find(name)).files(name)])
+        self.bucket.remove([f"{name}/{file}" for file in Listing(self.bucket.find(name)).files(name)])
         self._seen.pop(name, None)
-        if self._survey is not None:
-            self._survey.discard(name)
+        if self._listing is not None:
+            self._listing.discard(name)
 
     def fetch_files(self, folder: str) -> Path:
-        """A folder that is no stage, the files right in it as they are now: a copy to read, and to add to."""
+        """The files right in a folder that is no artifact: a copy to read, and to add to."""
         here = self.root / ".read" / folder
-        names = [name for name in Survey(self.bucket.find(folder)).files(folder) if _is_plain(name)]
+        names = [name for name in Listing(self.bucket.find(folder)).files(folder) if _is_plain(name)]
         for old in here.glob("*"):
             if old.is_file() and old.name not in names:
                 old.unlink(missing_ok=True)
@@ -407,32 +359,25 @@ class RemoteStorage:
         return here
 
     def upload(self, folder: str, here: Path, files: Sequence[str], *, alone: bool = False) -> None:
-        """Bring files of the folder `here` into one that is no stage; the last says that all are there."""
+        """Bring files of the folder `here` into one that is no artifact; the last says that all are there."""
         *others, last = files
-        there = Survey(self.bucket.find(folder)).files(folder) if alone or others else {}
+        there = Listing(self.bucket.find(folder)).files(folder) if alone or others else {}
         gone = [name for name in there if name == last or (alone and name not in files)]
         self.bucket.remove([f"{folder}/{name}" for name in gone])
         self.bucket.upload({f"{folder}/{name}": here / name for name in others})
         self.bucket.upload({f"{folder}/{last}": here / last})
 
-    @contextmanager
-    def hold(self, lock: str, waiting: Waiting) -> Iterator[None]:
-        """Be the only one who holds it; another's end is waited for within `waiting`."""
-        with self._leases.hold(lock, waiting):
-            self._seen.clear()  # what was seen before may have been made anew since
-            yield
+    def lock(self, lock: str) -> AbstractContextManager[None]:
+        """Hold a lock; waits while another process holds it."""
+        return self._leases.lock(lock)
 
-    def hold_if_free(self, lock: str, *, at_once: bool = False) -> AbstractContextManager[bool]:
-        """Hold it, and say so; or say False while another does: `at_once`, whether that one lives or not."""
-        return self._leases.hold_if_free(lock, at_once=at_once)
+    def lock_if_free(self, lock: str) -> AbstractContextManager[bool]:
+        """Yields True with the lock held, False while another process holds it."""
+        return self._leases.lock_if_free(lock)
 
-    def held(self, lock: str) -> bool:
-        """True while it is locked. Creates nothing."""
-        return self._leases.held(lock)
-
-    def clear_locks(self, folder: str) -> None:
-        """Remove the released leases."""
-        self._leases.clear(folder)
+    def locked(self, lock: str) -> bool:
+        """True while a process holds it. Creates nothing."""
+        return self._leases.locked(lock)
 
 
 def _cache(url: str) -> Path:

@@ -6,10 +6,9 @@ import pytest
 
 from benchmarks import makespan, overhead, quickstart, resume
 from benchmarks.many import QUICKSTART, TRIALS_OF_SEED, overrides
-from benchmarks.simulation import Cluster, lower_bound
+from benchmarks.simulation import Cluster, Simulation, lower_bound
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import expand
-from harness.engine.stages.context import Context
 from harness.store.workspace import Workspace
 
 SIXTEEN = Path(quickstart.__file__).with_name("sixteen.yaml")
@@ -48,13 +47,13 @@ def test_ratios_are_of_medians_to_the_first_way() -> None:
 
 def test_the_model_is_of_the_engines_own_tasks(tmp_path: Path) -> None:
     """On one GPU it takes the work, a start and the driver's time; the work is the plan's."""
-    costs = makespan.Assumed()
-    plan = makespan.plan_of(1)
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda kind, count: None)
-    artifacts = makespan.jobs_of(ctx, makespan.assumed_rate(costs), gpus=1)
-    made = {item.name for jobs in artifacts for job in jobs for item in job.makes}
-    assert made >= {*plan.datasets, *plan.runs}
+    costs, plan, empty = makespan.Assumed(), makespan.plan_of(1), Workspace(tmp_path)
+    cost = makespan.costs_of(plan, empty, makespan.assumed_rate(costs))
+    phases = makespan.phases_of(plan, empty, gpus=1)
+    subjects = {subject for task in phases[0] for subject in task.subjects}
+    assert subjects >= {*plan.datasets, *plan.runs, *plan.arms}
     one = Cluster(gpus=1, start=costs.worker_start, dispatch=costs.dispatch)
-    tasks = sum(map(len, artifacts))
-    work = lower_bound(artifacts, 1)
-    assert abs(makespan.simulated(artifacts, one)[0] - (work + 60 + 0.1 * tasks)) < 1e-6 * work
+    tasks = sum(map(len, phases))
+    work = lower_bound(phases, cost, 1)
+    expected = work + costs.worker_start + costs.dispatch * tasks
+    assert abs(Simulation(phases, cost, one).run() - expected) < 1e-6 * work

@@ -105,7 +105,7 @@ def test_run_then_again_then_extended(
     report = tmp_path / "w" / "sweeps" / "small" / "report.html"
     assert str(report) in printed.replace("\n", "") and report.stat().st_size > 10_000
     assert harness(*run) == 0
-    assert "Nothing to train, draw or score" in capsys.readouterr().out
+    assert "Nothing to train, generate or score" in capsys.readouterr().out
     assert harness(*run, "--set", "axes.training.steps=[2, 4, 5]") == 0
     extended = results.load(report.parent)
     assert list(extended.trials["training.steps"]) == [2, 4, 5]

@@ -118,7 +118,7 @@ def test_in_a_bucket_a_finished_sweep_is_known_on_another_machine(
     assert marked(plan, there) is not None
     assert not list(there.root.glob("scores/*")), "it was asked what there is; nothing was fetched"
     there.image_chunks(next(iter(plan.arms)))[0].remove()
-    there.look_again()
+    there.invalidate()
     assert marked(plan, there) is None
 
 
@@ -134,5 +134,5 @@ def test_running_it_again_loads_no_heavy_library(plan: Plan, workspace: Workspac
     )
     command = [sys.executable, "-c", program, "run", str(QUICKSTART), "-w", str(workspace.root), *sets]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Nothing to train, draw or score" in done.stdout
+    assert "Nothing to train, generate or score" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,77 +1,105 @@
-"""Who sees to all tasks: what becomes of a pack that fails as a whole."""
+"""The driver of a sweep: what it does about a pack that fails as a whole, and about damage."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.config.plan.plan import expand
-from harness.engine.early_stopping import Decisions
+from harness.config.plan.plan import Plan, expand
+from harness.engine.outcomes import Outcome, failure, failures
 from harness.engine.pipeline import Driver, write_plan
+from harness.engine.queue import Queue, Story
 from harness.engine.stages.context import Context
-from harness.engine.tasks import Task, trial_tasks
-from harness.engine.worker import Outcome, failures
-from harness.store.workspace import Workspace
+from harness.engine.tasks import DatasetTask, Task, TrainingTask, checkpoint_name
+from harness.results import Results
 from tests.config.example import load
 
 DIED = "its worker died or was killed"
-ASHA = {"kind": "asha", "grace": 25, "objective": {"kind": "contrast", "prompts": 1}}
 
 
 class Fragile:
     """Loses its worker with every task that trains one certain run, and makes nothing of the others."""
 
-    def __init__(self, guilty: str) -> None:
-        self.guilty, self.given = guilty, list[list[tuple[str, ...]]]()
+    def __init__(self, guilty: str, *, again: int = 0) -> None:
+        self.guilty, self.again, self.given = guilty, again, list[tuple[str, ...]]()
 
     def workers(self, ctx: Context) -> int:
         return 1
 
-    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-        self.given.append([task.runs for task in tasks])
-        return [Outcome(task=task, reason=DIED if self.guilty in task.runs else None) for task in tasks]
+    def carry_out(self, queue: Queue, ctx: Context) -> None:
+        while not queue.finished:
+            while (task := queue.next()) is not None:
+                queue.done(self._run(task, ctx))
 
-    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-        return self.run(tasks, ctx)
+    def _run(self, task: Task, ctx: Context) -> Outcome:
+        runs = tuple(run.run_id for run in task.runs) if isinstance(task, TrainingTask) else ()
+        if runs:
+            self.given.append(runs)
+        if self.guilty in runs:
+            self.again -= 1
+            return failure(task, DIED, again=self.again >= 0)
+        for run in task.runs if isinstance(task, TrainingTask) else ():
+            for steps in run.checkpoints:
+                with ctx.workspace.checkpoint(run.run_id, steps).build():
+                    pass
+        # No image is made here: an arm that failed is left out of the next phase.
+        return Outcome(task=task) if runs or isinstance(task, DatasetTask) else failure(task, "not made")
+
+
+def driven(plan: Plan, root: Path, executor: Fragile) -> Driver:
+    """The driver after the first phases of a sweep, without images."""
+    ctx = Context.of(plan, root, lambda *_: None)
+    write_plan(plan, ctx.workspace)
+
+    def publish(_: Results) -> bool:
+        return True
+
+    driver = Driver(plan, ctx, executor, lambda *_: None, publish)
+
+    def story() -> Story:
+        yield from driver._carry_out("trials", driver._missing)
+        return None
+
+    for dataset_id in plan.datasets:
+        with ctx.workspace.dataset(dataset_id).build():
+            pass
+    executor.carry_out(Queue(story(), ctx.stop), ctx)
+    return driver
 
 
 @pytest.fixture
-def ctx(tmp_path: Path) -> Context:
-    plan = expand(load(tmp_path, axes={"training.learning_rate": [0.1, 0.2, 0.3]}, scheduler=ASHA))
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path / "w"), report=lambda *_: None)
-    write_plan(plan, ctx.workspace)
-    return ctx
+def plan(tmp_path: Path) -> Plan:
+    return expand(load(tmp_path, axes={"training.learning_rate": [0.1, 0.2, 0.3]}))
 
 
-def test_of_a_pack_that_is_lost_each_run_is_tried_alone_and_one_alone_is_to_blame(ctx: Context) -> None:
-    guilty = list(ctx.plan.runs)[1]
+def test_of_a_pack_that_is_lost_each_run_is_tried_alone_and_one_alone_fails(
+    plan: Plan, tmp_path: Path
+) -> None:
+    guilty = list(plan.runs)[1]
     executor = Fragile(guilty)
-    driver = Driver(ctx, executor, announce=lambda *_: None)
-    (pack,) = trial_tasks(ctx.plan)
-    driver.carry_out("trials", [pack], ctx)
-    assert executor.given == [[pack.runs], [(run_id,) for run_id in pack.runs]]
-    assert [outcome.task.runs for outcome in driver.outcomes] == [(run_id,) for run_id in pack.runs]
+    driver = driven(plan, tmp_path / "w", executor)
+    pack = next(runs for runs in executor.given if len(runs) > 1)
+    assert sorted(executor.given[1:]) == sorted((run_id,) for run_id in pack)
     found = failures(driver.outcomes)
-    assert found[guilty] == DIED and not found.keys() & set(pack.runs) - {guilty}
-    assert [(row["what"], row["count"]) for row in driver.events.rows()] == [("tried again", len(pack.runs))]
+    assert found[guilty] == DIED and not found.keys() & set(pack) - {guilty}
+    assert [(row["what"], row["count"]) for row in driver.events.rows()] == [("tried again", 1)]
 
 
-def test_what_is_lost_in_a_race_is_tried_alone_and_then_left_out(ctx: Context) -> None:
-    guilty = next(iter(ctx.plan.own_runs))
-    executor = Fragile(guilty)
-    driver = Driver(ctx, executor, announce=lambda *_: None)
-    left = driver.race()
-    _, raced, alone = executor.given  # the controls come before
-    assert [set(runs) for runs in raced] == [set(ctx.plan.own_runs)], "a sham waits for what is left"
-    assert {runs for (runs,) in zip(alone, strict=True)} == {(run_id,) for run_id in ctx.plan.own_runs}
-    assert guilty not in left.plan.runs and left.plan.runs.keys() >= ctx.plan.own_runs - {guilty}
-    assert {trial.run_id for trial in left.plan.trials} == ctx.plan.own_runs - {guilty}
+def test_what_was_lost_without_fault_is_tried_again(plan: Plan, tmp_path: Path) -> None:
+    guilty = list(plan.runs)[1]
+    executor = Fragile(guilty, again=2)
+    driver = driven(plan, tmp_path / "w", executor)
+    assert len([runs for runs in executor.given if guilty in runs]) == 2 + 2, "twice again, the pack, alone"
+    assert failures(driver.outcomes)[guilty] == DIED
 
 
-def test_a_run_with_a_reason_of_its_own_takes_no_other_along(ctx: Context) -> None:
-    (pack,) = trial_tasks(ctx.plan)
-    reasons = {pack.runs[0]: "the loss is NaN"}
-    outcome = Outcome(task=pack, reason="the loss is NaN", reasons=reasons)
-    driver = Driver(ctx, Fragile("nobody"), announce=lambda *_: None)
-    assert driver.note([outcome], ctx.plan) == []
-    assert failures(driver.outcomes) == reasons
+def test_a_run_with_a_reason_of_its_own_takes_no_other_along(plan: Plan, tmp_path: Path) -> None:
+    runs = tuple(plan.runs.values())
+    task = TrainingTask(
+        name="training",
+        runs=runs,
+        makes=tuple(checkpoint_name(run.run_id, run.checkpoints[-1]) for run in runs),
+    )
+    outcome = Outcome(task=task, reason="the loss is NaN", reasons={runs[0].run_id: "the loss is NaN"})
+    assert not outcome.retry and failures([outcome]) == {runs[0].run_id: "the loss is NaN"}
+    assert replace(outcome, reasons={}).retry

@@ -1,17 +1,15 @@
 """What was decided of a sweep's runs, and what is then left of its plan."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config.plan.plan import Plan, expand
-from harness.config.plan.rungs import Look, steps_of_looks
+from harness.config.plan.rungs import IntermediateResult, rung_steps
 from harness.config.schema.search import AshaScheduler, MedianScheduler
-from harness.engine.accounting.inventory import LOOKS, inventory, looks, total, training_steps
+from harness.engine.accounting.inventory import RUNGS, inventory, rungs, total, training_steps
 from harness.engine.early_stopping import Decision, Decisions, as_decided
-from harness.engine.stages.context import Context
 from harness.store.workspace import Workspace
 from tests.config.example import load
 
@@ -26,21 +24,21 @@ def decided(plan: Plan, folder: Path, *, step: int) -> Decisions:
     """The first trial's run stopped at this step."""
     decisions = Decisions(plan.sweep, Workspace(folder))
     Workspace(folder).sweep(plan.sweep.name).mkdir(parents=True, exist_ok=True)
-    look = Look(run_id=str(plan.trials[0].run_id), step=step, value=-0.5)
-    decisions.add(Decision(look=look, stopped=True))
+    result = IntermediateResult(run_id=str(plan.trials[0].run_id), step=step, value=-0.5)
+    decisions.add(Decision(result=result, stopped=True))
     return decisions
 
 
 def test_looks_are_before_the_end() -> None:
-    assert AshaScheduler(kind="asha", grace=10, reduction_factor=3).looks(100) == (10, 30, 90)
-    assert AshaScheduler(kind="asha", grace=10, reduction_factor=3).looks(90) == (10, 30)
-    assert AshaScheduler(kind="asha", grace=4, reduction_factor=1.1).looks(8) == (4, 5, 6, 7)
-    assert MedianScheduler(kind="median", grace=10, every=20).looks(50) == (10, 30)
+    assert AshaScheduler(kind="asha", grace=10, reduction_factor=3).rungs(100) == (10, 30, 90)
+    assert AshaScheduler(kind="asha", grace=10, reduction_factor=3).rungs(90) == (10, 30)
+    assert AshaScheduler(kind="asha", grace=4, reduction_factor=1.1).rungs(8) == (4, 5, 6, 7)
+    assert MedianScheduler(kind="median", grace=10, every=20).rungs(50) == (10, 30)
 
 
 def test_only_trials_own_runs_are_looked_at(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    assert {run_id for run_id in plan.runs if steps_of_looks(plan, run_id)} == plan.own_runs
+    assert {run_id for run_id in plan.runs if rung_steps(plan, run_id)} == plan.own_runs
     assert len(plan.runs) > len(plan.own_runs)  # there are shams
 
 
@@ -74,13 +72,13 @@ def test_decisions_are_read_again_and_only_under_the_same_rules(tmp_path: Path) 
 
 def test_what_is_counted_is_what_is_left(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
-    counts = inventory(ctx)
-    assert counts[LOOKS].asked == 2 * 2  # runs × looks at 25 and 50 steps; at 100 they are a trial's own
+    store = Workspace(tmp_path)
+    counts = inventory(plan, store)
+    assert counts[RUNGS].asked == 2 * 2  # runs × rungs at 25 and 50 steps; at 100 they are a trial's own
     assert counts["training steps"].missing == 4 * 200
-    left = replace(ctx, plan=as_decided(plan, decided(plan, tmp_path, step=25)))
-    counts = inventory(left)
-    assert counts[LOOKS].asked == 2
+    left = as_decided(plan, decided(plan, tmp_path, step=25))
+    counts = inventory(left, store)
+    assert counts[RUNGS].asked == 2
     assert counts["training steps"].missing == 25 + 200 + 200
-    assert total(training_steps(left, run) for run in left.plan.runs.values()).asked == 25 + 200 + 200
-    assert looks(left, str(plan.trials[0].run_id)).asked == 0
+    assert total(training_steps(store, run) for run in left.runs.values()).asked == 25 + 200 + 200
+    assert rungs(left, store, str(plan.trials[0].run_id)).asked == 0

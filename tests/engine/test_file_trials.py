@@ -52,11 +52,11 @@ def test_checkpoints_of_one_folder_are_compared(
         ],
     )
     plan, workspace = load_plan(file), Workspace(tmp_path / "runs")
-    ctx = Context(plan=plan, workspace=workspace, report=lambda *_: None)
-    counts = inventory(ctx)
+    ctx = Context.of(plan, workspace.address, lambda *_: None)
+    counts = inventory(plan, ctx.workspace)
     assert counts["training steps"].asked == counts["training images"].asked == 0
     assert counts["adapter images"].missing == 3 * 2 * 2
-    finished = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    finished = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     results = finished.results
     trials = results.trials
     assert list(trials["adapter"]) == ["wrong-000010", "wrong-000020", "wrong"]
@@ -76,6 +76,6 @@ def test_checkpoints_of_one_folder_are_compared(
     assert "wrong-000020" in page
     runs = [run for run in all_runs(results, workspace, images_per_arm=0) if run.job_type == "trial"]
     assert [run.history for run in runs] == [()] * 3, "no losses, but runs"
-    again = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    again = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not again.outcomes
     pd.testing.assert_frame_equal(again.results.summary, results.summary)

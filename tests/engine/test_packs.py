@@ -1,7 +1,9 @@
 """A sweep that trains in packs is the sweep that trains one run after the other."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.model import SdxlModel
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.queue import Executor
 from harness.engine.stages.context import Context
-from harness.engine.tasks import trial_tasks
-from harness.engine.worker import Executor
+from harness.engine.tasks import TrainingTask, Wish, missing_tasks
 from harness.store.workspace import Workspace
 from tests.sweeps.small import small_plan
 
@@ -23,8 +25,8 @@ AXES = {"adapter.rank": [2, 4], "training.learning_rate": [0.01, 0.02]}
 
 
 def carry_out(plan: Plan, root: Path, executor: Executor) -> SweepRun:
-    ctx = Context(plan=plan, workspace=Workspace(root), report=lambda *_: None)
-    return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context.of(plan, root, lambda *_: None)
+    return run_sweep(plan, ctx, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def packed(plan: Plan, pack: Any) -> Plan:
@@ -84,8 +86,9 @@ def test_a_run_of_a_pack_that_fails_is_one_row_and_the_pack_goes_on(
     good, bad = run.results.trials.sort_values("training.learning_rate").to_dict("records")
     assert good["status"] == "completed" and pd.isna(good["reason"])
     assert bad["status"] == "failed" and "learning rate 1e+30" in bad["reason"]
-    (failed,) = [outcome for outcome in run.outcomes if outcome.failed]
-    assert bad["run_id"] in failed.reasons and good["run_id"] in failed.task.runs
+    (failed,) = [one for one in run.outcomes if one.failed and not one.skipped]
+    assert isinstance(failed.task, TrainingTask)
+    assert bad["run_id"] in failed.reasons and good["run_id"] in {run.run_id for run in failed.task.runs}
     assert good["run_id"] not in failed.reasons
 
 
@@ -93,11 +96,11 @@ def test_packs_left_open_are_one_for_each_worker(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     plan = packed(small_plan(tmp_path, tiny_config, tiny_clip, axes=AXES), "auto")
-    sizes = {
-        workers: sorted(len(task.runs) for task in trial_tasks(plan, workers=workers))
-        for workers in (1, 2, 9)
-    }
+    sizes = {}
+    for workers in (1, 2, 9):
+        tasks = missing_tasks(Wish(plan=plan, workers=partial(int, workers)), Workspace(tmp_path / "w"))
+        packs = [task for task in tasks if isinstance(task, TrainingTask)]
+        assert Counter(run.run_id for task in packs for run in task.runs) == dict.fromkeys(plan.runs, 1)
+        sizes[workers] = sorted(len(task.runs) for task in packs)
     runs = len(plan.runs)
     assert sizes == {1: [runs], 2: [runs // 2, runs - runs // 2], 9: [1] * runs}
-    drawn = [arm for task in trial_tasks(plan, workers=2) for arm in task.arms]
-    assert sorted(drawn) == sorted(arm for task in trial_tasks(packed(plan, "off")) for arm in task.arms)

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from harness import results
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.collect import collect
-from harness.engine.early_stopping import Decisions
 from harness.engine.events import Events
 from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import SweepRun, run_sweep, run_trial
+from harness.engine.queue import Queue
 from harness.engine.stages.context import Context
-from harness.engine.tasks import Task, control_tasks, trial_tasks
-from harness.engine.worker import Outcome
 from harness.errors import ModelError
 from harness.reporting.wandb_runs import LOSS, all_runs
 from harness.store.workspace import Workspace
@@ -38,8 +35,8 @@ class Made:
 
 def carry_out(plan: Plan, root: Path) -> tuple[SweepRun, Counter[str]]:
     made = Made()
-    ctx = Context(plan=plan, workspace=Workspace(root), report=made)
-    finished = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context.of(plan, root, made)
+    finished = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     return finished, made.counts
 
 
@@ -108,14 +105,11 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
         def workers(self, ctx: Context) -> int:
             return 1
 
-        def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-            raise AssertionError(f"asked to run {tasks}")
+        def carry_out(self, queue: Queue, ctx: Context) -> None:
+            raise AssertionError(f"asked to run {queue.next()}")
 
-        def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-            raise AssertionError(f"asked to race {tasks}")
-
-    ctx = Context(plan=plan, workspace=Workspace(root), report=Made())
-    again = run_sweep(ctx, Refusing(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context.of(plan, root, Made())
+    again = run_sweep(plan, ctx, Refusing(), announce=lambda *_: None, publish=lambda _: True)
     assert again.outcomes == []
     pd.testing.assert_frame_equal(again.results.summary, first.results.summary)
 
@@ -205,13 +199,10 @@ def test_weights_that_cannot_be_fetched_stop_a_sweep_before_it_trains(
         {"kind": "clip_score", "name": "second", "encoder": "ViT-H-14/laion2b_s32b_b79k"},
     ]
     made = Made()
-    ctx = Context(
-        plan=small_plan(tmp_path, tiny_config, tiny_clip, metrics=metrics),
-        workspace=Workspace(tmp_path / "w"),
-        report=made,
-    )
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, metrics=metrics)
+    ctx = Context.of(plan, tmp_path / "w", made)
     with pytest.raises(ModelError, match="'ViT-H-14/laion2b_s32b_b79k': its weights are not here") as error:
-        run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+        run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
     assert not made.counts
 
@@ -258,7 +249,7 @@ def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
     own = found.images.loc[found.images["trial_id"] == best, "image_id"]
     scores = found.scores[found.scores["image_id"].isin(own)]
     assert len(scores) and scores["value"].isna().all()
-    assert set(scores["reason"]) == {"its trial failed: it took too long"}
+    assert set(scores["reason"]) == {"its arm failed: it took too long"}
     summary = found.summary[found.summary["trial_id"] == best]
     assert summary["mean_difference"].isna().all() and summary["reason"].str.contains("too long").all()
     others = found.scores[~found.scores["image_id"].isin(own)]
@@ -266,18 +257,10 @@ def test_a_trial_that_failed_half_drawn_has_no_numbers_and_is_not_selected(
 
 
 def test_one_trial_runs_alone(plan: Plan, tmp_path: Path) -> None:
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=Made())
-    got = run_trial(ctx, plan.trials[1], announce=lambda _: None)
+    ctx = Context.of(plan, tmp_path, Made())
+    got = run_trial(plan, ctx, plan.trials[1], announce=lambda _: None)
     assert list(got.trials["status"]) == ["missing", "completed"]
     assert got.trials["reason"][0] == "not run yet"
-
-
-def test_tasks_name_each_thing_once(plan: Plan) -> None:
-    tasks = control_tasks(plan) + trial_tasks(plan)
-    assert Counter(run for task in tasks for run in task.runs) == dict.fromkeys(plan.runs, 1)
-    drawn = Counter(pair for task in tasks for pair in task.arms)
-    assert set(drawn.values()) == {1}
-    assert len(plan.runs) == 2 and PLAIN["kind"] == "plain"
 
 
 def test_arms_may_have_several_adapters(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:

@@ -169,9 +169,9 @@ def run(folder: Path, model: SdxlModel, clip: str, root: Path, trials: int) -> t
     search = {"kind": "optuna", "trials": trials, "at_once": 2}
     display = Display()
     plan = small_plan(folder, model, clip, search=search, **SMALL)
-    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
+    ctx = Context.of(plan, root, display.report)
     with make_executor("local") as workers:
-        done = run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
+        done = run_sweep(plan, ctx, workers, announce=lambda *_: None, publish=lambda _: False)
     return done.results, display
 
 
@@ -199,15 +199,15 @@ def test_points_are_remembered_only_for_the_same_search(
     workspace = Workspace(tmp_path / "ws")
 
     class Interrupted:
-        def run(self, *_: Any) -> Any:
+        def workers(self, *_: Any) -> int:
+            return 1
+
+        def carry_out(self, *_: Any) -> None:
             raise KeyboardInterrupt
 
-        race = run
-        workers = run
-
     with pytest.raises(KeyboardInterrupt):
-        ctx = Context(plan=plan, workspace=workspace, report=lambda *_: None)
-        run_sweep(ctx, Interrupted(), announce=lambda *_: None, publish=lambda _: False)
+        ctx = Context.of(plan, workspace.address, lambda *_: None)
+        run_sweep(plan, ctx, Interrupted(), announce=lambda *_: None, publish=lambda _: False)
     remembered = points_of(with_remembered_points(plan.sweep, workspace))
     assert len(remembered) == 2
     fewer = replace(plan, sweep=with_points(plan.sweep, ()))

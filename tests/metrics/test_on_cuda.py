@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric
+from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, ImageStatsMetric, MetricConfig
 from harness.metrics import build_metrics
 from harness.metrics.encoder import Encoder
 from harness.metrics.metric import Batch
@@ -28,7 +28,7 @@ def test_images_and_prompts_are_embedded_on_the_device_in_parts(clip_folder: Pat
 
 
 def test_every_metric_measures_on_the_device() -> None:
-    configs = [
+    configs: list[MetricConfig] = [
         ClipScoreMetric(encoder="emoji"),
         AestheticMetric(encoder="emoji", head="emoji"),
         ImageStatsMetric(kind="sharpness"),

@@ -11,8 +11,9 @@ from harness.config.schema.model import SdxlModel
 from harness.engine.accounting.gc import collect_garbage, find, holdings, verify
 from harness.engine.stages.scoring import metric_folder
 from harness.errors import WorkspaceError
-from harness.store.artifact import Artifact, read_json, write_json
-from harness.store.workspace import PLAN, Workspace
+from harness.results.tables import HASHES, SWEEP
+from harness.store.artifact import read_json, sha256, write_json
+from harness.store.workspace import BEGUN, PLAN, Workspace
 from tests.engine.stages_by_hand import damage, make, make_images, own_draw, own_run, plan_sweep, train
 from tests.sweeps.small import small_plan
 
@@ -52,7 +53,7 @@ def test_what_a_sweep_asks_for_is_needed_and_nothing_else(workspace: Workspace, 
     assert unneeded(workspace) == set()
     assert {entry.needed_by for entry in holdings(workspace).entries} == {("small",)}
 
-    others = [Artifact(workspace.root / name) for name in ("datasets/d1", "adapters/r1/steps-000002")]
+    others = [workspace.artifact(name) for name in ("datasets/d1", "adapters/r1/steps-000002")]
     for artifact in others:
         make(artifact)
     foreign = make_images(workspace, "draw1", "c1", cells)
@@ -129,27 +130,22 @@ def test_checkpoints_stay_while_they_are_of_use(
     assert steps_left(workspace, own_run(plan)) == left
 
 
-@pytest.mark.parametrize("kind", ["dataset", "run", "arm"])
-def test_what_somebody_is_at_work_on_stays(kind: str, workspace: Workspace, plan: Plan) -> None:
+def test_what_a_running_sweep_builds_stays(workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
-    artifacts = {
-        "dataset": workspace.dataset("x1"),
-        "run": workspace.checkpoint("x1", 5),
-        "arm": workspace.images("x1", "c1"),
-    }
-    make(artifacts[kind])
-    with Workspace(workspace.root).claim(kind, "x1"):  # as another process would
-        half = artifacts[kind].path.parent / f".tmp-{artifacts[kind].path.name}-0123abcd"
-        half.mkdir()
+    make(workspace.dataset("x1"))
+    driven = Workspace(workspace.root, sweep="small")
+    with driven.drive("small"), driven.dataset("x2").build() as half:
         for delete in (False, True):
-            states = {finding.state for finding in collect_garbage(workspace, delete=delete)}
-            assert states == {"in use"}
-        assert artifacts[kind].done and half.exists()
+            found = {one.entry.kind: one.state for one in collect_garbage(workspace, delete=delete)}
+            assert found == {"dataset": "removed" if delete else "kept", "partial": "in use"}
+        assert half.exists() and not workspace.dataset("x1").done
+    left = workspace.root / "sweeps" / "small" / BEGUN / "x3-0123abcd"
+    left.mkdir(parents=True)
     collect_garbage(workspace, delete=True)
-    assert not artifacts[kind].done and not half.exists()
+    assert not left.exists() and not holdings(workspace).entries[1:]
 
 
-def test_left_overs_are_nobodys_result(workspace: Workspace, plan: Plan) -> None:
+def test_partial_artifacts_are_no_result(workspace: Workspace, plan: Plan) -> None:
     plan_sweep(workspace, plan)
     run = own_run(plan)
     (workspace.checkpoint(run.run_id, 2).path).mkdir(parents=True)  # its removal was killed
@@ -177,10 +173,12 @@ def test_what_a_finished_sweeps_tables_name_is_needed(workspace: Workspace, plan
     """Another version may give the same things other ids; reports and exports still read them."""
     folder = workspace.sweep("small")
     folder.mkdir(parents=True)
-    write_json(folder / "sweep.json", {**plan.sweep.model_dump(mode="json"), "host": "here", "failures": {}})
+    write_json(folder / SWEEP, {**plan.sweep.model_dump(mode="json"), "host": "here", "failures": {}})
     trials = pd.DataFrame({"dataset_id": ["d1", "d1"], "adapter_path": ["adapters/r1/steps-000002", None]})
     trials.to_parquet(folder / "trials.parquet")
     pd.DataFrame({"path": ["images/x1/c1/a.png"]}).to_parquet(folder / "images.parquet")
+    written = (SWEEP, "trials.parquet", "images.parquet")
+    write_json(folder / HASHES, {name: sha256(folder / name) for name in written})
     for artifact in (workspace.dataset("d1"), workspace.checkpoint("r1", 2), workspace.images("x1", "c1")):
         make(artifact)
     make(workspace.checkpoint("r1", 4))
@@ -207,21 +205,19 @@ def test_damage_is_named_and_taken_away(how: str, workspace: Workspace) -> None:
         make(workspace.dataset(name))
     damage(workspace.dataset("x1"), how)
     entries = holdings(workspace).entries
-    (found,) = verify(workspace, entries, delete=False)
+    (found,) = verify(entries, delete=False)
     assert found.state == "kept" and found.entry.name == "datasets/x1"
     assert ("manifest.json" if "manifest" in how else "file.txt") in found.faults[0]
-    with workspace.claim("dataset", "x1"):
-        assert [finding.state for finding in verify(workspace, entries, delete=True)] == ["in use"]
-    assert [finding.state for finding in verify(workspace, entries, delete=True)] == ["removed"]
+    assert [finding.state for finding in verify(entries, delete=True)] == ["removed"]
     assert not workspace.dataset("x1").path.exists() and workspace.dataset("x2").done
-    assert verify(workspace, holdings(workspace).entries, delete=False) == []
+    assert verify(holdings(workspace).entries, delete=False) == []
 
 
-def test_every_fault_of_a_stage_is_named(workspace: Workspace) -> None:
+def test_every_fault_of_an_artifact_is_named(workspace: Workspace) -> None:
     make(workspace.dataset("x1"), "a.txt", "b.txt", "c.txt")
     (workspace.dataset("x1").path / "a.txt").unlink()
     (workspace.dataset("x1").path / "c.txt").write_text("other")
-    (found,) = verify(workspace, holdings(workspace).entries, delete=False)
+    (found,) = verify(holdings(workspace).entries, delete=False)
     assert [fault.split("/")[-1] for fault in found.faults] == [
         "a.txt is missing",
         "c.txt does not match its manifest",

@@ -49,7 +49,7 @@ def test_a_tables_path_leads_nowhere_outside(name: str, tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
-    artifact = Artifact(tmp_path / "a")
+    artifact = Artifact(tmp_path / "a", tmp_path / "begun")
     with artifact.build(one_colour=["0123"], train_seconds=1.5) as folder:
         (folder / "a.txt").write_text("a")
     file = artifact.path / MANIFEST
@@ -83,7 +83,7 @@ def test_a_file_with_another_digest(tmp_path: Path) -> None:
 
 def test_a_workspace_is_shared_as_its_users_umask_says(tmp_path: Path) -> None:
     """safetensors writes files for their owner alone."""
-    artifact = Artifact(tmp_path / "a")
+    artifact = Artifact(tmp_path / "a", tmp_path / "begun")
     with artifact.build() as folder:
         (folder / "inner").mkdir(mode=0o700)
         (folder / "inner" / "a.safetensors").touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""Leases: one holder, a dead one's is taken over, and nobody's clock is compared with another's."""
+"""Leases: one holder, a dead one's is taken over, clocks of machines are never compared."""
 
 import json
 import threading
@@ -27,13 +27,11 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 def test_one_that_stands_still_is_taken_over_by_the_watchers_clock(bucket: Bucket) -> None:
     bucket.write(f"{LOCK}/00000007", of_another_machine(3))
     leases, began = Leases(bucket), time.monotonic()
-    assert leases.held(LOCK)
-    with leases.hold_if_free(LOCK, at_once=True) as free:
-        assert not free, "whether it lives takes a while to tell"
-    with leases.hold_if_free(LOCK) as free:
+    assert leases.locked(LOCK)
+    with leases.lock_if_free(LOCK) as free:
         assert free and time.monotonic() - began >= 1.0
         assert list(bucket.find(LOCK)) == [f"{LOCK}/00000008"]
-    assert not leases.held(LOCK)
+    assert not leases.locked(LOCK)
 
 
 def test_one_that_beats_is_left_alone(bucket: Bucket) -> None:
@@ -49,7 +47,7 @@ def test_one_that_beats_is_left_alone(bucket: Bucket) -> None:
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with Leases(bucket).hold_if_free(LOCK) as free:
+        with Leases(bucket).lock_if_free(LOCK) as free:
             assert not free
     finally:
         over.set()
@@ -59,17 +57,17 @@ def test_one_that_beats_is_left_alone(bucket: Bucket) -> None:
 def test_a_dead_process_of_this_machine_is_known_at_once(bucket: Bucket) -> None:
     content = json.loads(lease._content(beat=0))
     bucket.write(f"{LOCK}/00000001", json.dumps({**content, "started": "0", "seconds": 1000}).encode())
-    with Leases(bucket).hold_if_free(LOCK) as free:
+    with Leases(bucket).lock_if_free(LOCK) as free:
         assert free
 
 
 def test_a_held_one_beats_and_ends_free(bucket: Bucket) -> None:
     leases = Leases(bucket)
-    with leases.hold_if_free(LOCK) as free:
+    with leases.lock_if_free(LOCK) as free:
         first = bucket.read([f"{LOCK}/00000001"])
         time.sleep(0.6)
         assert free and bucket.read([f"{LOCK}/00000001"]) != first
-        with Leases(bucket).hold_if_free(LOCK) as again:
+        with Leases(bucket).lock_if_free(LOCK) as again:
             assert not again
     assert Lease(LOCK, 1, bucket.read([f"{LOCK}/00000001"])[f"{LOCK}/00000001"]).held is False
 
@@ -80,9 +78,7 @@ def test_of_many_who_see_a_dead_one_one_takes_it(bucket: Bucket) -> None:
     count = threading.Lock()
 
     def work() -> None:
-        from contextlib import nullcontext
-
-        with Leases(bucket).hold(LOCK, nullcontext):
+        with Leases(bucket).lock(LOCK):
             with count:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
@@ -115,20 +111,8 @@ def test_two_that_died_are_taken_over_and_one_alive_among_them_is_not(bucket: Bu
     dead = of_another_machine(0, seconds=0.3)
     bucket.write(f"{LOCK}/00000003", dead)
     bucket.write(f"{LOCK}/00000004", dead)
-    with Leases(bucket).hold_if_free(LOCK) as free:
+    with Leases(bucket).lock_if_free(LOCK) as free:
         assert free and list(bucket.find(LOCK)) == [f"{LOCK}/00000005"]
         bucket.write(f"{LOCK}/00000009", dead)  # of one that was halted for long, and then went on
-        with Leases(bucket).hold_if_free(LOCK) as again:
+        with Leases(bucket).lock_if_free(LOCK) as again:
             assert not again
-
-
-def test_what_was_let_go_of_is_cleared_away_and_can_be_held_again(bucket: Bucket) -> None:
-    leases = Leases(bucket)
-    with leases.hold_if_free(LOCK), leases.hold_if_free(".locks/run-2"):
-        pass
-    with leases.hold_if_free(".locks/draw-1"):
-        leases.clear(".locks")
-        assert list(bucket.find(".locks")) == [".locks/draw-1/00000001"]
-        assert leases.held(".locks/draw-1") and not leases.held(LOCK)
-    with leases.hold_if_free(LOCK) as free:
-        assert free

@@ -85,7 +85,8 @@ def test_damage_in_the_bucket_is_found(
     there = on_another_machine(here, monkeypatch, "there")
     with pytest.raises(ArtifactError, match=r"s3://.*a\.txt"):
         there.dataset("d1").fetch()
-    assert there.discard_corrupt(there.dataset("d1"), ("dataset", "d1"))
+    assert not there.dataset("d1").whole()
+    there.dataset("d1").remove()
     assert not there.dataset("d1").done and not Workspace(s3).dataset("d1").done
     build(there, "d1", "hello")
     assert there.dataset("d1").whole()
@@ -95,7 +96,7 @@ def test_damage_on_this_machine_is_fetched_again(s3: str) -> None:
     workspace = Workspace(s3)
     build(workspace, "d1", "hello")
     (workspace.dataset("d1").path / "a.txt").write_text("hellp")
-    assert not workspace.discard_corrupt(workspace.dataset("d1"), ("dataset", "d1"))
+    assert workspace.dataset("d1").whole()
     assert workspace.dataset("d1").read("a.txt") == b"hello"
 
 
@@ -110,7 +111,7 @@ def test_what_was_made_anew_elsewhere_replaces_what_is_here(s3: str, monkeypatch
     assert Workspace(s3).dataset("d1").read("a.txt") == b"new"
 
 
-def test_a_survey_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None:
+def test_a_listing_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None:
     workspace = Workspace(s3)
     for steps in (1000, 20, 300):
         with workspace.checkpoint("r", steps).build():
@@ -118,7 +119,7 @@ def test_a_survey_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None
     with workspace.images("d", "c1").build() as folder:
         (folder / "x.png").write_bytes(b"1")
     other = Workspace(s3)
-    with other.survey():
+    with other.listing():
         assert list(other.checkpoints("r")) == [20, 300, 1000]
         assert [chunk.path.name for chunk in other.image_chunks("d")] == ["c1"]
         assert not other.dataset("d1").done
@@ -129,8 +130,8 @@ def test_a_survey_sees_what_is_there_and_what_is_made_meanwhile(s3: str) -> None
         assert [place.kind for place in other.places()] == ["dataset", "checkpoint", "checkpoint", "images"]
     with workspace.checkpoint("r", 40).build():
         pass
-    other.look_again()
-    with other.survey():
+    other.invalidate()
+    with other.listing():
         assert list(other.checkpoints("r")) == [20, 40, 1000]
     assert list(other.checkpoints("r")) == [20, 40, 1000]
 
@@ -155,51 +156,59 @@ def test_a_sweeps_folder_is_uploaded_the_last_file_last(s3: str, s3_endpoint: st
 
 
 def _build_slowly(url: str, started: str) -> None:
-    workspace = Workspace(url)
-    with workspace.claim("dataset", "d1"), workspace.dataset("d1").build() as folder:
+    with Workspace(url, sweep="s").dataset("d1").build() as folder:
         (folder / "half.txt").write_text("half")
         Path(started).touch()
         time.sleep(60)
 
 
-def test_a_killed_builder_leaves_no_result_and_its_claim_goes(s3: str, tmp_path: Path) -> None:
+def test_a_killed_builder_leaves_no_result(s3: str, tmp_path: Path) -> None:
     started = tmp_path / "started"
     process = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(s3, str(started)))
     process.start()
     while not started.exists():
         time.sleep(0.01)
-    workspace = Workspace(s3)
-    assert workspace.claimed("dataset", "d1")
-    with workspace.claim_if_free("dataset", "d1") as free:
-        assert not free
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with workspace.claim("dataset", "d1"):
+    workspace = Workspace(s3, sweep="s")
+    with workspace.drive("s"):
         assert not workspace.dataset("d1").done
-        assert list((workspace.root / "datasets").iterdir()) == []
+        assert list(workspace.places()) == []
         build(workspace, "d1", "again")
-    assert workspace.dataset("d1").done and not workspace.claimed("dataset", "d1")
+    assert workspace.dataset("d1").done
 
 
-def _build_if_missing(url: str, log: str) -> None:
-    workspace = Workspace(url)
-    with workspace.claim("dataset", "d1"):
-        if not workspace.dataset("d1").done:
-            with open(log, "a") as handle:
-                handle.write("built\n")
-            build(workspace, "d1", "once")
+def _build_at(url: str, cache: str, ready: str, text: str) -> None:
+    os.environ["HARNESS_CACHE"] = cache  # as on a machine of its own
+    with Workspace(url).dataset("d1").build(note=text) as folder:
+        for name in ("a.txt", "b.txt"):
+            (folder / name).write_text(text)
+        Path(ready, text).touch()
+        while len(list(Path(ready).iterdir())) < 3:
+            time.sleep(0.001)
 
 
-def test_processes_build_a_stage_once(s3: str, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def test_of_builders_at_once_the_first_wins_and_their_files_are_not_mixed(
+    s3: str, s3_endpoint: str, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_build_if_missing, args=(s3, str(log))) for _ in range(3)]
+    processes = [
+        context.Process(target=_build_at, args=(s3, str(tmp_path / str(n)), str(ready), f"text {n}"))
+        for n in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert log.read_text() == "built\n"
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    artifact = Workspace(s3).dataset("d1")
+    assert list(artifact.damage()) == []
+    texts = {artifact.read(name).decode() for name in ("a.txt", "b.txt")}
+    assert texts == {artifact.manifest()["facts"]["note"]}
+    assert not [name for name in server.objects(s3_endpoint, s3.removeprefix("s3://")) if "locks" in name]
 
 
 def test_a_sweep_has_one_driver(s3: str) -> None:
@@ -214,5 +223,5 @@ def test_a_sweep_has_one_driver(s3: str) -> None:
         pass
 
 
-def test_a_survey_looks_everywhere_that_stages_are() -> None:
+def test_a_listing_covers_every_place_of_artifacts() -> None:
     assert set(TOPS) == {top for top, _ in FOLDERS.values()}

@@ -1,4 +1,4 @@
-"""A stage is finished or absent, whatever happens to the process that builds it."""
+"""An artifact is finished or absent, whatever happens to the process that builds it."""
 
 import errno
 import multiprocessing
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ArtifactError, WorkspaceError
-from harness.store.workspace import Workspace
+from harness.store.workspace import BEGUN, Workspace
 
 
 def build(workspace: Workspace, dataset_id: str, text: str) -> None:
@@ -37,14 +37,14 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
         (folder / "half.txt").write_text("half")
         _ = 1 / 0
     assert not workspace.dataset("d1").done
-    assert list((tmp_path / "datasets").iterdir()) == []
+    assert list(workspace.places()) == [] and not list((tmp_path / BEGUN).iterdir())
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(WorkspaceError, match=r"No space left.*--workspace"), workspace.dataset("d1").build():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert list((tmp_path / "datasets").iterdir()) == []
+    assert not list((tmp_path / BEGUN).iterdir())
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
@@ -64,14 +64,13 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
 
 
 def _build_slowly(root: Path, started: str) -> None:
-    workspace = Workspace(root)
-    with workspace.claim("dataset", "d1"), workspace.dataset("d1").build() as folder:
+    with Workspace(root, sweep="s").dataset("d1").build() as folder:
         (folder / "half.txt").write_text("half")
         Path(started).touch()
         time.sleep(60)
 
 
-def test_a_killed_builder_leaves_no_result_and_its_claim_and_rubbish_go(tmp_path: Path) -> None:
+def test_a_killed_builder_leaves_no_result_and_the_next_driver_clears_up(tmp_path: Path) -> None:
     root, started = tmp_path / "w", tmp_path / "started"
     process = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(root, str(started)))
     process.start()
@@ -80,34 +79,48 @@ def test_a_killed_builder_leaves_no_result_and_its_claim_and_rubbish_go(tmp_path
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    workspace = Workspace(root)
+    workspace = Workspace(root, sweep="s")
     assert not workspace.dataset("d1").done
-    assert list((root / "datasets").iterdir()) != []
-    with workspace.claim("dataset", "d1"):
-        assert list((root / "datasets").iterdir()) == []
+    assert [place.kind for place in workspace.places()] == ["begun"]
+    with workspace.drive("other"):
+        assert [place.kind for place in workspace.places()] == ["begun"], "it may still be at work"
+    with workspace.drive("s"):
+        assert list(workspace.places()) == []
         build(workspace, "d1", "again")
     assert workspace.dataset("d1").done
 
 
-def _build_if_missing(root: Path, log: str) -> None:
+def _build_at(root: Path, ready: str, others: int, text: str) -> None:
     workspace = Workspace(root)
-    with workspace.claim("dataset", "d1"):
-        if not workspace.dataset("d1").done:
-            with open(log, "a") as handle:
-                handle.write("built\n")
-            time.sleep(0.2)
-            build(workspace, "d1", "once")
+    with workspace.dataset("d1").build(note=text) as folder:
+        (folder / "a.txt").write_text(text)
+        Path(ready, text).touch()
+        while len(list(Path(ready).iterdir())) < others:
+            time.sleep(0.001)
 
 
-def test_two_processes_build_a_stage_once(tmp_path: Path) -> None:
-    log = tmp_path / "log"
+@pytest.mark.parametrize("there", ["nothing", "a folder without a manifest"])
+def test_of_two_builders_at_once_the_first_wins_and_both_end_well(tmp_path: Path, there: str) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    if there != "nothing":
+        folder = Workspace(tmp_path / "w").dataset("d1").path
+        folder.mkdir(parents=True)
+        (folder / "half.txt").write_text("half")
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_build_if_missing, args=(tmp_path / "w", str(log))) for _ in range(2)]
+    processes = [
+        context.Process(target=_build_at, args=(tmp_path / "w", str(ready), 3, f"text {number}"))
+        for number in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert log.read_text() == "built\n"
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    artifact = Workspace(tmp_path / "w").dataset("d1")
+    artifact.verify()
+    assert artifact.manifest()["facts"]["note"] == (artifact.path / "a.txt").read_text()
+    assert sorted(path.name for path in artifact.path.iterdir()) == ["a.txt", "manifest.json"]
 
 
 def test_a_sweep_has_one_driver(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from harness.config.schema.evaluation import (
 )
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, GeneratedRecipe
-from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, ProbeObjective
+from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, RungObjective
 from harness.config.schema.sweep import Objective, SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
 from harness.config.weights.sdxl import PUBLISHED
@@ -169,12 +169,12 @@ def _scheduler(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[s
     scheduler = sweep.scheduler
     if isinstance(scheduler, FifoScheduler):
         return
-    if not any(config.training and scheduler.looks(config.training.steps) for config in configs):
+    if not any(config.training and scheduler.rungs(config.training.steps) for config in configs):
         yield f"scheduler.grace: no run is longer than {scheduler.grace} steps; nothing could be stopped"
     if sweep.compute.training_workers > 1:
         yield f"scheduler: {scheduler.kind} is for runs of one process; set compute.workers_per_trial: 1"
     yield from _objective(sweep, configs, scheduler.objective, "scheduler.objective")
-    if not isinstance(scheduler.objective, ProbeObjective):
+    if not isinstance(scheduler.objective, RungObjective):
         return
     dev = [prompt for prompt in sweep.prompts if prompt.split == "dev"]
     for name, asked, there in (

@@ -1,8 +1,5 @@
 """The cost of a plan in passes: one row going once through the UNet."""
 
-from collections import Counter
-from collections.abc import Iterable
-
 from harness.config.plan.plan import Plan, TrainingRun
 
 GUIDANCE_ROWS = 2
@@ -19,16 +16,11 @@ def step_passes(batch_size: int, accumulated: int, *, prior: bool) -> int:
     return batch_size * accumulated * (2 if prior else 1) * FORWARD_AND_BACKWARD
 
 
-def planned_passes(plan: Plan, runs: Iterable[str], arms: Iterable[tuple[str, str]]) -> int:
-    """What training runs, to their last checkpoints, and draws on a split cost together on an empty store."""
-    prompts = Counter[str](prompt.split for prompt in plan.sweep.prompts)
-    passes = 0
-    for run in (plan.runs[run_id] for run_id in runs):
-        batch, accumulated = run.training.batch_size, run.training.gradient_accumulation
-        passes += run.checkpoints[-1] * step_passes(batch, accumulated, prior=run.prior is not None)
-    for arm_id, split in arms:
-        passes += prompts[split] * len(plan.sweep.seeds) * image_passes(plan.arms[arm_id].steps)
-    return passes
+def run_passes(run: TrainingRun) -> int:
+    """What a training run costs, to its last checkpoint."""
+    training = run.training
+    per_step = step_passes(training.batch_size, training.gradient_accumulation, prior=run.prior is not None)
+    return run.checkpoints[-1] * per_step
 
 
 def runs_of_one_length(plan: Plan) -> list[TrainingRun]:

@@ -29,14 +29,14 @@ class LossObjective(Frozen):
     kind: Literal["validation_loss"]
 
 
-class ProbeObjective(ContrastObjective):
+class RungObjective(ContrastObjective):
     """A contrast on the first dev prompts and seeds alone, drawn each time that a run is looked at."""
 
     prompts: Annotated[Count, Field(description="of the dev prompts, the first so many")] = 4
     seeds: Annotated[Count, Field(description="of the sweep's seeds, the first so many")] = 1
 
 
-LookObjective = Annotated[ProbeObjective | LossObjective, Field(discriminator="kind")]
+SchedulerObjective = Annotated[RungObjective | LossObjective, Field(discriminator="kind")]
 
 
 class FifoScheduler(Frozen):
@@ -52,11 +52,11 @@ class AshaScheduler(Frozen):
     """
 
     kind: Literal["asha"]
-    objective: LookObjective = Field(default_factory=ProbeObjective)
+    objective: SchedulerObjective = Field(default_factory=RungObjective)
     grace: Annotated[Steps, Field(description="steps of the first rung")]
     reduction_factor: Annotated[float, Field(gt=1, description="at each rung, one in so many goes on")] = 3
 
-    def looks(self, last: int) -> tuple[int, ...]:
+    def rungs(self, last: int) -> tuple[int, ...]:
         """The steps at which a run of `last` steps is looked at; at its end there is nothing to stop."""
         return tuple(_below(last, (math.ceil(self.grace * self.reduction_factor**k) for k in range(last))))
 
@@ -68,12 +68,12 @@ class MedianScheduler(Frozen):
     """
 
     kind: Literal["median"]
-    objective: LookObjective = Field(default_factory=ProbeObjective)
-    grace: Annotated[Steps, Field(description="steps before the first look")]
-    every: Annotated[Steps, Field(description="steps between looks")]
+    objective: SchedulerObjective = Field(default_factory=RungObjective)
+    grace: Annotated[Steps, Field(description="steps of the first rung")]
+    every: Annotated[Steps, Field(description="steps between rungs")]
     min_runs: Annotated[Count, Field(description="other runs that must have come as far")] = 3
 
-    def looks(self, last: int) -> tuple[int, ...]:
+    def rungs(self, last: int) -> tuple[int, ...]:
         """As of AshaScheduler."""
         return tuple(range(self.grace, last, self.every))
 

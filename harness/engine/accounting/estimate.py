@@ -6,25 +6,38 @@ loading, encoding and scoring.
 """
 
 import heapq
+import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.config.plan.cost import image_passes, step_passes
-from harness.config.plan.plan import Dataset, ResolvedArm, TrainingRun
-from harness.config.plan.rungs import probe_cells, probes_of_run
+from harness.config.plan.plan import Cell, Dataset, Plan, ResolvedArm, TrainingRun, Trial
+from harness.config.plan.rungs import rung_cells, rung_only_arms
 from harness.config.schema.base import Frozen
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.search import OptunaSearch
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.accounting import inventory
-from harness.engine.stages.context import Context, Count
+from harness.engine.outcomes import Outcome
+from harness.engine.queue import Phase, Queue, Story
+from harness.engine.stages.context import Count, never
+from harness.engine.stages.datasets import parts_count, parts_of
 from harness.engine.stages.sampling import arm_facts, missing_images
-from harness.engine.tasks import Task, confirm_tasks, trial_stages
+from harness.engine.tasks import (
+    DatasetTask,
+    ImagesTask,
+    PartsTask,
+    Task,
+    TrainingTask,
+    Wish,
+    arms_of_trial,
+    missing_tasks,
+)
 from harness.errors import ArtifactError
 from harness.store.artifact import is_manifest
 from harness.store.workspace import Place, PlaceKind, Workspace
@@ -95,7 +108,7 @@ def _timing(place: Place, manifest: Mapping[str, Any]) -> Timing:
             sort = dataset_sort(facts["model"], facts["recipe"])
             return Timing(sort=sort, units=images, seconds=facts["generation_seconds"])
         case _:
-            sort = drawing_sort(facts["model"], facts["arm"])
+            sort = image_sort(facts["model"], facts["arm"])
             return Timing(sort=sort, units=images, seconds=facts["made"]["generation_seconds"])
 
 
@@ -110,9 +123,9 @@ def training_sort(model: Any, adapter: Any, training: Mapping[str, Any]) -> Sort
     )
 
 
-def drawing_sort(model: Any, arm: Mapping[str, Any]) -> Sort:
-    """Of images. `draw` is as `image_stages.arm_facts` gives it."""
-    family = _text("drawing", model, arm["scheduler"], arm["size"])
+def image_sort(model: Any, arm: Mapping[str, Any]) -> Sort:
+    """Of images. `arm` is as `sampling.arm_facts` gives it."""
+    family = _text("generating", model, arm["scheduler"], arm["size"])
     settings = _text(arm["steps"], arm["refiner_start"], arm["adapters"])
     return Sort(family, settings, image_passes(arm["steps"]))
 
@@ -122,7 +135,7 @@ def dataset_sort(model: Any, recipe: Mapping[str, Any]) -> Sort:
     if recipe["kind"] == "folder":
         return Sort(_text("reading"), "", 0)
     plain = {"scheduler": None, "size": None, "adapters": 0}
-    return drawing_sort(model, {**plain, "steps": recipe["steps"], "refiner_start": recipe["refiner_start"]})
+    return image_sort(model, {**plain, "steps": recipe["steps"], "refiner_start": recipe["refiner_start"]})
 
 
 def _text(*parts: Any) -> str:
@@ -156,7 +169,7 @@ CONFIRMATION = "confirmation images"
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is missing of one dataset, training run or draw. `processes` work on it together."""
+    """What is missing of one dataset, training run or arm. `processes` work on it together."""
 
     row: str  # of the inventory
     sort: Sort
@@ -197,25 +210,25 @@ class Estimate:
     gpu_hours: float
 
 
-def estimated(ctx: Context, counts: Mapping[str, Count]) -> Estimate:
+def estimated(plan: Plan, workspace: Workspace, counts: Mapping[str, Count]) -> Estimate:
     """The time that remains of a sweep under its `compute`. `counts` are its inventory's."""
-    rates, compute = Rates(past_timings(ctx.workspace)), ctx.plan.sweep.compute
-    reckoning = Reckoning(ctx, finished=not any(count.missing for count in counts.values()))
-    seconds, everything = 0.0, list[Work]()
-    for tasks in reckoning.artifacts():
-        works = [reckoning.works(task) for task in tasks]
-        processes = max((work.processes for task_works in works for work in task_works), default=1)
-        at_once = max(1, workers(compute) // processes)
-        seconds += _makespan((_seconds(task_works, rates) for task_works in works), at_once)
-        everything += [work for task_works in works for work in task_works]
+    rates, compute = Rates(past_timings(workspace)), plan.sweep.compute
+    finished = not any(count.missing for count in counts.values())
+    tasks = missing_tasks(Wish(plan=plan, workers=lambda: workers(compute)), workspace)
+    works = {task.name: list(works_of(plan, workspace, task)) for task in tasks}
+    confirmation = _confirmation(plan, workspace, finished=finished)
+    everything = [*(work for some in works.values() for work in some), *confirmation]
+    at_once = max(1, workers(compute) // max((work.processes for work in everything), default=1))
+    seconds = makespan(tasks, lambda task: _seconds(works[task.name], rates), at_once)
+    seconds += _seconds(confirmation, rates) / at_once
     by_row = {row: [work for work in everything if work.row == row] for row in (*counts, CONFIRMATION)}
-    shares = {row: _share(works, rates) for row, works in by_row.items()}
+    shares = {row: _share(of_row, rates) for row, of_row in by_row.items()}
     known = any(share.timings for share in shares.values()) or not any(work.missing for work in everything)
     process_seconds = sum(_seconds([work], rates) * work.processes for work in everything)
     return Estimate(
         shares=shares,
         seconds=seconds if known else None,
-        complete=all_asked_for(ctx.plan.sweep) and not any(share.untimed for share in shares.values()),
+        complete=all_asked_for(plan.sweep) and not any(share.untimed for share in shares.values()),
         workers=workers(compute),
         workers_are_told=compute.max_concurrent is not None,
         cpu_hours=process_seconds * compute.cpus_per_trial / 3600,
@@ -251,69 +264,70 @@ def _share(works: list[Work], rates: Rates) -> Share:
     )
 
 
-def _makespan(seconds: Iterable[float], at_once: int) -> float:
-    """From start to end, each task given to the worker that is free first."""
-    free = [0.0] * at_once
-    for task in seconds:
-        heapq.heapreplace(free, free[0] + task)
-    return max(free)
+def makespan(tasks: Sequence[Task], seconds: Callable[[Task], float], at_once: int) -> float:
+    """From start to end, each task handed out by the sweep's own queue to the worker that is free first."""
+
+    def story() -> Story:
+        yield Phase(tasks=tasks)
+        return None
+
+    queue, now = Queue(story(), never), 0.0
+    running: list[tuple[float, int, Task]] = []
+    order = itertools.count()
+    while not queue.finished:
+        while len(running) < at_once and (task := queue.next()) is not None:
+            heapq.heappush(running, (now + seconds(task), next(order), task))
+        now, _, task = heapq.heappop(running)
+        queue.done(Outcome(task=task))
+    return now
 
 
-class Reckoning:
-    """The missing work of a sweep's tasks."""
+def works_of(plan: Plan, workspace: Workspace, task: Task) -> Iterator[Work]:
+    """What a task has to make."""
+    match task:
+        case PartsTask(dataset=dataset, parts=parts):
+            yield _training_images(dataset, parts_count(dataset, parts))
+        case DatasetTask(dataset=dataset) if not parts_of(dataset):
+            yield _training_images(dataset, inventory.dataset_images(workspace, dataset).missing)
+        case TrainingTask(runs=runs):
+            for run in runs:
+                yield _run(plan, workspace, run)
+                for arm in rung_only_arms(plan, run.run_id):
+                    yield _images(inventory.RUNGS, workspace, arm, rung_cells(plan, arm))
+        case ImagesTask(wanted=wanted):
+            controls = {arm.arm_id for arm in plan.control_arms}
+            for arm, cells in wanted:
+                row = "control images" if arm.arm_id in controls else "adapter images"
+                yield _images(row, workspace, arm, cells)
 
-    def __init__(self, ctx: Context, *, finished: bool) -> None:
-        self.ctx, self.plan, self.finished = ctx, ctx.plan, finished
-        self.controls = {arm.arm_id for arm in self.plan.control_arms}
 
-    def artifacts(self) -> Iterator[list[Task]]:
-        """Tasks that are carried out together, stage after stage, the confirmation the last."""
-        packed_for = workers(self.plan.sweep.compute)
-        for _, tasks in trial_stages(self.plan, workers=packed_for):
-            yield tasks
-        yield self._confirmation()
+def _confirmation(plan: Plan, workspace: Workspace, *, finished: bool) -> list[Work]:
+    """Of the trial that lacks least, if nothing else is missing: it was selected. Else of any."""
 
-    def _confirmation(self) -> list[Task]:
-        """Of the trial that lacks least, where nothing else is missing: it was selected. Else of any."""
-        each = (confirm_tasks(self.plan, trial.trial_id) for trial in self.plan.trials)
-        if not self.finished:
-            return next(each, [])
-        return min(
-            each,
-            default=[],
-            key=lambda tasks: sum(work.missing for task in tasks for work in self.works(task)),
-        )
+    def works(trial: Trial) -> list[Work]:
+        arms = [arm for arm in arms_of_trial(plan, trial.arms.values()) if arm.adapters]
+        return [_images(CONFIRMATION, workspace, arm, plan.cells(arm, "test")) for arm in arms]
 
-    def works(self, task: Task) -> list[Work]:
-        """What a task has to make."""
-        return [
-            *(self._dataset(self.plan.datasets[dataset_id]) for dataset_id in task.datasets),
-            *(self._run(self.plan.runs[run_id]) for run_id in task.runs),
-            *(self._arm(self.plan.arms[arm_id], split) for arm_id, split in task.arms),
-            *(self._look(arm) for run_id in task.runs for arm in probes_of_run(self.plan, run_id)),
-        ]
+    if not finished:
+        return next(map(works, plan.trials), [])
+    return min(map(works, plan.trials), key=lambda some: sum(work.missing for work in some), default=[])
 
-    def _dataset(self, dataset: Dataset) -> Work:
-        missing = inventory.dataset_images(self.ctx, dataset).missing
-        sort = dataset_sort(_json(dataset.model), _json(dataset.recipe))
-        return Work(row="training images", sort=sort, missing=missing)
 
-    def _run(self, run: TrainingRun) -> Work:
-        missing = inventory.training_steps(self.ctx, run).missing
-        sort = training_sort(_json(run.dataset.model), _json(run.adapter), _json(run.training))
-        processes = self.plan.sweep.compute.training_workers
-        return Work(row="training steps", sort=sort, missing=missing, processes=processes)
+def _training_images(dataset: Dataset, missing: int) -> Work:
+    sort = dataset_sort(_json(dataset.model), _json(dataset.recipe))
+    return Work(row="training images", sort=sort, missing=missing)
 
-    def _arm(self, arm: ResolvedArm, split: str) -> Work:
-        control = arm.arm_id in self.controls
-        row = "control images" if control else "adapter images" if split == "dev" else CONFIRMATION
-        missing = inventory.images(self.ctx, arm, split).missing
-        return Work(row=row, sort=drawing_sort(_json(arm.model), arm_facts(arm)), missing=missing)
 
-    def _look(self, arm: ResolvedArm) -> Work:
-        cells = probe_cells(self.plan, arm)
-        missing = len(missing_images(self.ctx, arm, cells))
-        return Work(row=inventory.LOOKS, sort=drawing_sort(_json(arm.model), arm_facts(arm)), missing=missing)
+def _run(plan: Plan, workspace: Workspace, run: TrainingRun) -> Work:
+    missing = inventory.training_steps(workspace, run).missing
+    sort = training_sort(_json(run.dataset.model), _json(run.adapter), _json(run.training))
+    processes = plan.sweep.compute.training_workers
+    return Work(row="training steps", sort=sort, missing=missing, processes=processes)
+
+
+def _images(row: str, workspace: Workspace, arm: ResolvedArm, cells: Sequence[Cell]) -> Work:
+    missing = len(missing_images(workspace, arm, cells))
+    return Work(row=row, sort=image_sort(_json(arm.model), arm_facts(arm)), missing=missing)
 
 
 def _json(config: Frozen) -> dict[str, Any]:

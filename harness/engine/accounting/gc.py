@@ -1,10 +1,11 @@
 """What the store holds, which sweeps need it, whether it is whole, what can be deleted: for `harness store`.
 
-Kept is what a sweep needs when it is run again (its plan is written before its work begins), what its tables
-name, and what is locked.
+Kept is what a sweep needs when it is run again (its plan is written before its work begins), and what its
+tables name.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.config.plan.plan import Plan, TrainingRun, expand
-from harness.config.plan.rungs import probes_of_run
+from harness.config.plan.rungs import rung_only_arms
 from harness.config.schema.metric import MetricConfig
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.completion import MARK
@@ -28,7 +29,7 @@ from harness.store.workspace import PLAN, Place, Workspace
 
 # A partial artifact is a folder without a manifest: its builder was killed, or it is half removed.
 Kind = Literal["dataset", "part", "latents", "texts", "checkpoint", "images", "scores", "partial"]
-OF_ONE_CLAIM = ("latents", "texts", "checkpoint", "images")  # with all beside them
+NESTED = ("latents", "texts", "checkpoint", "images")  # in a folder with others of one run, arm, …
 State = Literal["kept", "removed", "in use"]
 
 
@@ -66,7 +67,7 @@ def holdings(workspace: Workspace) -> Holdings:
     """All that the store holds, in a stable order. Raises WorkspaceError where there is no workspace."""
     if not workspace.exists():
         raise WorkspaceError(f"--workspace {workspace.address}: there is no such folder")
-    with workspace.survey():
+    with workspace.listing():
         places = list(workspace.places())
         workspace.fetch([place.artifact for place in places if place.artifact.done], is_manifest)
         needs, unreadable = _needs(workspace)
@@ -91,7 +92,7 @@ def find(found: Holdings, text: str) -> Entry:
             raise WorkspaceError(f"{len(several)} stages begin with {text!r}: {some}, …; give one's name")
 
 
-def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> list[Finding]:
+def verify(entries: Sequence[Entry], *, delete: bool) -> list[Finding]:
     """The finished stages that do not match their hashes. With `delete` they go, and are made again."""
     findings = []
     for entry in entries:
@@ -99,7 +100,9 @@ def verify(workspace: Workspace, entries: Sequence[Entry], *, delete: bool) -> l
         faults = _faults(artifact)
         if not faults or not artifact.done:  # not done: taken away while it was read
             continue
-        state = _remove(workspace, entry) if delete else "kept"
+        if delete:
+            _remove(entry)
+        state: State = "removed" if delete else "kept"
         findings.append(Finding(entry=entry, state=state, faults=tuple(faults)))
     return findings
 
@@ -124,20 +127,27 @@ def damaged_sweeps(workspace: Workspace) -> list[str]:
 
 
 def collect_garbage(workspace: Workspace, *, delete: bool) -> list[Finding]:
-    """What no sweep of the workspace needs; with `delete` it is removed, unless it is locked.
+    """What no sweep of the workspace needs; with `delete` it is removed.
 
     A sweep that begins meanwhile waits until this is over, and makes again what it needs and is gone.
-    Raises WorkspaceError where a sweep's needs cannot be read: then nothing is removed.
+    Raises WorkspaceError if a sweep's needs cannot be read: then nothing is removed.
     """
+    findings: list[Finding] = []
+    with workspace.plans_locked() if delete else nullcontext():
+        busy = bool(workspace.driven())
+        for entry in _unneeded(workspace):
+            findings.append(Finding(entry=entry, state=_state(entry, busy=busy, delete=delete)))
+    return findings
+
+
+def _state(entry: Entry, *, busy: bool, delete: bool) -> State:
+    """Of what no sweep needs; it is removed if asked for, but a partial artifact only while no sweep runs."""
+    if entry.kind == "partial" and busy:
+        return "in use"
     if not delete:
-        return [
-            Finding(entry=entry, state="in use" if workspace.claimed(*entry.place.claim) else "kept")
-            for entry in _unneeded(workspace)
-        ]
-    with workspace.claim_plans():
-        found = [Finding(entry=entry, state=_remove(workspace, entry)) for entry in _unneeded(workspace)]
-        workspace.clear_claims()
-        return found
+        return "kept"
+    _remove(entry)
+    return "removed"
 
 
 def _unneeded(workspace: Workspace) -> list[Entry]:
@@ -147,19 +157,16 @@ def _unneeded(workspace: Workspace) -> list[Entry]:
     return [entry for entry in found.entries if not entry.needed_by]
 
 
-def _remove(workspace: Workspace, entry: Entry) -> State:
+def _remove(entry: Entry) -> None:
     artifact = entry.place.artifact
-    with workspace.claim_if_free(*entry.place.claim) as free:
-        if not free:
-            return "in use"
-        try:
-            artifact.remove()
-            folder = artifact.path.parent
-            if entry.kind in OF_ONE_CLAIM and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # the lock is of this folder, so it is not in use
-        except OSError as error:
-            raise WorkspaceError(f"{artifact.place} cannot be removed: {error.strerror}") from None
-    return "removed"
+    try:
+        artifact.remove()
+    except OSError as error:
+        raise WorkspaceError(f"{artifact.place} cannot be removed: {error.strerror}") from None
+    folder = artifact.path.parent
+    if entry.kind in NESTED and folder.is_dir():
+        with suppress(OSError):  # another artifact is in it
+            folder.rmdir()
 
 
 def _faults(artifact: Artifact) -> list[str]:
@@ -173,8 +180,8 @@ def _faults(artifact: Artifact) -> list[str]:
 
 def _entry(workspace: Workspace, place: Place, needs: Sequence["_Needs"]) -> Entry:
     artifact = place.artifact
-    whole = artifact.done and not artifact.path.name.startswith(".")
-    kind: Kind = place.kind if whole else "partial"
+    whole = artifact.done and place.kind != "begun"
+    kind: Kind = "partial" if not artifact.done or place.kind == "begun" else place.kind
     return Entry(
         kind=kind,
         name=workspace.relative(artifact.path),
@@ -246,8 +253,8 @@ class _Needs:
         self.images: dict[str, frozenset[str]] = {}  # by draw
         models = {arm.model for arm in plan.arms.values()}
         self.texts = {texts_id(model): texts_of(plan, model) for model in models}
-        probes = (arm for run_id in plan.runs for arm in probes_of_run(plan, run_id))
-        self.arms = {**plan.arms, **{arm.arm_id: arm for arm in probes}}
+        at_rungs = (arm for run_id in plan.runs for arm in rung_only_arms(plan, run_id))
+        self.arms = {**plan.arms, **{arm.arm_id: arm for arm in at_rungs}}
 
     def of(self, place: Place) -> bool:
         """True where the sweep needs what is at this place."""
@@ -255,6 +262,8 @@ class _Needs:
         if self.workspace.relative(path) in self.named:
             return True
         match place.kind:
+            case "begun":
+                return False
             case "dataset":
                 return path.name in self.plan.datasets
             case "part":  # until the dataset is whole

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.engine.worker import Executor
+    from harness.engine.queue import Executor
 
 
 RAY_CLIENT = "ray://"
@@ -19,6 +19,9 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must not end
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # needs a network
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means none, not all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own progress table
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # its books; ours are the store
+# Tasks handed to Tune before a worker is free for them; enough for a cluster that grows to see its need.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "64")
 # A screenful for each lost worker and node, whatever log_to_driver says; the report counts them.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 

@@ -26,7 +26,7 @@ def train_on_workers(ctx: Context, segments: Sequence[Segment]) -> dict[str, Har
         try:
             _train_on_workers(ctx, segment)
         except HarnessError as error:
-            failed[segment.run_id] = error
+            failed[segment.run.run_id] = error
     return failed
 
 
@@ -35,13 +35,13 @@ def _train_on_workers(ctx: Context, segment: Segment) -> None:
 
     Raises what the training itself raised, and RuntimeError where processes were lost. Tune tries again.
     """
-    compute = ctx.plan.sweep.compute
-    folder = ctx.workspace.sweep(ctx.plan.sweep.name) / ".train" / segment.run_id
+    compute, run_id = ctx.compute, segment.run.run_id
+    folder = ctx.workspace.sweep(ctx.sweep) / ".train" / run_id
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
-        _train_share,
+        _train_shard,
         train_loop_config={
-            "bench": replace(ctx, report=_silent, trainer=None, step=no_step),
+            "ctx": replace(ctx, report=_silent, trainer=None, step=no_step),
             "segment": segment,
         },
         scaling_config=ScalingConfig(
@@ -50,7 +50,7 @@ def _train_on_workers(ctx: Context, segment: Segment) -> None:
             resources_per_worker={name: share for name, share in of_one_process(compute).items() if share},
         ),
         run_config=RunConfig(
-            name=segment.run_id, storage_path=str(folder), failure_config=FailureConfig(max_failures=0)
+            name=run_id, storage_path=str(folder), failure_config=FailureConfig(max_failures=0)
         ),
     )
     try:
@@ -60,23 +60,21 @@ def _train_on_workers(ctx: Context, segment: Segment) -> None:
         if known:
             raise known[0] from None
         causes = "; ".join(sorted({str(cause).splitlines()[-1] for cause in error.worker_failures.values()}))
-        raise RuntimeError(f"run {segment.run_id}: a training process was lost: {causes}") from error
+        raise RuntimeError(f"run {run_id}: a training process was lost: {causes}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    missing = [
-        steps for steps in segment.checkpoints if not ctx.workspace.checkpoint(segment.run_id, steps).done
-    ]
+    missing = [steps for steps in segment.checkpoints if not ctx.workspace.checkpoint(run_id, steps).done]
     if missing:
-        raise TrainingError(f"run {segment.run_id} ended without its checkpoints at {missing} steps")
+        raise TrainingError(f"run {run_id} ended without its checkpoints at {missing} steps")
     ctx.report("training_steps", segment.checkpoints[-1] - segment.start)
 
 
-def _train_share(config: dict[str, Any]) -> None:
+def _train_shard(config: dict[str, Any]) -> None:
     """What each process does; torch.distributed is set up by Ray Train."""
     import torch
 
-    ctx: Context = config["bench"]
-    torch.set_num_threads(max(1, int(ctx.plan.sweep.compute.cpus_per_trial)))
+    ctx: Context = config["ctx"]
+    torch.set_num_threads(max(1, int(ctx.compute.cpus_per_trial)))
     for error in train_segments(ctx, [config["segment"]]).values():
         raise error
 

@@ -16,13 +16,13 @@ DIED = re.compile(r"its node has died\. Node Id: (\w+)")  # Ray's words; its err
 
 
 class Losses(tune.Callback):
-    """Counts them, and gives a trial the try back that a lost node took from it."""
+    """Counts lost workers and nodes, and gives a trial the try back that a lost node took from it."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._nodes: set[str] = set()
         self._by_trial: dict[str, int] = {}
-        self.left: set[int] = set()  # tasks that a lost node ended when no try was left
+        self.without_fault: set[str] = set()  # trials that a lost node ended when no try was left
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks, and a live display cannot be."""
@@ -30,7 +30,7 @@ class Losses(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune will try it again."""
-        if self._without_fault(trial):
+        if self._is_without_fault(trial):
             lost = self._by_trial[trial.trial_id] = self._by_trial.get(trial.trial_id, 0) + 1
             if lost <= NODE_LOSSES:
                 trial.max_failures += 1
@@ -38,16 +38,16 @@ class Losses(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune will not."""
-        if self._without_fault(trial):
-            self.left.add(trial.config["task"])
+        if self._is_without_fault(trial):
+            self.without_fault.add(trial.trial_id)
 
-    def _without_fault(self, trial: Trial) -> bool:
+    def _is_without_fault(self, trial: Trial) -> bool:
         """Whether it ended with its node; counts that node once, or the worker where Ray names no node.
 
         A worker that dies alone is known to be dead at once. One that is merely out of reach is on a node
         that is gone, which Ray notices half a minute later, or behind a network that failed.
         """
-        error = _last_error(trial)
+        error = last_error(trial)
         if not isinstance(error, ray.exceptions.RayActorError):
             return False
         died = DIED.search(str(error))
@@ -60,7 +60,7 @@ class Losses(tune.Callback):
         return True
 
 
-def _last_error(trial: Trial) -> Any:
+def last_error(trial: Trial) -> Any:
     """What Tune wrote down in this process's own folder; it is copied to its books only later."""
     file = trial.pickled_error_file
     return cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).is_file() else None

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.config.schema.compute import ComputeConfig
-from harness.engine.tasks import Task
 from harness.errors import HarnessError, WorkspaceError
 from harness.store.workspace import Workspace
 
@@ -26,8 +25,8 @@ def check_all_nodes_see(workspace: Workspace) -> None:
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     if not others:
         return
-    with workspace.mark() as mark:
-        asked = [_look_from(node["NodeID"]).remote(workspace.address, mark) for node in others]
+    with workspace.marker() as marker:
+        asked = [_check_on(node["NodeID"]).remote(workspace.address, marker) for node in others]
         for node, answer in zip(others, asked, strict=True):
             try:
                 fault = ray.get(answer, timeout=PATIENCE_SECONDS)
@@ -38,15 +37,15 @@ def check_all_nodes_see(workspace: Workspace) -> None:
                 raise HarnessError(f"{where} {fault}")
 
 
-def _look_from(node_id: str) -> "ray.remote_function.RemoteFunction":
+def _check_on(node_id: str) -> "ray.remote_function.RemoteFunction":
     on_that_node = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=on_that_node)
+    return ray.remote(_check).options(num_cpus=0, max_retries=0, scheduling_strategy=on_that_node)
 
 
-def _look(address: str, mark: str) -> str | None:
-    """What is wrong, seen from this process; null where nothing is."""
+def _check(address: str, marker: str) -> str | None:
+    """What is wrong, seen from this process; None if nothing is."""
     try:
-        if Workspace(address).sees(mark):
+        if Workspace(address).sees(marker):
             return None
     except WorkspaceError as error:
         return f"cannot use the workspace: {error}"
@@ -85,19 +84,6 @@ def connected(address: str | None) -> Iterator[bool]:
         yield address is None
     finally:
         ray.shutdown()
-
-
-def takes_several_processes(tasks: Sequence[Task], compute: ComputeConfig) -> bool:
-    """True where one of the tasks is trained by several processes together."""
-    return compute.training_workers > 1 and any(task.runs for task in tasks)
-
-
-def at_once(tasks: Sequence[Task], compute: ComputeConfig) -> int | None:
-    """How many tasks run side by side. Tasks that hold nothing are as many as their processes fit."""
-    if not takes_several_processes(tasks, compute):
-        return compute.max_concurrent
-    together = max(1, _room(compute) // compute.training_workers)  # a cluster that grows may have more later
-    return min(together, compute.max_concurrent or together)
 
 
 def workers(compute: ComputeConfig) -> int:

@@ -6,6 +6,7 @@ workspace would be too late: on a network file system other nodes may see them o
 """
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,41 @@ import ray
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from harness.config.plan.plan import Plan
-from harness.config.plan.rungs import Look
+from harness.config.plan.rungs import IntermediateResult
 from harness.config.schema.search import AshaScheduler, MedianScheduler, StoppingScheduler
-from harness.engine.early_stopping import Decision, Decisions
+from harness.engine.early_stopping import Decision
+from harness.engine.queue import Race
 
 Answer = Callable[[Mapping[tuple[str, int], bool]], None]
 
-LOOKS = "looks"  # in what a worker reports
+RUNGS = "rungs"  # in what a worker reports
+POLL_SECONDS = 0.2
+
+
+class Scheduler(FIFOScheduler):
+    """Starts tasks in order, and hands what racing runs report to the pruner of the queue's race.
+
+    A pack of runs is one trial of Tune's, so Tune stops no trial: the worker, which goes on only when its
+    report was dealt with, asks for the answers.
+    """
+
+    def __init__(self, race: Callable[[], Race | None], answer: Answer) -> None:
+        super().__init__()
+        self._race, self._answer = race, answer
+        self._pruner: tuple[Race, Pruner] | None = None
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide, in the order of the reports."""
+        race = self._race()
+        if (reported := result.get(RUNGS)) and race is not None:
+            if self._pruner is None or self._pruner[0] is not race:
+                self._pruner = race, Pruner(race, self._answer)
+            self._pruner[1].hear([IntermediateResult(*one) for one in reported])
+        return str(FIFOScheduler.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Empty: Tune pickles its scheduler, but the pickle is never read."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -32,54 +60,46 @@ class _Run:
     trial_id: str
 
 
-class Judge(FIFOScheduler):
-    """Starts trials in order, and answers which training runs Tune's rule says are to be stopped at a look.
+class Pruner:
+    """Answers which training runs of a race Tune's rule stops at a rung.
 
-    A pack of runs is one trial of Tune's, so no trial is stopped: `answer` is given each look's run and step
-    and whether it was stopped there, and the worker, which Tune lets go on only then, asks for it.
+    `answer` is given each rung's run and step and whether the run was stopped there.
     """
 
-    def __init__(self, plan: Plan, decisions: Decisions, answer: Answer) -> None:
+    def __init__(self, race: Race, answer: Answer) -> None:
         """Everything decided so far is told to the rule again, whose answers stand already."""
-        super().__init__()
+        plan, self.decisions, self.answer = race.plan, race.decisions, answer
         scheduler = plan.sweep.scheduler
         assert isinstance(scheduler, StoppingScheduler)
         last = max(plan.runs[run_id].checkpoints[-1] for run_id in plan.own_runs)
-        self.rule, self.decisions, self.answer = _rule(scheduler, last), decisions, answer
+        self.rule = _rule(scheduler, last)
         self.sign = 1.0 if plan.sweep.more_is_better(scheduler.objective) else -1.0
         self.known: set[str] = set()
-        for decision in decisions.made.values():
-            self._ask(decision.look)
+        for decision in self.decisions.made.values():
+            self._ask(decision.result)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide, in the order of the report."""
-        self.hear([Look(*look) for look in result.get(LOOKS, [])])
-        return str(FIFOScheduler.CONTINUE)
-
-    def hear(self, looks: Sequence[Look]) -> None:
-        """Stop or go on. A look that was decided before (its worker was lost) is answered as then."""
-        if not looks:
-            return
-        new = [look for look in looks if self.decisions.of(look.run_id, look.step) is None]
+    def hear(self, results: Sequence[IntermediateResult]) -> None:
+        """Stop or go on. A rung that was decided before (its worker was lost) is answered as then."""
+        new = [one for one in results if self.decisions.of(one.run_id, one.step) is None]
         if new:
-            self.decisions.add(*(Decision(look=look, stopped=self._ask(look)) for look in new))
-        made = {(look.run_id, look.step): self.decisions.of(look.run_id, look.step) for look in looks}
+            self.decisions.add(*(Decision(result=one, stopped=self._ask(one)) for one in new))
+        made = {(one.run_id, one.step): self.decisions.of(one.run_id, one.step) for one in results}
         self.answer({at: decision is not None and decision.stopped for at, decision in made.items()})
 
-    def _ask(self, look: Look) -> bool:
+    def _ask(self, result: IntermediateResult) -> bool:
         """What the rule says. A run without a value is not compared, and goes on."""
-        if look.value is None:
+        if result.value is None:
             return False
-        run = _Run(look.run_id)
-        if look.run_id not in self.known:
-            self.known.add(look.run_id)
+        run = _Run(result.run_id)
+        if result.run_id not in self.known:
+            self.known.add(result.run_id)
             self.rule.on_trial_add(None, run)
-        result = {"step": look.step, "gain": self.sign * look.value}
-        return bool(self.rule.on_trial_result(None, run, result) == FIFOScheduler.STOP)
+        value = {"step": result.step, "objective": self.sign * result.value}
+        return bool(self.rule.on_trial_result(None, run, value) == FIFOScheduler.STOP)
 
 
 def _rule(scheduler: StoppingScheduler, last: int) -> Any:
-    asked = {"time_attr": "step", "metric": "gain", "mode": "max"}
+    asked = {"time_attr": "step", "metric": "objective", "mode": "max"}
     match scheduler:
         case AshaScheduler(grace=grace, reduction_factor=factor):
             return AsyncHyperBandScheduler(**asked, max_t=last, grace_period=grace, reduction_factor=factor)
@@ -92,14 +112,15 @@ def _rule(scheduler: StoppingScheduler, last: int) -> Any:
             )
 
 
-At = tuple[str, int]  # a look's run and step
+At = tuple[str, int]  # a rung's run and step
 
 
 class _Board:
-    """The actor. Started again, it knows nothing: then who asks fails, is tried again, and tells again."""
+    """The actor. After a restart it is empty: a worker that asks fails, is tried again, and reports again."""
 
     def __init__(self) -> None:
         self._stopped: dict[At, bool] = {}
+        self._wakes = 0
 
     def write(self, answers: Mapping[At, bool]) -> None:
         self._stopped.update(answers)
@@ -107,36 +128,57 @@ class _Board:
     def read(self, asked: Sequence[At]) -> list[bool]:
         return [self._stopped[at] for at in asked]
 
+    def wake(self, times: int) -> None:
+        self._wakes = times
 
-class Answers:
-    """The driver's end: the board is there for the length of its block."""
+    def wakes(self) -> int:
+        return self._wakes
+
+
+class Board:
+    """What the driver tells workers while they run a task. The actor starts when it is first needed."""
 
     def __init__(self) -> None:
-        self.name = f"answers {uuid.uuid4().hex}"
-        self._board: Any = None
+        self.name = f"board {uuid.uuid4().hex}"
+        self.wakes = 0  # so often were idle workers woken
+        self._actor: Any = None
 
-    def __enter__(self) -> "Answers":
-        """Start the board, on this machine, which cannot be lost without the driver."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-        self._board = ray.remote(_Board).options(name=self.name, **options).remote()
+    def __enter__(self) -> "Board":
         return self
 
     def __exit__(self, *raised: Any) -> None:
         """Take it down."""
-        ray.kill(self._board)
+        if self._actor is not None:
+            ray.kill(self._actor)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Empty: Tune pickles its scheduler, but the pickle is never read."""
-        return {}
+    def start(self) -> None:
+        """Start the actor, on this machine, which cannot be lost without the driver."""
+        if self._actor is None:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+            self._actor = ray.remote(_Board).options(name=self.name, **options).remote()
 
-    def __call__(self, answers: Mapping[At, bool]) -> None:
-        """Write them up; on return they can be read."""
-        ray.get(self._board.write.remote(dict(answers)))
+    def answer(self, answers: Mapping[At, bool]) -> None:
+        """Write answers; on return they can be read."""
+        self.start()
+        ray.get(self._actor.write.remote(dict(answers)))
+
+    def wake(self) -> None:
+        """End the waiting of idle workers."""
+        self.start()
+        self.wakes += 1
+        self._actor.wake.remote(self.wakes)
 
 
-def stopped(name: str, looks: Sequence[Look]) -> Collection[str]:
-    """A worker's end: the ids of the runs that are stopped at these looks, which were told before."""
-    board = ray.get_actor(name)
-    answers = ray.get(board.read.remote([(look.run_id, look.step) for look in looks]))
-    return {look.run_id for look, is_stopped in zip(looks, answers, strict=True) if is_stopped}
+def stopped(board: str, results: Sequence[IntermediateResult]) -> Collection[str]:
+    """A worker's end: the ids of the runs that are stopped at these rungs, which were reported before."""
+    actor = ray.get_actor(board)
+    answers = ray.get(actor.read.remote([(result.run_id, result.step) for result in results]))
+    return {result.run_id for result, is_stopped in zip(results, answers, strict=True) if is_stopped}
+
+
+def wait_for_work(board: str, seconds: float, wakes: int, stop: Callable[[], bool]) -> None:
+    """An idle worker's end: until the driver wakes it once more than `wakes` times, at most so long."""
+    actor, deadline = ray.get_actor(board), time.monotonic() + seconds
+    while time.monotonic() < deadline and not stop() and ray.get(actor.wakes.remote()) <= wakes:
+        time.sleep(POLL_SECONDS)

@@ -1,8 +1,8 @@
-"""Ray Tune as the engine: one Tune trial per task, on this machine or on a cluster.
+"""Ray Tune as the engine: one run of Tune for a whole sweep, one trial of Tune's per task.
 
-Tune dispatches, retries and places; the store alone says what is finished. So a lost worker, node or driver
-costs only the work since the last checkpoint. Workers are reused and keep their models. Ray is imported when
-there is something to do.
+Tune asks its search algorithm for trials, and here that is the sweep's queue: it suggests what is ready. So
+workers start once and keep their models to the end. Tune dispatches, retries and places; the store alone says
+what is finished. A lost worker, node or driver costs only the work since the last checkpoint.
 """
 
 import contextlib
@@ -18,32 +18,33 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.search import Searcher
 
-from harness.config.plan.rungs import Look
+from harness.config.plan.rungs import IntermediateResult
 from harness.config.schema.compute import ComputeConfig
-from harness.engine.early_stopping import Decisions
 from harness.engine.executors.data_parallel import train_on_workers
-from harness.engine.executors.ray_callbacks import NODE_LOSSES, Asked, Losses, Stopping
+from harness.engine.executors.ray_callbacks import Asked, Losses, Stopping, last_error
 from harness.engine.executors.ray_cluster import (
-    at_once,
     check_all_nodes_see,
     check_it_fits,
     connected,
     of_one_process,
-    takes_several_processes,
     workers,
 )
-from harness.engine.executors.ray_scheduler import LOOKS, Answers, Judge, stopped
+from harness.engine.executors.ray_scheduler import RUNGS, Board, Scheduler, stopped, wait_for_work
 from harness.engine.executors.timeout import EndingTheProcess, minutes_for, note_of, too_long
+from harness.engine.outcomes import Outcome, failure
+from harness.engine.queue import Queue
 from harness.engine.stages.context import Context, Event, Kind
-from harness.engine.tasks import Task
-from harness.engine.worker import Outcome, Performing, attempt, climb, perform
+from harness.engine.tasks import Task, TrainingTask
+from harness.engine.worker import Tell, attempt
 
 REPORT_EVERY_SECONDS = 2.0
+IDLE_SECONDS = 60.0  # a worker without a task is kept so long for the next one
 
 
 class RayTuneExecutor:
-    """Fans tasks out through `tune.Tuner`: on the cluster at `address`, else on this machine.
+    """Runs tasks through `tune.Tuner`: on the cluster at `address`, else on this machine.
 
     Connects when there is something to do, and then stays connected to the end of its block.
     """
@@ -64,124 +65,238 @@ class RayTuneExecutor:
     def workers(self, ctx: Context) -> int:
         """As many as the cluster has room for now."""
         self._connect(ctx)
-        return workers(ctx.plan.sweep.compute)
+        return workers(ctx.compute)
 
-    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-        """Perform all tasks; tasks start in order, so what others wait for is never behind them."""
-        return self._carry_out(tasks, ctx, None)
-
-    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-        """Perform tasks look by look, and stop the training runs that Tune's scheduler says."""
-        outcomes = self._carry_out(tasks, ctx, decisions)
-        return [
-            Outcome(task=outcome.task) if decisions.stops.keys() >= {*outcome.task.runs} else outcome
-            for outcome in outcomes
-        ]
-
-    def _carry_out(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions | None) -> list[Outcome]:
+    def carry_out(self, queue: Queue, ctx: Context) -> None:
+        """Run all tasks of the queue, in one run of Tune."""
         self._connect(ctx)
-        outcomes, lost = _tuned(tasks, ctx, decisions)
-        for _ in range(NODE_LOSSES):  # a lost node uses up no try; Tune counts it as one where none is left
-            if not lost or ctx.stop():
-                break
-            numbers = sorted(lost)
-            ctx.report("tried again", len(numbers))
-            again, lost_again = _tuned([tasks[number] for number in numbers], ctx, decisions)
-            outcomes.update(zip(numbers, again.values(), strict=True))
-            lost = {numbers[number] for number in lost_again}
-        return list(outcomes.values())
+        sign = f"stop {uuid.uuid4().hex}"
+        stopping, losses = Stopping(ctx.stop, sign), Losses(ctx.report)
+        away = replace(ctx, stop=Asked(sign), report=_silent)
+        with _storage(ctx) as storage, Board() as board:
+            tasks = _Suggested(queue, ctx, losses, board)
+            tuner = tune.Tuner(
+                _trainable(away, board.name),
+                tune_config=tune.TuneConfig(
+                    search_alg=tasks,
+                    num_samples=-1,
+                    scheduler=Scheduler(lambda: queue.race, board.answer),
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=ctx.sweep,
+                    storage_path=storage,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=ctx.compute.max_failures),
+                    callbacks=[losses, _Ends(tasks), stopping],  # a loss is counted before its task ends
+                    stop=stopping,
+                ),
+            )
+            tuner.fit()
+        tasks.close()
 
     def _connect(self, ctx: Context) -> None:
         if not self._connected:
             alone = self._connection.enter_context(connected(self.address))
             self._connected = True
-            check_it_fits(ctx.plan.sweep.compute, alone=alone)
+            check_it_fits(ctx.compute, alone=alone)
             check_all_nodes_see(ctx.workspace)
 
 
-def _tuned(
-    tasks: Sequence[Task], ctx: Context, decisions: Decisions | None
-) -> tuple[dict[int, Outcome], set[int]]:
-    """One run of Tune: the outcome of each task by its number, in order; and those that lost nodes ended."""
-    compute = ctx.plan.sweep.compute
-    sign = f"stop {uuid.uuid4().hex}"
-    stopping, losses = Stopping(ctx.stop, sign), Losses(ctx.report)
-    ctx = replace(ctx, stop=Asked(sign))
-    for task in tasks:
-        note_of(task, ctx).unlink(missing_ok=True)
-    with _storage(ctx) as storage, _judging(ctx, decisions) as (judge, board):
-        tuner = tune.Tuner(
-            _trainable(tasks, ctx, compute, board=board),
-            param_space={"task": tune.grid_search(list(range(len(tasks))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once(tasks, compute),
-                scheduler=judge,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=ctx.plan.sweep.name,
-                storage_path=storage,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=compute.max_failures),
-                callbacks=[_Progress(ctx), stopping, losses],
-                stop=stopping,
-            ),
+class _Payload:
+    """A pickled task on its way to a worker; None for a worker that waits for the next one.
+
+    Tune copies a trial's configuration, prints it, and keeps it to the end: this is never copied, has a short
+    text, and is emptied when its task has ended. `wakes`: so often were idle workers woken before.
+    """
+
+    def __init__(self, number: int, task: Task | None, wakes: int) -> None:
+        self.number, self.content, self.wakes = number, pickle.dumps(task), wakes
+
+    def __deepcopy__(self, memo: Any) -> "_Payload":
+        return self
+
+    def __repr__(self) -> str:
+        return f"task {self.number}"
+
+
+class _Suggested(Searcher):
+    """Suggests the tasks of the queue as they get ready, and takes their outcomes."""
+
+    def __init__(self, queue: Queue, ctx: Context, losses: Losses, board: Board) -> None:
+        super().__init__()
+        self._queue, self._ctx, self._losses, self._board = queue, ctx, losses, board
+        self._room = workers(ctx.compute)
+        self._running: dict[str, Task | None] = {}  # by Tune's trial id; None: idle
+        self._told: dict[str, dict[str, Any]] = {}  # what workers said last of a task that has ended
+        self._number = 0
+        self._most = 0  # tasks that ran at once: so many workers were started
+        self._may_idle = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its search algorithm, and never reads it."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next task as a trial's configuration; None if none is ready, FINISHED at the end."""
+        queue, limit = self._queue, self._ctx.compute.max_concurrent
+        if queue.finished:
+            return Searcher.FINISHED
+        tasks = [task for task in self._running.values() if task is not None]
+        if limit is not None and len(tasks) >= limit:
+            return None
+        several = self._ctx.compute.training_workers > 1
+        training = sum(isinstance(task, TrainingTask) for task in tasks)
+        task = queue.next(training=not several or training < self._room)
+        idle = len(self._running) - len(tasks)
+        if task is None and not (self._may_idle and len(tasks) + idle < self._most):
+            return None
+        if task is None:
+            self._board.start()
+        else:
+            note_of(task, self._ctx).unlink(missing_ok=True)
+        self._running[trial_id] = task
+        self._number += 1
+        return {"task": _Payload(self._number, task, self._board.wakes)}
+
+    def told(self, trial: Any, result: dict[str, Any]) -> None:
+        """A worker's report."""
+        for kind, count in result.get("progress", {}).items():
+            self._ctx.report(kind, count)
+        if result.get("ended"):
+            self._told[trial.trial_id] = result
+
+    def ended(self, trial: Any, *, error: bool) -> None:
+        """A trial of Tune's has ended, and is not tried again."""
+        task = self._running.pop(trial.trial_id, None)
+        told = self._told.pop(trial.trial_id, None)
+        trial.config["task"].content = b""
+        trial.run_metadata.metric_analysis = {}  # Tune's running means, which nothing reads: 20 KiB a trial
+        trial.run_metadata.metric_n_steps = {}
+        if task is None:
+            self._may_idle = False  # until a task ends
+            return
+        self._may_idle = True
+        self._most = max(self._most, 1 + sum(running is not None for running in self._running.values()))
+        self._queue.done(self._outcome(task, trial, told, error=error))
+        if any(running is None for running in self._running.values()):
+            self._board.wake()
+
+    def _outcome(self, task: Task, trial: Any, told: dict[str, Any] | None, *, error: bool) -> Outcome:
+        if error:
+            minutes, note = minutes_for(task, self._ctx.compute), note_of(task, self._ctx)
+            late = too_long(minutes, note) if minutes else None
+            again = trial.trial_id in self._losses.without_fault
+            return failure(task, late or _one_line(last_error(trial)), again=again)
+        if told is None:
+            return failure(task, "the worker ended without a report")
+        return Outcome(
+            task=task,
+            reason=told["reason"],
+            reasons=dict(told["reasons"]),
+            lost=frozenset(told["lost"]),
+            again=told["again"],
         )
-        outcomes = _outcomes(tasks, tuner.fit(), ctx)
-    return dict(enumerate(outcomes)), losses.left
+
+    def close(self) -> None:
+        """After Tune's run: what it did not end was stopped."""
+        for trial_id, task in list(self._running.items()):
+            if self._running.pop(trial_id) is not None and task is not None:
+                self._queue.done(failure(task, "stopped"))
+        self._queue.advance()
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: `ended` hears of it, with the trial's error."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is what a sweep is resumed from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called."""
 
 
-@contextlib.contextmanager
-def _judging(ctx: Context, decisions: Decisions | None) -> Iterator[tuple[Judge | None, str | None]]:
-    """Tune's scheduler, and where workers find its answers; null where nothing is to be decided."""
-    if decisions is None:
-        yield None, None
-        return
-    with Answers() as answers:
-        yield Judge(ctx.plan, decisions, answers), answers.name
+class _Ends(tune.Callback):
+    """Hands what Tune hears of its trials on."""
+
+    def __init__(self, tasks: _Suggested) -> None:
+        self._tasks = tasks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, and a live display cannot be."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._tasks.told(trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tasks.ended(trial, error=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tasks.ended(trial, error=True)
 
 
-def _trainable(tasks: Sequence[Task], ctx: Context, compute: ComputeConfig, *, board: str | None) -> Any:
-    several = takes_several_processes(tasks, compute)
+def _trainable(ctx: Context, board: str) -> Any:
+    compute = ctx.compute
+    several = compute.training_workers > 1
     trainer = train_on_workers if several else None
 
-    def perform_task(config: dict[str, Any], carried: bytes) -> None:
+    def run(config: dict[str, Any], carried: bytes) -> None:
         _use_threads(compute)
-
-        tasks, ctx = _opened(carried)
+        ctx = _opened(carried)
+        task: Task | None = pickle.loads(config["task"].content)
         progress = _Batched()
+        if task is None:
+            wait_for_work(board, IDLE_SECONDS, config["task"].wakes, ctx.stop)
+            tune.report({"progress": {}})
+            return
         equipped = replace(ctx, report=progress.add, trainer=trainer)
-        performing = partial(climb, tell=partial(progress.tell, board)) if board else perform
-        outcome = _attempt(tasks[config["task"]], equipped, performing)
-        ended = {"reason": outcome.reason, "reasons": dict(outcome.reasons), "ended": True}
-        tune.report({"progress": dict(progress.counts), **ended})
+        outcome = _within_time(task, equipped, partial(progress.tell, board))
+        tune.report(
+            {
+                "progress": dict(progress.counts),
+                "ended": True,
+                "reason": outcome.reason,
+                "reasons": dict(outcome.reasons),
+                "lost": sorted(outcome.lost),
+                "again": outcome.again,
+            }
+        )
 
-    # A plan is megabytes for a large sweep: sent once through the object store, and opened once per worker.
-    carried = pickle.dumps((list(tasks), replace(ctx, report=_silent)))
-    trainable = tune.with_parameters(perform_task, carried=carried)
-    if several:  # its processes ask for resources of their own; Tune wants a trial to hold something: a byte
-        return tune.with_resources(trainable, {"cpu": 0, "gpu": 0, "memory": 1})
-    asked = of_one_process(compute)  # what is not trained takes one process
-    return tune.with_resources(trainable, {"cpu": asked.pop("CPU"), "gpu": asked.pop("GPU"), **asked})
+    trainable = tune.with_parameters(run, carried=pickle.dumps(ctx))
+    one = of_one_process(compute)
+    if several:
+        return tune.with_resources(trainable, partial(_resources, one))
+    return tune.with_resources(trainable, {"cpu": one.pop("CPU"), "gpu": one.pop("GPU"), **one})
+
+
+def _resources(one: dict[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a task holds while several processes train a run: those ask for resources of their own."""
+    task = pickle.loads(config["task"].content)
+    # Tune wants a trial to hold something: a byte.
+    held = {"memory": 1} if isinstance(task, TrainingTask) else {k: v for k, v in one.items() if v}
+    return tune.PlacementGroupFactory([held])
 
 
 @lru_cache(maxsize=1)
-def _opened(carried: bytes) -> tuple[list[Task], Context]:
-    """What a worker was sent. Opening a plan of 2,000 runs takes longer than all that Tune does per trial."""
-    opened: tuple[list[Task], Context] = pickle.loads(carried)
+def _opened(carried: bytes) -> Context:
+    """The context that a worker was sent, opened once."""
+    opened: Context = pickle.loads(carried)
     return opened
 
 
-def _attempt(task: Task, ctx: Context, performing: Performing) -> Outcome:
+def _within_time(task: Task, ctx: Context, tell: Tell) -> Outcome:
     """Within its time, if there is a limit: else this process ends, and Tune starts another."""
-    minutes = minutes_for(task, ctx.plan.sweep.compute)
+    minutes = minutes_for(task, ctx.compute)
     if minutes is None:
-        return attempt(task, ctx, performing)
+        return attempt(task, ctx, tell)
     watchdog = EndingTheProcess(minutes, note_of(task, ctx))
     with watchdog.running():
-        workspace = ctx.workspace.while_waiting(watchdog.paused)
-        return attempt(task, replace(ctx, workspace=workspace, step=watchdog.step), performing)
+        return attempt(task, replace(ctx, step=watchdog.step), tell)
 
 
 class _Batched:
@@ -196,19 +311,19 @@ class _Batched:
         if time.monotonic() - self.handed_over > REPORT_EVERY_SECONDS:
             self._hand_over({})
 
-    def tell(self, board: str, looks: Sequence[Look]) -> Collection[str]:
-        """Hand over what runs have come to; gives those that are stopped.
+    def tell(self, board: str, results: Sequence[IntermediateResult]) -> Collection[str]:
+        """Hand over what runs report at their rungs; gives those that are stopped.
 
         Tune's report returns when the scheduler has dealt with it, and its answers are on the board.
         """
-        self._hand_over({LOOKS: [astuple(look) for look in looks]})  # Tune flattens mappings
-        return stopped(board, looks)
+        self._hand_over({RUNGS: [astuple(result) for result in results]})  # Tune flattens mappings
+        return stopped(board, results)
 
     def _hand_over(self, more: dict[str, Any]) -> None:
         counts = dict(self.counts)
         self.counts.clear()
         self.handed_over = time.monotonic()
-        tune.report({"progress": counts, "ended": False, **more})
+        tune.report({"progress": counts, **more})
 
 
 def _silent(kind: Kind | Event, count: int) -> None:
@@ -221,47 +336,7 @@ def _use_threads(compute: ComputeConfig) -> None:
     torch.set_num_threads(max(1, int(compute.cpus_per_trial)))
 
 
-class _Progress(tune.Callback):
-    """Hands what workers report on to the driver's display."""
-
-    def __init__(self, ctx: Context) -> None:
-        self.ctx = ctx
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks, and a live display cannot be."""
-        return {}
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        for kind, count in result.get("progress", {}).items():
-            self.ctx.report(kind, count)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Of what ended, the last word is read and nothing else: Tune's running means are 20 KiB a trial."""
-        trial.run_metadata.metric_analysis = {}
-        trial.run_metadata.metric_n_steps = {}
-
-
-def _outcomes(tasks: Sequence[Task], grid: tune.ResultGrid, ctx: Context) -> list[Outcome]:
-    """One outcome per task, in the order of the tasks, whatever became of its trial."""
-    found: dict[int, Outcome] = {}
-    for result in grid:
-        if result.config is None:  # its worker ended before the first word; the task is among the lost
-            continue
-        number = result.config["task"]
-        if result.error is not None:
-            minutes = minutes_for(tasks[number], ctx.plan.sweep.compute)
-            timeout = too_long(minutes, note_of(tasks[number], ctx)) if minutes else None
-            found[number] = Outcome(task=tasks[number], reason=timeout or _one_line(result.error))
-        elif result.metrics and result.metrics.get("ended"):
-            told = result.metrics
-            found[number] = Outcome(task=tasks[number], reason=told["reason"], reasons=told["reasons"])
-    lost = "the worker ended without saying how"
-    return [found.get(number, Outcome(task=task, reason=lost)) for number, task in enumerate(tasks)]
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: Any) -> str:
     """The cause behind Ray's wrapping, without the traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = lines[-1] if lines else "no message"
@@ -274,7 +349,7 @@ def _one_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _storage(ctx: Context) -> Iterator[str]:
     """Where Tune keeps its own books while it runs. Ours are the store, so these are thrown away."""
-    folder = ctx.workspace.sweep(ctx.plan.sweep.name) / ".tune"
+    folder = ctx.workspace.sweep(ctx.sweep) / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield str(folder)

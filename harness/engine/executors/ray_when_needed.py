@@ -1,13 +1,10 @@
 """Ray Tune, imported when there is something to do: a finished sweep is read in less time."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from harness.engine.early_stopping import Decisions
+from harness.engine.queue import Executor, Queue
 from harness.engine.stages.context import Context
-from harness.engine.tasks import Task
-from harness.engine.worker import Executor, Outcome
 
 
 class RayWhenNeeded:
@@ -31,13 +28,9 @@ class RayWhenNeeded:
         """How many tasks are carried out side by side."""
         return self._needed().workers(ctx)
 
-    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-        """Perform all tasks."""
-        return self._needed().run(tasks, ctx)
-
-    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-        """Perform tasks of one training run each, and stop those that the scheduler says."""
-        return self._needed().race(tasks, ctx, decisions)
+    def carry_out(self, queue: Queue, ctx: Context) -> None:
+        """Run all tasks."""
+        self._needed().carry_out(queue, ctx)
 
     def _needed(self) -> Executor:
         if self._executor is None:

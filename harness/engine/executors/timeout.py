@@ -1,12 +1,11 @@
-"""The end of a task that takes longer than `compute.timeout_minutes`; waiting for others is not counted.
+"""The end of a task that takes longer than `compute.timeout_minutes`.
 
-The task says step by step what it does (`Bench.step`). The watchdog keeps the last step in a file and, when
+The task labels what it does (`Context.step`). The watchdog keeps the last step in a file and, when
 the time is over, adds the stacks of all threads: the step is the reason, the stacks are for a developer.
 """
 
 import faulthandler
 import signal
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from types import FrameType
 
 from harness.config.schema.compute import ComputeConfig
 from harness.engine.stages.context import Context
-from harness.engine.tasks import Task
+from harness.engine.tasks import Task, TrainingTask
 from harness.errors import HarnessError
 
 NOTES = "timeouts"  # in a sweep's folder
@@ -25,13 +24,13 @@ def minutes_for(task: Task, compute: ComputeConfig) -> float | None:
     """How long a task may take, None without a limit. The limit is that of one training run."""
     if compute.timeout_minutes is None:
         return None
-    return compute.timeout_minutes * max(1, len(task.runs))
+    return compute.timeout_minutes * (len(task.runs) if isinstance(task, TrainingTask) else 1)
 
 
 def note_of(task: Task, ctx: Context) -> Path:
     """The file of a task's last step and stacks."""
     name = task.name[:60].replace(" ", "-")  # of a pack the first three runs
-    return ctx.workspace.sweep(ctx.plan.sweep.name) / NOTES / f"{name}.txt"
+    return ctx.workspace.sweep(ctx.sweep) / NOTES / f"{name}.txt"
 
 
 def too_long(minutes: float, note: Path) -> str | None:
@@ -47,7 +46,6 @@ class Watchdog(ABC):
 
     def __init__(self, minutes: float, note: Path) -> None:
         self.minutes, self.note = minutes, note
-        self.ends_at = time.monotonic() + minutes * 60
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -56,7 +54,7 @@ class Watchdog(ABC):
         try:
             with self.note.open("w") as self._file:
                 self.step("start")
-                self._arm(self._left())
+                self._arm(self.minutes * 60)
                 try:
                     yield
                 finally:
@@ -65,26 +63,12 @@ class Watchdog(ABC):
             if too_long(self.minutes, self.note) is None:
                 self.note.unlink()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within `running`: the time that this block takes is not counted."""
-        began = time.monotonic()
-        self._disarm()
-        try:
-            yield
-        finally:
-            self.ends_at += time.monotonic() - began
-            self._arm(self._left())
-
     def step(self, label: str) -> None:
         """Within `running`: what is done from here on."""
         self._file.seek(0)
         self._file.truncate()
         self._file.write(f"{label}\n")
         self._file.flush()
-
-    def _left(self) -> float:
-        return max(self.ends_at - time.monotonic(), 0.001)
 
     @abstractmethod
     def _arm(self, seconds: float) -> None: ...

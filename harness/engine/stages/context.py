@@ -1,15 +1,18 @@
-"""The context of a worker: plan, store, progress, the stop signal, and the models that it keeps."""
+"""The context of a worker: store, resources, progress, the stop signal, and the models that it keeps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from harness.config.plan.plan import Plan
+from harness.config.plan.plan import Plan, TrainingRun
+from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.metric import MetricConfig
 from harness.config.schema.model import ModelConfig
 from harness.diffusion.models.model import SamplerSettings
-from harness.errors import HarnessError, Interrupted
+from harness.errors import DamagedArtifact, HarnessError, Interrupted
+from harness.store.artifact import Artifact, every
 from harness.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ def never() -> bool:
 
 Kind = Literal["dataset_images", "training_steps", "images", "trials"]
 Event = Literal["worker lost", "node lost", "tried again", "made again", "stopped", "driver lost"]
-Step = Callable[[str], None]  # what is done from here on, for a person
+Step = Callable[[str], None]  # the label of what is done from here on
 Report = Callable[[Kind | Event, int], None]  # what was made, or which incident, and how many
 
 IMAGES_PER_BATCH = 8  # where nothing is known of the model, as when work is divided
@@ -41,7 +44,7 @@ def no_step(label: str) -> None:
 class Segment:
     """A part of a training run, trained in one go: from a checkpoint (0: afresh) to its last checkpoint."""
 
-    run_id: str
+    run: TrainingRun
     start: int
     checkpoints: tuple[int, ...]
 
@@ -50,33 +53,52 @@ class Trainer(Protocol):
     """Trains segments and leaves their checkpoints in the store: in this process, or in several at once."""
 
     def __call__(self, ctx: "Context", segments: Sequence[Segment]) -> dict[str, HarnessError]:
-        """Train; the datasets exist, and these runs are locked. Returns the errors by run."""
+        """Train; the datasets exist. Returns the errors by run."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a worker needs to make things: the plan, the store, and how fast to go about it."""
+    """What a worker needs to make artifacts, whichever they are."""
 
-    plan: Plan
     workspace: Workspace
+    sweep: str  # its name
+    compute: ComputeConfig
     report: Report
-    trainer: Trainer | None = None  # null: in this process
+    trainer: Trainer | None = None  # None: in this process
     stop: Stop = never
     step: Step = no_step
+
+    @classmethod
+    def of(cls, plan: Plan, address: Path | str, report: Report, **more: Any) -> Self:
+        """The context of a sweep in the workspace at an address. `more`: other fields."""
+        sweep = plan.sweep
+        workspace = Workspace(address, sweep=sweep.name)
+        return cls(workspace=workspace, sweep=sweep.name, compute=sweep.compute, report=report, **more)
 
     def model(self, config: ModelConfig) -> "Model":
         """The model, loaded once per process and kept for the next task."""
         return _resident_model(config)
 
     def go_on(self) -> None:
-        """Raise Interrupted where all are to stop; called where nothing would be lost."""
+        """Raise Interrupted if all are to stop; called where nothing would be lost."""
         if self.stop():
             raise Interrupted("stopped by Ctrl-C; what is finished is kept, and the same command goes on")
 
     def images_per_batch(self, model: "Model", settings: SamplerSettings) -> int:
-        """How many images are drawn in one batch: as told, or as many as the model has memory for."""
-        return self.plan.sweep.compute.batch_size or model.images_per_batch(settings)
+        """How many images are generated in one batch: as configured, or as the model has memory for."""
+        return self.compute.batch_size or model.images_per_batch(settings)
+
+    def check_whole(self, *artifacts: Artifact, concerned: Callable[[str], bool] = every) -> None:
+        """Remove the artifacts of which a file is damaged; raise DamagedArtifact if any is damaged or missing."""
+        lost = [artifact for artifact in artifacts if not artifact.done]  # found by another task
+        for artifact in artifacts:
+            if artifact.done and not artifact.whole(concerned):
+                artifact.remove()
+                self.report("made again", 1)
+                lost.append(artifact)
+        if lost:
+            raise DamagedArtifact(f"{lost[0].place} was damaged and is made again")
 
 
 @lru_cache(maxsize=1)

@@ -1,20 +1,15 @@
-"""Scores, made unless the store has them; and what concerns all tables and training records of a sweep.
+"""Scores, made unless the store has them; and what concerns all tables and training records of a sweep."""
 
-The functions of all stages are safe to call twice, from two processes at once, and after a kill.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import get_args
 
 import pandas as pd
 
-from harness.config.plan.plan import Plan, ResolvedArm
-from harness.config.schema.evaluation import Split
+from harness.config.plan.plan import Plan
 from harness.config.schema.metric import DiversityMetric, DriftMetric, MetricConfig
 from harness.engine.stages.context import Context, resident_scorer
-from harness.engine.stages.sampling import IMAGES, ensure_images, image_ids, read_parquet
+from harness.engine.stages.sampling import IMAGES, Wanted, image_ids, read_parquet
 from harness.metrics import metric_fingerprint
 from harness.results import tables
 from harness.store.artifact import Artifact
@@ -22,40 +17,31 @@ from harness.store.training_record import RECORD
 from harness.store.workspace import Workspace
 
 SCORES = "scores.parquet"  # of a chunk's images, by one metric
-TABLES = (IMAGES, SCORES)
-RECORDS = (*TABLES, RECORD)
+RECORDS = (IMAGES, SCORES, RECORD)  # what the tables of a sweep are read from
 
 
-def ensure_scores(ctx: Context, arm: ResolvedArm) -> None:
-    """Every metric's scores of every image of a draw; what a chunk lacks is computed in one pass.
-
-    Damaged images are generated again first, dev and test alike, whichever split the caller is at.
-    """
-    while damaged := [chunk for chunk in _unscored(ctx, arm) if not chunk.whole()]:
-        lost = frozenset[str]().union(*map(image_ids, damaged))
-        for chunk in damaged:
-            if ctx.workspace.discard_corrupt(chunk, ("arm", arm.arm_id)):
-                ctx.report("made again", 1)
-        cells = (cell for split in get_args(Split) for cell in ctx.plan.cells(arm, split))
-        ensure_images(ctx, arm, tuple(cell for cell in cells if cell.image_id in lost))
-    for chunk in _unscored(ctx, arm):
-        with ctx.workspace.claim("scores", f"{arm.arm_id}-{chunk.path.name}"):
-            missing = missing_metrics(ctx, chunk)
-            if missing:
-                _score(ctx, chunk, missing)
-
-
-def _unscored(ctx: Context, arm: ResolvedArm) -> list[Artifact]:
-    return [chunk for chunk in ctx.workspace.image_chunks(arm.arm_id) if missing_metrics(ctx, chunk)]
+def make_scores(ctx: Context, wanted: Sequence[Wanted], metrics: tuple[MetricConfig, ...]) -> None:
+    """Every metric's scores of the images of these cells, and of what else their chunks hold."""
+    unscored: list[tuple[Artifact, tuple[MetricConfig, ...]]] = []
+    for arm, cells in wanted:
+        ids = {cell.image_id for cell in cells}
+        for chunk in ctx.workspace.image_chunks(arm.arm_id):
+            missing = missing_metrics(ctx.workspace, chunk, metrics)
+            if missing and not ids.isdisjoint(image_ids(chunk)):
+                unscored.append((chunk, missing))
+    ctx.check_whole(*(chunk for chunk, _ in unscored))
+    for chunk, missing in unscored:
+        ctx.go_on()
+        _score(ctx, chunk, missing)
 
 
 @contextmanager
-def surveyed(plan: Plan, workspace: Workspace) -> Iterator[None]:
-    """For a block that looks at all stages of a sweep, and reads all its tables and training records.
+def listed(plan: Plan, workspace: Workspace) -> Iterator[None]:
+    """For a block that asks for all artifacts of a sweep, and reads all its tables and training records.
 
-    Where the store lies elsewhere they are fetched many at once.
+    From a bucket they are fetched many at once.
     """
-    with workspace.survey():
+    with workspace.listing():
         workspace.fetch(_recorded(plan, workspace), lambda name: name in RECORDS)
         yield
 
@@ -69,34 +55,25 @@ def _recorded(plan: Plan, workspace: Workspace) -> Iterator[Artifact]:
             yield from (chunk, *(artifact for artifact in scores if artifact.done))
 
 
-def is_table(name: str) -> bool:
-    """Of a stage of images or scores, what the sweep's tables are read from."""
-    return name in TABLES
+def discard_corrupt_tables(plan: Plan, workspace: Workspace) -> int:
+    """Remove the artifacts of which a table or a training record is damaged; returns how many.
 
-
-def discard_corrupt_tables(ctx: Context) -> int:
-    """Remove what the sweep's tables are read from and is damaged; how many stages were.
-
-    That is tables and training records. Images and adapters are looked at when they are used.
+    Images and adapters are verified when they are used.
     """
-    workspace, damaged = ctx.workspace, 0
-    for run_id in ctx.plan.runs:
-        for checkpoint in workspace.checkpoints(run_id).values():
-            damaged += workspace.discard_corrupt(checkpoint, ("run", run_id), lambda name: name == RECORD)
-    for arm_id in ctx.plan.arms:
-        for chunk in workspace.image_chunks(arm_id):
-            for metric in ctx.plan.sweep.metrics:
-                scores = workspace.scores(metric_folder(metric), chunk)
-                if scores.done:
-                    damaged += workspace.discard_corrupt(scores, ("scores", scores.path.name), is_table)
-            damaged += workspace.discard_corrupt(chunk, ("arm", arm_id), is_table)
-    return damaged
+    damaged = [
+        artifact for artifact in _recorded(plan, workspace) if not artifact.whole(RECORDS.__contains__)
+    ]
+    for artifact in damaged:
+        artifact.remove()
+    return len(damaged)
 
 
-def missing_metrics(ctx: Context, chunk: Artifact) -> tuple[MetricConfig, ...]:
+def missing_metrics(
+    workspace: Workspace, chunk: Artifact, metrics: Sequence[MetricConfig]
+) -> tuple[MetricConfig, ...]:
     """The metrics that have not scored a chunk, one of those that differ in name alone."""
-    metrics = {metric_folder(metric): metric for metric in ctx.plan.sweep.metrics}
-    return tuple(m for folder, m in metrics.items() if not ctx.workspace.scores(folder, chunk).done)
+    by_folder = {metric_folder(metric): metric for metric in metrics}
+    return tuple(m for folder, m in by_folder.items() if not workspace.scores(folder, chunk).done)
 
 
 @cache

@@ -1,12 +1,7 @@
-"""Checkpoints of training runs, made unless the store has them.
-
-The functions are safe to call twice, from two processes at once, and after a kill. A checkpoint is verified
-before its use; a damaged one is made again.
-"""
+"""Checkpoints of training runs, made unless the store has them. They are verified before their use."""
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +11,7 @@ from harness.config.plan.packing import packs
 from harness.config.plan.plan import ResolvedAdapter, TrainingRun
 from harness.diffusion.adapters.adapter import EMA
 from harness.engine.stages.context import Context, Segment
-from harness.engine.stages.datasets import ensure_whole_dataset
-from harness.engine.stages.encodings import ensure_latents
+from harness.engine.stages.encodings import latent_files
 from harness.errors import HarnessError
 from harness.store.artifact import Artifact, is_adapter, is_training_state
 from harness.store.workspace import Workspace
@@ -27,48 +21,26 @@ if TYPE_CHECKING:
     from harness.diffusion.training.run_state import Job
 
 
-def ensure_checkpoints(ctx: Context, run_ids: Sequence[str]) -> dict[str, HarnessError]:
-    """All checkpoints that the plan asks of these runs, each continuing from the nearest one that exists.
+def make_checkpoints(ctx: Context, runs: Sequence[TrainingRun]) -> dict[str, HarnessError]:
+    """All checkpoints of these runs, each continuing from the nearest one that exists.
 
-    Runs that can be are trained together. Gives what ended early, by its run; the others are whole.
+    Runs that can be are trained together; their datasets are there. Returns the errors by run; the other runs
+    are whole.
     """
-    runs = [ctx.plan.runs[run_id] for run_id in run_ids]
     runs = [run for run in runs if missing_checkpoints(ctx.workspace, run)]
-    for dataset_id in dict.fromkeys(dataset.dataset_id for run in runs for dataset in run.datasets):
-        ensure_whole_dataset(ctx, dataset_id)
+    datasets = dict.fromkeys(dataset.dataset_id for run in runs for dataset in run.datasets)
+    ctx.check_whole(*map(ctx.workspace.dataset, datasets))
     failed: dict[str, HarnessError] = {}
-    for pack in packs(runs, 1 if ctx.plan.sweep.compute.pack == "off" else max(1, len(runs))):
-        _train_claimed(ctx, pack, failed)
+    for pack in packs(runs, 1 if ctx.compute.pack == "off" else max(1, len(runs))):
+        while segments := [
+            segment
+            for run in pack
+            if run.run_id not in failed and (segment := _next_segment(ctx, run)) is not None
+        ]:
+            ctx.go_on()
+            failed.update((ctx.trainer or train_segments)(ctx, segments))
+            ctx.go_on()
     return failed
-
-
-def _train_claimed(ctx: Context, pack: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
-    """Train the unlocked runs together, then each of the others once its lock is free."""
-    workspace = ctx.workspace
-    free: list[TrainingRun] = []
-    elsewhere: list[TrainingRun] = []
-    with ExitStack() as claims:
-        for run in pack:
-            is_free = claims.enter_context(workspace.claim_if_free("run", run.run_id, at_once=True))
-            (free if is_free else elsewhere).append(run)
-        for run in free:
-            workspace.clear_partial("run", run.run_id)
-        _train(ctx, free, failed)
-    for run in elsewhere:
-        with workspace.claim("run", run.run_id):
-            _train(ctx, [run], failed)
-
-
-def _train(ctx: Context, runs: Sequence[TrainingRun], failed: dict[str, HarnessError]) -> None:
-    """Until every run has its checkpoints, or has failed. The runs are claimed."""
-    while segments := [
-        segment
-        for run in runs
-        if run.run_id not in failed and (segment := _next_segment(ctx, run)) is not None
-    ]:
-        ctx.go_on()
-        failed.update((ctx.trainer or train_segments)(ctx, segments))
-        ctx.go_on()
 
 
 def missing_checkpoints(workspace: Workspace, run: TrainingRun) -> list[int]:
@@ -95,7 +67,7 @@ def _next_segment(ctx: Context, run: TrainingRun) -> Segment | None:
         ctx.report("made again", 1)
     existing = [steps for steps in workspace.checkpoints(run.run_id) if steps > missing[0]]
     return Segment(
-        run_id=run.run_id,
+        run=run,
         start=start,
         checkpoints=tuple(steps for steps in missing if not existing or steps < existing[0]),
     )
@@ -105,8 +77,8 @@ def train_segments(ctx: Context, segments: Sequence[Segment]) -> dict[str, Harne
     """The Trainer of one process. Under torch.distributed it is one of several; the first alone saves."""
     from harness.diffusion.training import train
 
-    compute = ctx.plan.sweep.compute
-    model = ctx.model(ctx.plan.runs[segments[0].run_id].dataset.model)
+    compute = ctx.compute
+    model = ctx.model(segments[0].run.dataset.model)
     failed: dict[str, HarnessError] = {}
     train(
         (_job(ctx, model, segment, failed) for segment in segments),
@@ -119,14 +91,14 @@ def train_segments(ctx: Context, segments: Sequence[Segment]) -> dict[str, Harne
 
 
 def _at_once(ctx: Context, model: "Model", segments: Sequence[Segment]) -> int:
-    match ctx.plan.sweep.compute.pack:
+    match ctx.compute.pack:
         case "off":
             return 1
         case "auto":
             from harness.diffusion.training.autotune import runs_at_once
 
-            runs = [ctx.plan.runs[segment.run_id] for segment in segments]
-            return runs_at_once(runs, model, checkpointing=ctx.plan.sweep.compute.gradient_checkpointing)
+            runs = [segment.run for segment in segments]
+            return runs_at_once(runs, model, checkpointing=ctx.compute.gradient_checkpointing)
         case number:
             return number
 
@@ -136,7 +108,7 @@ def _job(ctx: Context, model: "Model", segment: Segment, failed: dict[str, Harne
     from harness.diffusion.training.checkpoint import Checkpoint
     from harness.diffusion.training.run_state import Job
 
-    run, workspace, compute = ctx.plan.runs[segment.run_id], ctx.workspace, ctx.plan.sweep.compute
+    run, workspace, compute = segment.run, ctx.workspace, ctx.compute
     passing: list[Artifact] = []  # checkpoints that are no trial's checkpoint, made here, the oldest first
 
     def save(checkpoint: Checkpoint, seconds: float) -> None:
@@ -163,7 +135,7 @@ def _job(ctx: Context, model: "Model", segment: Segment, failed: dict[str, Harne
         run=_until(run, segment.checkpoints),
         images=workspace.dataset(run.dataset.dataset_id).fetch(),
         prior=None if run.prior is None else workspace.dataset(run.prior.dataset_id).fetch(),
-        latents=tuple(ensure_latents(ctx, run)),
+        latents=tuple(latent_files(ctx, run)),
         resume=Checkpoint.read(resume.fetch()) if segment.start else None,
         save=save,
         save_at=lambda step: step % compute.checkpoint_every == 0 or ctx.stop(),
@@ -195,20 +167,10 @@ def _adapter_metadata(run: TrainingRun, step: int) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
 
 
-def ensure_whole_adapter(ctx: Context, adapter: ResolvedAdapter) -> None:
-    """What the adapter's training saved, as it was saved. A file that was given is checked in the plan."""
-    if adapter.run_id is None or adapter.steps is None:
-        return
-    artifact = ctx.workspace.checkpoint(adapter.run_id, adapter.steps)
-    _ensure_trained(ctx, adapter.run_id)
-    if ctx.workspace.discard_corrupt(artifact, ("run", adapter.run_id), is_adapter):
-        ctx.report("made again", 1)
-        _ensure_trained(ctx, adapter.run_id)
-
-
-def _ensure_trained(ctx: Context, run_id: str) -> None:
-    for error in ensure_checkpoints(ctx, [run_id]).values():
-        raise error
+def check_adapter(ctx: Context, adapter: ResolvedAdapter) -> None:
+    """Raise DamagedArtifact if a trained adapter is damaged. Given files are checked with the sweep."""
+    if adapter.run_id is not None and adapter.steps is not None:
+        ctx.check_whole(ctx.workspace.checkpoint(adapter.run_id, adapter.steps), concerned=is_adapter)
 
 
 def adapter_path(workspace: Workspace, adapter: ResolvedAdapter) -> Path:

@@ -40,8 +40,8 @@ from harness.config.schema.search import (
     ContrastObjective,
     MedianScheduler,
     OptunaSearch,
-    ProbeObjective,
     RandomSearch,
+    RungObjective,
     ValueRange,
 )
 from harness.config.schema.sweep import SweepConfig, TrialConfig, WandbTracking
@@ -64,7 +64,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "search: objective": ContrastObjective,
     "scheduler: asha": AshaScheduler,
     "scheduler: median": MedianScheduler,
-    "scheduler: contrast": ProbeObjective,
+    "scheduler: contrast": RungObjective,
     "model: emoji": EmojiModel,
     "model: sdxl": SdxlModel,
     "recipe: keywords": KeywordsRecipe,

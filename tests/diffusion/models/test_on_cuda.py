@@ -137,7 +137,7 @@ def test_full_size_sdxl_hands_over_to_its_refiner(cuda: FakeCuda, tmp_path: Path
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_row_wise_layers_do_not_mind_the_channels_last(kind: str) -> None:
     """The layout that a UNet has on a GPU, on the CPU: up to rounding, the same predictions and gradients."""
-    adapter = LowRankAdapter(kind=kind, rank=4, targets=EVERYWHERE)  # type: ignore[arg-type]
+    adapter = LowRankAdapter(kind=kind, rank=4, targets=EVERYWHERE)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model = load_model(EmojiModel(), device="cpu")

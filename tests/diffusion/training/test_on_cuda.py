@@ -61,7 +61,7 @@ def pack(
             prior=None,
             latents=(),
             resume=None if resume is None else resume[number],
-            save=lambda checkpoint, _, number=number: saved[number].update({checkpoint.step: checkpoint}),
+            save=lambda checkpoint, _, number=number: saved[number].update({checkpoint.step: checkpoint}),  # type: ignore[misc]
             save_at=lambda _: False,
             report=lambda _step, _loss: None,
             ended=raise_it,

@@ -2,16 +2,19 @@
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from harness.config.plan.plan import Plan
 from harness.engine.executors import ExecutorName, make_executor
+from harness.engine.outcomes import Outcome
 from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.queue import Executor, Phase, Queue, Story
 from harness.engine.stages.context import Context
+from harness.engine.tasks import Task
 from harness.results import Results
-from harness.store.workspace import Workspace
 
 
 class Display:
@@ -30,9 +33,21 @@ class Display:
 
 def carry_out(plan: Plan, root: Path | str, name: ExecutorName) -> SweepRun:
     """The sweep from nothing to its tables."""
-    ctx = Context(plan=plan, workspace=Workspace(root), report=Display().report)
+    ctx = Context.of(plan, root, Display().report)
     with make_executor(name) as executor:
-        return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
+        return run_sweep(plan, ctx, executor, announce=lambda *_: None, publish=lambda _: True)
+
+
+def run_tasks(tasks: Sequence[Task], ctx: Context, executor: Executor) -> list[Outcome]:
+    """The outcomes of some tasks, in the order in which they ended."""
+    found: list[Outcome] = []
+
+    def story() -> Story:
+        found.extend((yield Phase(tasks=tasks)))
+        return None
+
+    executor.carry_out(Queue(story(), ctx.stop), ctx)
+    return found
 
 
 TOLERANCE = 0.1  # of scores: batches and packs of other sizes round otherwise, which a random base amplifies

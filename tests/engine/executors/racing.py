@@ -1,27 +1,26 @@
-"""Runs that are compared on their way: a small sweep of them, and a race of it in this process."""
+"""Runs that are stopped early: a small sweep of them, and a race of it in this process."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.config.plan.plan import Plan
-from harness.config.plan.rungs import Look
+from harness.config.plan.rungs import IntermediateResult, Rung
 from harness.config.schema.model import SdxlModel
-from harness.engine.early_stopping import Decisions
-from harness.engine.executors.ray_scheduler import LOOKS, Judge
+from harness.engine.executors.ray_scheduler import RUNGS, Scheduler
 from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.queue import Queue
 from harness.engine.stages.context import Context
-from harness.engine.tasks import Task
-from harness.engine.worker import Outcome, attempt, climb
-from harness.store.workspace import Workspace
+from harness.engine.tasks import TrainingTask
+from harness.engine.worker import attempt
 from tests.engine.executors.carrying import Display
 from tests.sweeps.small import small_plan
 
 RATES = [0.3, 3.0, 0.1]
-LOSSES = {0.3: 1.0, 3.0: 2.0, 0.1: 3.0, 0.12: 4.0}  # what the looks are made to see, for a clear order
+LOSSES = {0.3: 1.0, 3.0: 2.0, 0.1: 3.0, 0.12: 4.0}  # what runs are made to report, for a clear order
 ASHA = {"kind": "asha", "grace": 2, "reduction_factor": 2, "objective": {"kind": "validation_loss"}}
 MEDIAN = {
     "kind": "median",
@@ -38,36 +37,35 @@ ARMS = [
 
 
 class OneAfterTheOther:
-    """Carries tasks out here, and asks the judge as Tune would; `looks` are ended by Ctrl-C after so many."""
+    """Runs tasks here, and asks the pruner as Tune would; `rungs`: ended by Ctrl-C after so many."""
 
-    def __init__(self, looks: int | None = None) -> None:
-        self.looks, self.raced, self.told = looks, list[str](), list[list[str]]()
+    def __init__(self, rungs: int | None = None) -> None:
+        self.rungs, self.raced, self.told = rungs, list[str](), list[list[str]]()
+        self._answers: dict[tuple[str, int], bool] = {}
 
     def workers(self, ctx: Context) -> int:
         return 1
 
-    def run(self, tasks: Sequence[Task], ctx: Context) -> list[Outcome]:
-        return [attempt(task, ctx) for task in tasks]
+    def carry_out(self, queue: Queue, ctx: Context) -> None:
+        scheduler = Scheduler(lambda: queue.race, self._answers.update)
+        while not queue.finished:
+            while (task := queue.next()) is not None:
+                if isinstance(task, TrainingTask) and task.rungs:
+                    self.raced += [run.run_id for run in task.runs]
+                queue.done(attempt(task, ctx, partial(self._tell, scheduler)))
 
-    def race(self, tasks: Sequence[Task], ctx: Context, decisions: Decisions) -> list[Outcome]:
-        answers: dict[tuple[str, int], bool] = {}
-        judge = Judge(ctx.plan, decisions, answers.update)
-        self.raced += [run_id for task in tasks for run_id in task.runs]
-        tell = partial(self.tell, judge, answers)
-        return [attempt(task, ctx, partial(climb, tell=tell)) for task in tasks]
-
-    def tell(self, judge: Judge, answers: Mapping[tuple[str, int], bool], looks: Sequence[Look]) -> list[str]:
-        if self.looks == 0:
+    def _tell(self, scheduler: Scheduler, results: Sequence[IntermediateResult]) -> list[str]:
+        if self.rungs == 0:
             raise KeyboardInterrupt
-        self.looks = None if self.looks is None else self.looks - 1
-        self.told.append([look.run_id for look in looks])
-        assert judge.on_trial_result(None, None, told(*looks)) == Judge.CONTINUE
-        return [look.run_id for look in looks if answers[look.run_id, look.step]]
+        self.rungs = None if self.rungs is None else self.rungs - 1
+        self.told.append([result.run_id for result in results])
+        assert scheduler.on_trial_result(None, None, told(*results)) == Scheduler.CONTINUE
+        return [one.run_id for one in results if self._answers[one.run_id, one.step]]
 
 
-def told(*looks: Look) -> dict[str, Any]:
+def told(*results: IntermediateResult) -> dict[str, Any]:
     """What a worker reports of them."""
-    return {LOOKS: [astuple(look) for look in looks]}
+    return {RUNGS: [astuple(result) for result in results]}
 
 
 def racing_plan(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Plan:
@@ -84,13 +82,16 @@ def racing_plan(folder: Path, model: SdxlModel, clip: str, **changes: Any) -> Pl
 
 def carry_out(plan: Plan, root: Path, executor: OneAfterTheOther) -> tuple[SweepRun, Counter[str]]:
     display = Display()
-    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
-    done = run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: False)
+    ctx = Context.of(plan, root, display.report)
+    done = run_sweep(plan, ctx, executor, announce=lambda *_: None, publish=lambda _: False)
     return done, display.counts
 
 
-def set_values(ctx: Context, run_ids: Sequence[str], step: int) -> list[Look]:
-    """Stands in for `looks_at`: the tiny model's own losses hardly differ, and in no order of the rates."""
-    rates = {trial.run_id: trial.params["training.learning_rate"] for trial in ctx.plan.trials}
-    assert all(Workspace(ctx.workspace.address).checkpoint(run_id, step).done for run_id in run_ids)
-    return [Look(run_id=run_id, step=step, value=LOSSES[rates[run_id]]) for run_id in run_ids]
+def set_values(ctx: Context, rungs: Sequence[Rung]) -> list[IntermediateResult]:
+    """Stands in for `rung_results`: the tiny model's own losses hardly differ."""
+    results = []
+    for rung in rungs:
+        checkpoint = ctx.workspace.checkpoint(rung.run_id, rung.step)
+        rate = checkpoint.manifest()["facts"]["run"]["training"]["learning_rate"]
+        results.append(IntermediateResult(run_id=rung.run_id, step=rung.step, value=LOSSES[rate]))
+    return results

@@ -15,7 +15,7 @@ from harness.config.plan.plan import expand
 from harness.results import Results
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import assert_same
-from tests.engine.executors.disturbing import HARNESS, carried_out
+from tests.engine.executors.disturbing import CHANGES, HARNESS, carried_out
 from tests.engine.executors.nodes import Nodes, cluster, once
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_trials_run_where_their_resource_is_whatever_time_it_is_there(
     listed = subprocess.run([HARNESS, "store", "ls", "-w", tmp_path], capture_output=True, text=True)
     assert listed.returncode == 0 and "-" not in listed.stdout.replace("--", ""), listed.stdout
     again = carried_out(long_sweep, tmp_path)
-    assert "Nothing to train, draw or score" in again.stdout
+    assert "Nothing to train, generate or score" in again.stdout
 
 
 def test_so_many_runs_share_a_gpu_as_fit(long_sweep: Path, nodes: Nodes, tmp_path: Path) -> None:
@@ -79,7 +79,9 @@ def test_so_many_runs_share_a_gpu_as_fit(long_sweep: Path, nodes: Nodes, tmp_pat
     workspace, (_, pear) = Workspace(tmp_path), nodes.started
 
     def together(count: int) -> bool:
-        return sum(workspace.claimed("run", run) for run in runs) >= count
+        """So many have begun and are not at their end."""
+        steps = (list(workspace.checkpoints(run)) for run in runs)
+        return sum(bool(made) and made[-1] < CHANGES["training"]["steps"] for made in steps) >= count
 
     with (
         once(lambda: together(2), lambda: True) as two,

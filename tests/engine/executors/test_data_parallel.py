@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
-from harness.engine.tasks import trial_stages
 from harness.errors import ConfigError, HarnessError
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import carry_out
@@ -46,13 +45,6 @@ def test_two_processes_equal_one(
                 torch.testing.assert_close(there[key], weight, rtol=0, atol=1e-7)
     assert (shared.results.trials["status"] == "completed").all()
     assert len(shared.results.images) == len(alone.results.images)
-
-
-def test_training_is_a_stage_of_its_own(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:
-    artifacts = dict(trial_stages(plan_of(tmp_path, tiny_config, tiny_clip, 2)))
-    assert list(artifacts) == ["controls", "training", "trials"]
-    assert all(task.runs and not task.arms for task in artifacts["training"])
-    assert all(task.arms and not task.runs for task in artifacts["trials"])
 
 
 def test_a_loop_has_one_process(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> None:

@@ -4,7 +4,6 @@ import inspect
 import os
 import shutil
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Hashable
@@ -25,7 +24,6 @@ from harness.engine.executors.timeout import Raising
 from harness.engine.pipeline import SweepRun, run_sweep
 from harness.engine.stages.context import Context
 from harness.errors import HarnessError
-from harness.store.workspace import Workspace
 from tests.diffusion.tiny import tiny_config as spec_of
 from tests.engine.executors.carrying import Display
 from tests.sweeps.small import small_plan
@@ -38,7 +36,7 @@ HANG = {0.05: "hang"}
 
 @dataclass(frozen=True, kw_only=True)
 class Faulty(Context):
-    """A worker's bench that has a fault when some runs are trained; each try leaves a file in `tries`."""
+    """A worker's context that has a fault when some runs are trained; each try leaves a file in `tries`."""
 
     faults: dict[str, str] = field(default_factory=dict)  # by run
     tries: Path
@@ -46,7 +44,7 @@ class Faulty(Context):
     def model(self, config: ModelConfig) -> Model:
         """The model, unless one of the runs with a fault is being trained."""
         callers = [frame.frame for frame in inspect.stack() if frame.function == "train_segments"]
-        for run_id in [segment.run_id for caller in callers for segment in caller.f_locals["segments"]]:
+        for run_id in [segment.run.run_id for caller in callers for segment in caller.f_locals["segments"]]:
             if fault := self.faults.get(run_id):
                 self.tries.mkdir(exist_ok=True)
                 (self.tries / f"{fault}-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -68,15 +66,15 @@ def have(fault: str) -> None:
 
 def carry_out(plan: Plan, root: Path, name: ExecutorName, faults: dict[float, str]) -> SweepRun:
     runs = {run.training.learning_rate: run_id for run_id, run in plan.runs.items()}
-    ctx = Faulty(
-        plan=plan,
-        workspace=Workspace(root),
-        report=Display().report,
+    ctx = Faulty.of(
+        plan,
+        root,
+        Display().report,
         faults={runs[rate]: fault for rate, fault in faults.items()},
         tries=root / "tries",
     )
     with make_executor(name) as executor:
-        return run_sweep(ctx, executor, announce=lambda *_: None, publish=lambda _: True)
+        return run_sweep(plan, ctx, executor, announce=lambda *_: None, publish=lambda _: True)
 
 
 def rows(run: SweepRun) -> dict[float, dict[Hashable, Any]]:
@@ -132,22 +130,10 @@ def test_a_task_that_hangs_is_ended_and_its_worker_is_free(
     assert len(list((tmp_path / "w" / "tries").iterdir())) == 1
 
 
-def test_waiting_for_another_is_not_counted(tmp_path: Path) -> None:
+def test_a_task_within_its_time_leaves_no_note(tmp_path: Path) -> None:
     watchdog = Raising(0.5 / 60, tmp_path / "note.txt")
-    workspace = Workspace(tmp_path, waiting=watchdog.paused)
-    held = threading.Event()
-
-    def hold() -> None:
-        with Workspace(tmp_path).claim("run", "r"):
-            held.set()
-            time.sleep(1.0)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    with watchdog.running(), workspace.claim("run", "r"):
-        pass
-    holder.join()
+    with watchdog.running():
+        watchdog.step("quick")
     assert not (tmp_path / "note.txt").exists()
     with pytest.raises(HarnessError, match=r"took longer .* at 'sleeping'"), watchdog.running():
         watchdog.step("sleeping")

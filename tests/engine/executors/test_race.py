@@ -10,13 +10,14 @@ import pytest
 from ray.tune.utils.util import flatten_dict
 
 from harness.config.plan.plan import Plan
-from harness.config.plan.rungs import Look
+from harness.config.plan.rungs import IntermediateResult
 from harness.config.schema.model import SdxlModel
 from harness.engine import worker as performing
 from harness.engine.early_stopping import DECISIONS, Decision, Decisions
 from harness.engine.executors import make_executor
-from harness.engine.executors.ray_scheduler import Judge
+from harness.engine.executors.ray_scheduler import Pruner
 from harness.engine.pipeline import SweepRun, run_sweep
+from harness.engine.queue import Race
 from harness.engine.stages.context import Context
 from harness.errors import ConfigError
 from harness.store.workspace import Workspace
@@ -46,7 +47,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_config: SdxlModel, tiny_
 def raced(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> tuple[Path, SweepRun, Counter[str]]:
     root = tmp_path_factory.mktemp("raced")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(performing, "looks_at", set_values)
+        patch.setattr(performing, "rung_results", set_values)
         return root, *carry_out(plan, root, OneAfterTheOther())
 
 
@@ -96,7 +97,7 @@ def test_another_run_is_compared_with_those_of_before(
     tiny_clip: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(performing, "looks_at", set_values)
+    monkeypatch.setattr(performing, "rung_results", set_values)
     root, _, _ = raced
     axes = {"training.learning_rate": [*RATES, 0.12], "training.steps": [2, 5]}
     more, executor = racing_plan(tmp_path, tiny_config, tiny_clip, axes=axes), OneAfterTheOther()
@@ -108,10 +109,10 @@ def test_another_run_is_compared_with_those_of_before(
 def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
     raced: tuple[Path, SweepRun, Counter[str]], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performing, "looks_at", set_values)
+    monkeypatch.setattr(performing, "rung_results", set_values)
     _, undisturbed, all_made = raced
     with pytest.raises(KeyboardInterrupt):
-        carry_out(plan, tmp_path, OneAfterTheOther(looks=3))  # two of the first run, one of the second
+        carry_out(plan, tmp_path, OneAfterTheOther(rungs=3))  # two of the first run, one of the second
     again, made = carry_out(plan, tmp_path, OneAfterTheOther())
     assert made["training_steps"] < all_made["training_steps"]
     assert_same(again.results, undisturbed.results)
@@ -122,7 +123,7 @@ def test_an_interrupted_race_goes_on_and_ends_as_if_it_had_not_been(
 def test_without_the_scheduler_a_stopped_run_goes_on_from_its_last_checkpoint(
     plan: Plan, tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performing, "looks_at", set_values)
+    monkeypatch.setattr(performing, "rung_results", set_values)
     carry_out(plan, tmp_path / "ws", OneAfterTheOther())
     whole = racing_plan(tmp_path, tiny_config, tiny_clip, scheduler={"kind": "fifo"})
     done, made = carry_out(whole, tmp_path / "ws", OneAfterTheOther())
@@ -170,29 +171,30 @@ def test_a_cosine_run_keeps_its_schedule_where_it_is_looked_at(
 
 
 def test_a_loop_cannot_race(plan: Plan, tmp_path: Path) -> None:
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path), report=lambda *_: None)
+    ctx = Context.of(plan, tmp_path, lambda *_: None)
     with (
         make_executor("local") as workers,
         pytest.raises(ConfigError, match=r"asha compares runs .* --executor local out"),
     ):
-        run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
+        run_sweep(plan, ctx, workers, announce=lambda *_: None, publish=lambda _: False)
 
 
-def test_a_judge_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path) -> None:
+def test_a_pruner_that_is_told_again_answers_as_before(plan: Plan, tmp_path: Path) -> None:
     runs = list(plan.own_runs)
     decisions = Decisions(plan.sweep, Workspace(tmp_path))
     (tmp_path / "sweeps" / "small").mkdir(parents=True)
-    decisions.add(Decision(look=Look(run_id=runs[0], step=2, value=0.5), stopped=False))
+    decisions.add(Decision(result=IntermediateResult(run_id=runs[0], step=2, value=0.5), stopped=False))
     for value, stopped in ((0.4, False), (0.6, True)):
         answers: dict[tuple[str, int], bool] = {}
-        judge = Judge(plan, Decisions(plan.sweep, Workspace(tmp_path)), answers.update)
-        look = Look(run_id=f"new {value}", step=2, value=value)
-        again = Look(run_id=runs[0], step=2, value=99.0)  # a worker that was lost tells it again
-        judge.hear([again, look])
+        race = Race(plan=plan, decisions=Decisions(plan.sweep, Workspace(tmp_path)))
+        pruner = Pruner(race, answers.update)
+        look = IntermediateResult(run_id=f"new {value}", step=2, value=value)
+        again = IntermediateResult(run_id=runs[0], step=2, value=99.0)  # told again by the next worker
+        pruner.hear([again, look])
         assert answers == {(runs[0], 2): False, (look.run_id, 2): stopped}
 
 
 def test_what_is_told_comes_through_tune_in_one_piece() -> None:
-    """A past bug: of a mapping Tune hands schedulers `look/run_id`, `look/step`, …: nothing was stopped."""
-    report = {"ended": False, **told(Look(run_id="r", step=2, value=0.5))}
+    """A past bug: of a mapping Tune hands schedulers `rung/run_id`, `rung/step`, …: nothing was stopped."""
+    report = {"ended": False, **told(IntermediateResult(run_id="r", step=2, value=0.5))}
     assert flatten_dict(report) == report

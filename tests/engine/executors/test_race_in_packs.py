@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.config.plan.rungs import Look
+from harness.config.plan.rungs import IntermediateResult
 from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.diffusion.models.model import Model
 from harness.engine import worker as performing
@@ -17,8 +17,9 @@ from harness.engine.early_stopping import DECISIONS, Decisions
 from harness.engine.executors import make_executor
 from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
-from harness.engine.tasks import task_of
-from harness.engine.worker import climb, satisfied
+from harness.engine.stages.training import missing_checkpoints
+from harness.engine.tasks import DatasetTask, Wish, missing_tasks
+from harness.engine.worker import run_task
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import Display, assert_same
 from tests.engine.executors.racing import (
@@ -35,12 +36,15 @@ from tests.engine.executors.racing import (
 def test_a_race_in_packs_is_the_race_of_each_alone(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performing, "looks_at", set_values)
+    monkeypatch.setattr(performing, "rung_results", set_values)
     plan = racing_plan(tmp_path, tiny_config, tiny_clip, compute=ALONE)
     alone, all_made = carry_out(plan, tmp_path / "alone", OneAfterTheOther())
     plan, executor = racing_plan(tmp_path, tiny_config, tiny_clip, compute=PACKED), OneAfterTheOther()
     together, made = carry_out(plan, tmp_path / "together", executor)
-    assert [len(looks) for looks in executor.told] == [3, 1]  # one pack, and one run of it after the first
+    assert [len(results) for results in executor.told] == [
+        3,
+        1,
+    ]  # one pack, then one run of it
     ours, theirs = (
         Decisions(plan.sweep, Workspace(tmp_path / folder)).made for folder in ("together", "alone")
     )
@@ -54,7 +58,7 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that end early, one that fails, one that is stopped, and one that nobody looks at."""
-    monkeypatch.setattr(performing, "looks_at", set_values)
+    monkeypatch.setattr(performing, "rung_results", set_values)
     plan = racing_plan(
         tmp_path,
         tiny_config,
@@ -63,7 +67,7 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
         axes={"training.learning_rate": [0.3, 3.0, 1e39], "training.steps": [1, 3, 5]},
         scheduler={**MEDIAN, "grace": 2, "objective": {"kind": "contrast", "prompts": 1}},
     )
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path / "ws"), report=Display().report)
+    ctx = Context.of(plan, tmp_path / "ws", Display().report)
     names = {
         str(trial.run_id): (trial.params["training.learning_rate"], trial.params["training.steps"])
         for trial in plan.trials
@@ -71,24 +75,29 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
     runs = {name: run_id for run_id, name in names.items()}
     told: list[list[tuple[float, int]]] = []
 
-    def stop_one(looks: Sequence[Look]) -> list[str]:
+    def stop_one(looks: Sequence[IntermediateResult]) -> list[str]:
         told.append([names[look.run_id] for look in looks])
         return [runs[3.0, 5]]
 
-    failed = climb(task_of(plan, list(plan.runs.values())), ctx, stop_one)
+    (task,) = missing_tasks(Wish(plan=plan, workers=lambda: 1, racing=plan.own_runs), ctx.workspace)[-1:]
+    for made in plan.datasets.values():
+        run_task(DatasetTask(name="dataset", dataset=made, views=(), makes=()), ctx)
+    failed = run_task(task, ctx, stop_one)
     assert told == [[(0.3, 3), (0.3, 5), (3.0, 3), (3.0, 5)], [(0.3, 5)], [(0.3, 5)]]
     assert {names[run_id] for run_id in failed} == {(1e39, 1), (1e39, 3), (1e39, 5)}
-    whole = {name for name, run_id in runs.items() if satisfied(task_of(plan, [plan.runs[run_id]]), ctx)}
+    whole = {
+        name for name, run_id in runs.items() if not missing_checkpoints(ctx.workspace, plan.runs[run_id])
+    }
     assert whole == {(0.3, 1), (0.3, 3), (0.3, 5), (3.0, 1), (3.0, 3)}
     assert list(ctx.workspace.checkpoints(runs[3.0, 5])) == [2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot(Context):
-    """A worker's bench that ends its process once, when it goes on after its first looks were judged."""
+    """A worker's context that ends its process once, when it goes on after its first rungs."""
 
     def model(self, config: ModelConfig) -> Model:
-        folder = self.workspace.sweep(self.plan.sweep.name)
+        folder = self.workspace.sweep(self.sweep)
         if (folder / DECISIONS).exists() and not (folder / "shot").exists():
             (folder / "shot").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -106,14 +115,14 @@ def test_a_pack_whose_worker_is_killed_is_judged_as_if_it_had_not_been(
     plan = racing_plan(tmp_path, tiny_config, tiny_clip, axes=axes, scheduler=MEDIAN, compute=compute)
     undisturbed, all_made = carry_out(plan, tmp_path / "whole", OneAfterTheOther())
     display = Display()
-    ctx = Shot(plan=plan, workspace=Workspace(tmp_path / "shot"), report=display.report)
+    ctx = Shot.of(plan, tmp_path / "shot", display.report)
     with make_executor("ray") as workers:
-        done = run_sweep(ctx, workers, announce=lambda *_: None, publish=lambda _: False)
+        done = run_sweep(plan, ctx, workers, announce=lambda *_: None, publish=lambda _: False)
     assert display.counts["worker lost"] == 1 and not [one for one in done.outcomes if one.failed]
     ours, theirs = (Decisions(plan.sweep, Workspace(tmp_path / folder)) for folder in ("shot", "whole"))
     assert ours.stops and list(ours.made) == list(theirs.made)
     for made, expected in zip(ours.made.values(), theirs.made.values(), strict=True):
         assert made.stopped == expected.stopped
-        assert made.look.value == pytest.approx(expected.look.value, rel=0.02)  # packs round in another way
+        assert made.result.value == pytest.approx(expected.result.value, rel=0.02)  # rounding
     assert display.counts["training_steps"] == all_made["training_steps"]
     assert_same(done.results, undisturbed.results)

@@ -58,7 +58,7 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "another machine"))
     code, said = harness(capsys, "run", sweep, "-w", s3, "--executor", "local")
-    assert code == 0 and "Nothing to train, draw or score" in said
+    assert code == 0 and "Nothing to train, generate or score" in said
     assert_same(results.load(folder), here)
     again = server.objects(s3_endpoint, bucket)
     assert [name for name in again if ".lock" not in name] == [name for name in made if ".lock" not in name]

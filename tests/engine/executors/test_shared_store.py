@@ -18,10 +18,11 @@ import pytest
 from harness import results
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
+from harness.engine.accounting.gc import holdings, verify
 from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
 from harness.results import Results
-from harness.store.workspace import Workspace
+from harness.store.workspace import BEGUN, Workspace
 from tests.engine.executors.carrying import Display, assert_same, assert_same_scores, carry_out
 from tests.limits import HANGS
 from tests.sweeps.small import small_plan, write_sweep
@@ -48,13 +49,13 @@ def drive(plan: Plan, root: Path, counts: Path) -> None:
     from harness.engine.executors.local import LocalExecutor
 
     display = Display()
-    ctx = Context(plan=plan, workspace=Workspace(root), report=display.report)
-    run = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context.of(plan, root, display.report)
+    run = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     assert not [outcome for outcome in run.outcomes if outcome.failed]
     counts.write_text(json.dumps(display.counts))
 
 
-def test_two_sweeps_at_once_make_nothing_twice(
+def test_two_sweeps_at_once_end_with_equal_artifacts(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, one_thread: None
 ) -> None:
     compute = {"batch_size": 1, "checkpoint_every": 2, "pack": "off"}  # on any processor the same bytes
@@ -74,9 +75,11 @@ def test_two_sweeps_at_once_make_nothing_twice(
         driver.join(timeout=HANGS)
     assert [driver.exitcode for driver in drivers] == [0, 0]
     made = sum((Counter(json.loads(file.read_text())) for file in counts), Counter[str]())
-    assert made["dataset_images"] == 4 + 3
-    assert made["training_steps"] == 4 * len(wide.runs) and set(narrow.runs) < set(wide.runs)
-    assert made["images"] == len(list(root.glob("images/*/*/*.png")))
+    assert set(narrow.runs) < set(wide.runs)
+    # What both need may be made twice, and is kept once.
+    assert 4 + 3 <= made["dataset_images"] <= 2 * (4 + 3)
+    assert 4 * len(wide.runs) <= made["training_steps"] <= 4 * (len(wide.runs) + len(narrow.runs))
+    assert not verify(holdings(Workspace(root)).entries, delete=False)
     alone = carry_out(wide, tmp_path / "alone", "local").results
     assert_same(results.load(root / "sweeps" / "wide"), alone)
     shared = results.load(root / "sweeps" / "narrow")
@@ -144,7 +147,7 @@ def assert_told(run: "subprocess.CompletedProcess[str]", why: str, store: Path) 
     assert run.returncode in (1, 2) and "Traceback" not in run.stderr
     assert why in " ".join(run.stderr.split())
     begun = [path for path in store.rglob(".*") if path.is_file() and path.stat().st_size]
-    assert not begun + list(store.rglob(".tmp-*"))
+    assert not begun + list(store.glob(f"sweeps/*/{BEGUN}/*"))
 
 
 def test_a_full_disk_is_told_and_with_room_the_sweep_goes_on(

@@ -1,31 +1,20 @@
-"""Images of several draws in one batch, and of one draw by several workers."""
+"""Images of several arms in one batch, and those that are there already."""
 
-import shutil
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from harness.config.plan.plan import Cell, ResolvedArm
 from harness.config.schema.model import SdxlModel
 from harness.engine.stages.context import Context
-from harness.engine.stages.sampling import (
-    IMAGES,
-    ensure_all_images,
-    ensure_images,
-    missing_images,
-    read_parquet,
-    share_of,
-)
-from harness.store.workspace import Workspace
-from tests.limits import HANGS
+from harness.engine.stages.sampling import IMAGES, image_ids, make_images, missing_images, read_parquet
+from harness.engine.tasks import ImagesTask, Wish, missing_tasks
+from harness.engine.worker import run_task
 from tests.sweeps.small import small_plan
 
 
@@ -52,13 +41,13 @@ def test_draws_in_one_batch_are_the_draws_alone(
 
     def images(root: str, wanted: list[list[tuple[ResolvedArm, tuple[Cell, ...]]]]) -> list[np.ndarray]:
         large = plan.sweep.compute.model_copy(update={"batch_size": 8})
-        sweep = plan.sweep.model_copy(update={"compute": large})
-        ctx = Context(
-            plan=replace(plan, sweep=sweep), workspace=Workspace(tmp_path / root), report=lambda *_: None
-        )
+        ctx = replace(Context.of(plan, tmp_path / root, lambda *_: None), compute=large)
+        for task in missing_tasks(Wish(plan=plan, workers=lambda: 1), ctx.workspace):
+            if not isinstance(task, ImagesTask):
+                run_task(task, ctx)
         for together in wanted:
-            ensure_all_images(ctx, together)
-        ctx.workspace.look_again()
+            make_images(ctx, together)
+        ctx.workspace.invalidate()
         files = [
             chunk.path / read_parquet(chunk, IMAGES)["path"].item()
             for (chunk,) in (ctx.workspace.image_chunks(arm.arm_id) for arm in arms)
@@ -74,36 +63,23 @@ def test_draws_in_one_batch_are_the_draws_alone(
     assert all(np.abs(one - alone[0]).max() > 10 for one in alone[1:])
 
 
-def test_a_share_that_another_draws_is_left_to_it_and_waited_for(
+def test_images_that_are_there_are_not_generated_again(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
-    """One share another worker finishes, another one it leaves when it dies."""
     plan = small_plan(tmp_path, tiny_config, tiny_clip, seeds=list(range(6)))
     (arm, *_), made = plan.control_arms, Counter[str]()
     cells = plan.cells(arm, "dev")
-    shares = sorted({share_of(cell) for cell in cells})
-    theirs = [cell for cell in cells if share_of(cell) == shares[0]]
-
-    def bench_of(root: str) -> Context:
-        return Context(
-            plan=plan, workspace=Workspace(tmp_path / root), report=lambda kind, n: made.update({kind: n})
-        )
-
-    ensure_images(bench_of("other"), arm, tuple(theirs))
-    made.clear()
-    ctx, other = bench_of("shared"), Workspace(tmp_path / "shared")
-    with ThreadPoolExecutor() as pool:
-        with other.claim_share(arm.arm_id, shares[0]), other.claim_share(arm.arm_id, shares[1]):
-            drawing = pool.submit(ensure_images, ctx, arm, cells)
-            held = [cell for cell in cells if share_of(cell) in shares[:2]]
-            deadline = time.monotonic() + HANGS
-            while len(missing_images(ctx, arm, cells)) > len(held):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            assert not drawing.done() and missing_images(ctx, arm, cells) == tuple(held)
-            source = tmp_path / "other" / "images" / arm.arm_id
-            shutil.copytree(source, tmp_path / "shared" / "images" / arm.arm_id, dirs_exist_ok=True)
-        drawing.result(timeout=HANGS)
-    assert made["images"] == len(cells) - len(theirs)
-    drawn = [read_parquet(chunk, IMAGES) for chunk in other.image_chunks(arm.arm_id)]
-    assert sorted(pd.concat(drawn)["image_id"]) == sorted(cell.image_id for cell in cells)
+    ctx = Context.of(plan, tmp_path / "w", lambda kind, n: made.update({kind: n}))
+    make_images(ctx, [(arm, cells[:5])])
+    assert missing_images(ctx.workspace, arm, cells) == cells[5:]
+    make_images(ctx, [(arm, cells)])
+    assert made["images"] == len(cells)
+    chunks = ctx.workspace.image_chunks(arm.arm_id)
+    table = chunks[0].path / IMAGES
+    lost = image_ids(chunks[0])
+    table.write_bytes(table.read_bytes()[:-8])
+    assert [cell.image_id for cell in missing_images(ctx.workspace, arm, cells)] == lost
+    make_images(ctx, [(arm, cells)])
+    assert made["images"] == len(cells) + len(lost) and made["made again"] == 1
+    found = [image_id for chunk in ctx.workspace.image_chunks(arm.arm_id) for image_id in image_ids(chunk)]
+    assert sorted(found) == sorted(cell.image_id for cell in cells)

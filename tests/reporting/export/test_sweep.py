@@ -27,8 +27,8 @@ def test_stock_diffusers_draws_the_same_from_both_files(
 ) -> None:
     """rsLoRA's scale is alpha / √rank = 1 here, which kohya's file must say as an alpha of 4."""
     plan = small_plan(tmp_path, tiny_config, tiny_clip, adapter=ADAPTER, seeds=[0])
-    ctx = Context(plan=plan, workspace=Workspace(tmp_path / "w"), report=lambda *_: None)
-    run = run_sweep(ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
+    ctx = Context.of(plan, tmp_path / "w", lambda *_: None)
+    run = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
     out = export_trial(run.results, Workspace(tmp_path / "w"), "best", folder=tmp_path / "out", layout="both")
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
