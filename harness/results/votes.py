@@ -56,6 +56,7 @@ class Ballot:
 class VoteMetric:
     """What the statistics ask of a metric."""
 
+    name: str = "vote"
     kind: str = "vote"
     higher_is_better: bool | None = True
 

@@ -81,12 +81,15 @@ def is_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+PLAIN = "\n\u00a0\u202f"  # what str.isprintable counts as no letter: the end of a line, and spaces of numbers
+
+
 def visible(text: str) -> str:
     """The text with its control characters as escapes; line feeds stay."""
     if text.isprintable():
         return text
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+        letter if letter.isprintable() or letter in PLAIN else ascii(letter)[1:-1] for letter in text
     )
 
 

@@ -90,7 +90,7 @@ class Context:
         return self.compute.batch_size or model.images_per_batch(settings)
 
     def check_whole(self, *artifacts: Artifact, concerned: Callable[[str], bool] = every) -> None:
-        """Remove the artifacts of which a file is damaged; raise DamagedArtifact if any is damaged or missing."""
+        """Remove artifacts of which a file is damaged. Raises DamagedArtifact if any is damaged or gone."""
         lost = [artifact for artifact in artifacts if not artifact.done]  # found by another task
         for artifact in artifacts:
             if artifact.done and not artifact.whole(concerned):

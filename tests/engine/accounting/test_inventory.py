@@ -22,7 +22,9 @@ from tests.sweeps.small import small_plan
 
 @pytest.fixture
 def plan(tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str) -> Plan:
-    return small_plan(tmp_path, tiny_config, tiny_clip, axes={"training.steps": [100, 200, 400]})
+    training = {"learning_rate": 0.01, "batch_size": 2}
+    axes = {"training.steps": [100, 200, 400]}
+    return small_plan(tmp_path, tiny_config, tiny_clip, training=training, axes=axes)
 
 
 class Swept(NamedTuple):

@@ -262,7 +262,7 @@ def test_it_is_readable_without_a_script(browser: Page, html: Path) -> None:
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
     seen = browser.evaluate("document.body.innerText")
-    for words in ("Better than", "The 3 best of 24 pairs", "All metrics", "needs JavaScript"):
+    for words in ("This adapter", "The 3 best of 24 pairs", "All metrics", "needs JavaScript"):
         assert words in seen
     assert "Save view as PNG" not in seen
     assert browser.evaluate("[...document.images].filter(i => i.checkVisibility()).length") > 30

@@ -49,8 +49,10 @@ def test_small_images_are_embedded_pixel_by_pixel(study: Study, workspace: Path)
 
 
 def test_large_images_become_thumbnails(tmp_path: Path) -> None:
-    Image.effect_noise((1024, 768), 60).save(tmp_path / "large.png")
-    thumbnail = Thumbnails(Workspace(tmp_path), ["large.png"])("large.png")
+    name = "images/arm/chunk/large.png"
+    (tmp_path / name).parent.mkdir(parents=True)
+    Image.effect_noise((1024, 768), 60).save(tmp_path / name)
+    thumbnail = Thumbnails(Workspace(tmp_path), [name])(name)
     assert thumbnail is not None and not thumbnail.crisp
     assert (thumbnail.width, thumbnail.height) == (LARGE, 192)
     assert pixels(thumbnail.uri).shape == (192, LARGE, 3)
