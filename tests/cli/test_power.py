@@ -28,8 +28,8 @@ def test_a_pilot_gives_variances_in_the_metrics_units(
     axes = {"training.seed": [0, 1, 2]}
     study = Study(example.build(tmp_path, example.config(axes=axes, arms=guidance), failed=()))
     assert study.pilot_NST.shape == (12, 2, 3)
-    differences = study.results.pairs(control="placebo", arm="wrong_lora", split="dev")
-    differences = differences[differences["metric"] == "aesthetic"]["difference"].astype(float)
+    pairs = study.results.pairs(control="placebo", arm="wrong_lora", split="dev")
+    differences = pairs[pairs["metric"] == "aesthetic"]["difference"].astype(float)
     assert np.nanmean(study.pilot_NST) == pytest.approx(differences.mean())
     components = study.pilot_components()
     assert components.training is not None and components.residual is not None

@@ -60,8 +60,15 @@ def results_of(sweep: SweepConfig, value: Any) -> Results:
                 "higher_is_better": True,
             }
         )
-    empty = {name: tables.empty(name) for name in ("arms", "images", "scores")}
-    return Results(trials=pd.DataFrame(trials), summary=pd.DataFrame(rows), sweep={}, **empty)
+    arms, images, scores = (tables.empty(name) for name in ("arms", "images", "scores"))
+    return Results(
+        trials=pd.DataFrame(trials),
+        summary=pd.DataFrame(rows),
+        arms=arms,
+        images=images,
+        scores=scores,
+        sweep={},
+    )
 
 
 def searched(sweep: SweepConfig, value: Any) -> SweepConfig:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_a_metrics_name_is_its_key(results: Results, workspace: Path) -> None:
 
 def test_an_arm_has_one_key_with_the_same_prompts_in_all_runs(every: list[Run], results: Results) -> None:
     prompts = [prompt["text"] for prompt in results.sweep["prompts"] if prompt["split"] == "dev"]
-    seen = {}
+    seen: dict[str, Any] = {}
     for run in every:
         for key, images in run.images.items():
             seen.setdefault(key, []).append([image.caption.split(" · ")[:2] for image in images])

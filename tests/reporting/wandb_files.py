@@ -23,7 +23,7 @@ def content(folder: Path) -> dict[str, Any]:
     records = [json.loads(line) for line in _inspect("--json", str(folder)).splitlines() if line]
     found["history"] = [row["history"]["item"] for row in records if row["type"] == "history"]
     # A run that is still being written may not have this record in its file yet.
-    run = next((row["run"] for row in records if row["type"] == "run"), {})
+    run: dict[str, Any] = next((row["run"] for row in records if row["type"] == "run"), {})
     return found | {name: run.get(key) for name, key in RUN_FIELDS.items()}
 
 

@@ -24,7 +24,14 @@ def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> f
 def results() -> Results:
     frames = make_tables(value, trials=3, prompts={"dev": 3, "test": 2}, test_trials=[1], failed=[2])
     sweep = {"metrics": [{"name": metric.name} for metric in METRICS]}
-    return Results(**frames, summary=pd.DataFrame(), sweep=sweep)
+    return Results(
+        trials=frames["trials"],
+        arms=frames["arms"],
+        images=frames["images"],
+        scores=frames["scores"],
+        summary=pd.DataFrame(),
+        sweep=sweep,
+    )
 
 
 def test_a_pair_is_two_images_of_one_prompt_and_seed(results: Results) -> None:

@@ -264,9 +264,14 @@ def test_faults_are_told_at_once_and_in_one_short_line(override: str, fault: str
 
 
 def test_a_value_beside_its_axis_may_be_one_of_it(tmp_path: Path) -> None:
-    assert load(tmp_path, "training.steps=200", "adapter.rank=8.0").training.steps == 200
-    ranged = {"search": {"kind": "random", "trials": 2}, "axes": {"training.seed": {"low": 0, "high": 9}}}
-    assert load(tmp_path, "training.seed=3", **ranged).training.seed == 3
+    training = load(tmp_path, "training.steps=200", "adapter.rank=8.0").training
+    assert training is not None and training.steps == 200
+    ranged: dict[str, Any] = {
+        "search": {"kind": "random", "trials": 2},
+        "axes": {"training.seed": {"low": 0, "high": 9}},
+    }
+    training = load(tmp_path, "training.seed=3", **ranged).training
+    assert training is not None and training.seed == 3
     with pytest.raises(ConfigError, match=r"training\.seed: 10 is used by no trial"):
         load(tmp_path, "training.seed=10", **ranged)
 

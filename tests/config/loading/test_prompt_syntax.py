@@ -60,7 +60,8 @@ def test_what_is_said_as_it_looks(text: str) -> None:
 
 
 def test_square_brackets_are_letters_in_training(tmp_path: Path) -> None:
-    assert load(tmp_path, training__prompt="[V] wrong").training.prompt == "[V] wrong"
+    training = load(tmp_path, training__prompt="[V] wrong").training
+    assert training is not None and training.prompt == "[V] wrong"
     with pytest.raises(ConfigError, match=r"training\.prompt: .*write '\(wrong\)1.3'"):
         load(tmp_path, training__prompt="(wrong:1.3)")
 

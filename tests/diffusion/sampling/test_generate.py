@@ -60,7 +60,14 @@ def dev_cells(arm: ResolvedArm) -> list[Cell]:
 
 def trained(*, run_id: str, steps: int, scale: float, branch: Branch) -> ResolvedAdapter:
     return ResolvedAdapter(
-        run_id=run_id, steps=steps, weights="last", file=None, digest=None, scale=scale, branch=branch
+        run_id=run_id,
+        steps=steps,
+        weights="last",
+        file=None,
+        hub=None,
+        digest=None,
+        scale=scale,
+        branch=branch,
     )
 
 

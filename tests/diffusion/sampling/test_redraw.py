@@ -56,7 +56,14 @@ def own(emoji: Model, tmp_path: Path) -> ResolvedAdapter:
     """An adapter of a training run, in the workspace `tmp_path / "work"`."""
     random_adapter(emoji, Workspace(tmp_path / "work").checkpoint("abc", 100).path, seed=1)
     return ResolvedAdapter(
-        run_id="abc", steps=100, weights="last", file=None, digest=None, scale=0.5, branch="negative"
+        run_id="abc",
+        steps=100,
+        weights="last",
+        file=None,
+        hub=None,
+        digest=None,
+        scale=0.5,
+        branch="negative",
     )
 
 

@@ -152,13 +152,14 @@ def run_of(config: TrialConfig) -> TrainingRun:
     def dataset(recipe: Any) -> Dataset:
         return Dataset(dataset_id=str(recipe.path), model=config.model, recipe=recipe)
 
-    prior = config.training.prior
+    adapter, training = config.trained.adapter, config.trained.training
+    prior = training.prior
     return TrainingRun(
         run_id=fingerprint("run", config=config),
         dataset=dataset(config.recipe),
-        adapter=config.adapter,
-        training=config.training,
-        checkpoints=(config.training.steps,),
+        adapter=adapter,
+        training=training,
+        checkpoints=(training.steps,),
         prior=None if prior is None else dataset(prior.recipe),
     )
 
@@ -218,7 +219,7 @@ def test_the_table_has_every_field() -> None:
 def test_a_field_changes_the_adapter(change: Change, exported: Callable[[TrialConfig], str]) -> None:
     before, after = (spec_of(changes) for changes in change)
     for config in (before, after):
-        if config.training.optimizer.kind == "prodigy":
+        if config.trained.training.optimizer.kind == "prodigy":
             pytest.importorskip("prodigyopt")
     assert exported(before) != exported(after)
 

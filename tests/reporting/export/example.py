@@ -92,7 +92,7 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
 
 def _train(workspace: Workspace, trial: Trial) -> None:
     generator = torch.Generator().manual_seed(trial.index)
-    adapter = trial.config.adapter
+    adapter = trial.config.trained.adapter
     state: dict[str, torch.Tensor] = {}
     match adapter:
         case LowRankAdapter(rank=rank):

@@ -184,7 +184,7 @@ def _train(workspace: Workspace, trial: Trial) -> None:
     if checkpoint.done:
         return
     state = Checkpoint(
-        run_id=trial.run_id,
+        run_id=str(trial.run_id),
         step=steps,
         adapter={"unet.to_q.lora_A.weight": torch.zeros(1, 2)},
         optimizer={"0000.step": torch.tensor(float(steps))},
@@ -232,14 +232,14 @@ class _Maker:
         owner = self.owners.get(draw.arm_id)
         if owner is None:
             return 0.0
-        config = owner.config
+        config, trained = owner.config, owner.config.trained
         assert isinstance(config.adapter, LowRankAdapter)
         scale = next(adapter.scale for adapter in draw.adapters if adapter.run_id == owner.run_id)
-        dose = min(config.training.steps / 200, 1.3) * scale
+        dose = min(trained.training.steps / 200, 1.3) * scale
         return (
             self.gain
             * dose
-            * (1.0 if config.recipe.kind == "degrade" else 0.4)
+            * (1.0 if trained.recipe.kind == "degrade" else 0.4)
             * 8
             / (4 + config.adapter.rank)
         )
