@@ -64,16 +64,16 @@ def phases_of(plan: Plan, workspace: Workspace, *, gpus: int) -> Phases:
 
 def costs_of(plan: Plan, workspace: Workspace, rate: Rate) -> Callable[[Task], Cost]:
     """What each task takes, and after how much of it a checkpoint or a chunk of images is kept."""
-    known: dict[str, Cost] = {}
+    known: dict[int, tuple[Task, Cost]] = {}  # by the task itself: for other workers it has the same name
 
     def cost(task: Task) -> Cost:
-        if task.name not in known:
+        if id(task) not in known:
             works = list(works_of(plan, workspace, task))
             kept = plan.sweep.compute.checkpoint_every if isinstance(task, TrainingTask) else CHUNK
             grain = kept * max((rate(work) for work in works), default=1.0)
             seconds = sum(work.missing * rate(work) for work in works)
-            known[task.name] = Cost(seconds=seconds, grain=grain or 1.0)
-        return known[task.name]
+            known[id(task)] = task, Cost(seconds=seconds, grain=grain or 1.0)
+        return known[id(task)][1]
 
     return cost
 

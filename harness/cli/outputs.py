@@ -85,7 +85,7 @@ def grid(
     size: Annotated[int, typer.Option(help="Pixels of an image's longer side.", min=48, max=2048)] = 192,
     output: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("grid.png"),
 ) -> None:
-    """Draw images of a sweep as a grid: any axis, arm, prompt or seed as columns, rows and panels."""
+    """Show images of a sweep as a grid: any axis, arm, prompt or seed as columns, rows and panels."""
     from harness.errors import ConfigError, WorkspaceError
     from harness.reporting.report.sheet import View, draw_grid
     from harness.results.study import Study

@@ -32,7 +32,7 @@ class Display:
     """Shows what workers report. On a terminal one live line; elsewhere a line at each tenth of the work."""
 
     def __init__(self, console: Console) -> None:
-        """Nothing is drawn before `begin`."""
+        """Nothing is shown before `begin`."""
         self.console = console
         self.progress = Progress(
             SpinnerColumn(),
@@ -58,7 +58,7 @@ class Display:
             yield
 
     def begin(self, artifact: str, asked: Mapping[Kind, Count]) -> None:
-        """Start a stage: so much is to be made in it."""
+        """Start a phase: so much is to be made in it."""
         self.asked = asked
         self.done, self.printed_tenths = Counter(), 0
         for task_id in self.progress.task_ids:

@@ -200,13 +200,13 @@ def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
 
 
 def _wanted(plan: Plan) -> dict[str, Cell]:
-    """Every image that any draw may have, by its id."""
+    """Every image that any arm may have, by its id."""
     every = (plan.cells(arm, split) for arm in plan.arms.values() for split in ("dev", "test"))
     return {cell.image_id: cell for cells in every for cell in cells}
 
 
 def _owners(plan: Plan) -> dict[str, str]:
-    """The trial of each draw in which a trial's own adapter acts."""
+    """The trial of each arm in which a trial's own adapter acts."""
     control = {arm.name: arm.is_control for arm in plan.sweep.arms}
     return {
         arm_id: trial.trial_id
@@ -356,7 +356,7 @@ def _reason(trial: Trial, arms: list[ResolvedArm], reasons: Mapping[str, str]) -
 def _train_seconds(workspace: Workspace, run_id: str, steps: int) -> float | None:
     """Seconds of training up to a checkpoint, over the calls it took; work lost to a kill is not in it.
 
-    Null where a checkpoint that it was trained on from is gone, as a damaged one is.
+    None if a checkpoint that it was trained on from is gone, as a damaged one is.
     """
     total, step = 0.0, steps
     while step > 0:

@@ -164,7 +164,7 @@ class Driver:
             retried = self._note((yield Phase(tasks=tasks, race=race)))
 
     def _race(self) -> Race | None:
-        """The race that is on, if the scheduler may stop a run yet."""
+        """The runs that are stopped early, if the scheduler may still stop one; else None."""
         if isinstance(self.plan.sweep.scheduler, FifoScheduler):
             return None
         race = Race(plan=self.plan, decisions=Decisions(self.plan.sweep, self.ctx.workspace))

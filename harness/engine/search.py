@@ -42,7 +42,7 @@ ATTEMPTS = 50  # at a point that was not asked for before; then one is drawn at 
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What became of a point: a gain per objective, more is better; null where it has none."""
+    """What became of a point: a gain per objective, more is better; None if it has none."""
 
     gains: tuple[float, ...] | None
     stopped: bool = False

@@ -36,7 +36,7 @@ class Measurement:
     value: float | None
     reason: str | None = None
     vector: list[float] | None = None
-    prompt_truncated: bool | None = None  # null where the metric does not read the prompt
+    prompt_truncated: bool | None = None  # None if the metric does not read the prompt
 
     def __post_init__(self) -> None:
         missing = self.value is None and self.vector is None

@@ -31,7 +31,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 
 def encoder_folder(encoder: str) -> Path | None:
-    """The folder an encoder is loaded from; null where open_clip fetches it by name.
+    """The folder an encoder is loaded from; None if open_clip fetches it by name.
 
     Raises ModelError for a folder that does not exist or is not open_clip's, and for an unknown architecture.
     """

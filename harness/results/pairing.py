@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 class Grid:
     """All scores of a sweep as one dense block, so that pairing is subtraction.
 
-    A cell is a prompt and seed of which any draw has an image. Cells are in the order of split, prompt id
+    A cell is a prompt and seed of which any arm has an image. Cells are in the order of split, prompt id
     and seed, whatever the order of the images: statistics that draw random numbers then do not depend on
     which worker finished first.
     """
@@ -73,11 +73,11 @@ class Grid:
         )
 
     def rows(self, arm_ids: pd.Series) -> Ints:
-        """Row of each draw in the block; −1 for one without images."""
+        """Row of each arm in the block; −1 for one without images."""
         return np.asarray(self.arms.get_indexer(pd.Index(arm_ids)))
 
     def values(self, rows_K: Ints, cells_C: Ints) -> Floats:
-        """Scores [K, M, C] of some draws on some cells; NaN for a draw without images."""
+        """Scores [K, M, C] of some arms on some cells; NaN for an arm without images."""
         return _take(self.value_DMC[:, :, cells_C], rows_K, np.nan)
 
     def extremes(self, metric: int) -> tuple[float, float]:
@@ -112,7 +112,7 @@ class Grid:
 def contrasts(
     trials: pd.DataFrame, arms: pd.DataFrame, *, names: Sequence[str], control: str
 ) -> pd.DataFrame:
-    """Every trial × arm with the draw of its control, in order of trial, then of `arms`.
+    """Every trial × arm with the arm of its control, in order of trial, then of `arms`.
 
     Columns: trial_id, index, trial_reason, arm, arm_place, draw_arm, draw_control.
     """
@@ -135,7 +135,7 @@ def split_cells(grid: Grid, split: str) -> Ints:
 def expected(grid: Grid, arm_K: Ints, cells_C: Ints, split: str) -> NDArray[np.bool_]:
     """Which contrasts [K] a split owes.
 
-    All of them on dev; on test those with an image, because only the selected trial is drawn there.
+    All of them on dev; on test those with an image, because only the selected trial is generated there.
     """
     if split == "dev":
         return np.ones(len(arm_K), dtype=bool)
@@ -195,7 +195,7 @@ def _pairs_of_split(grid: Grid, frame: pd.DataFrame, control: str, split: str) -
 def missing_reasons(
     grid: Grid, arm: pd.DataFrame, control: pd.DataFrame, *, metric: pd.Series, trial_reason: pd.Series
 ) -> pd.Series:
-    """Why a pair has no difference, null where it has one. Each side names its own reason."""
+    """Why a pair has no difference, None if it has one. Each side names its own reason."""
     reasons = pd.Series(None, index=arm.index, dtype="str")
     missing = arm["value"].isna() | control["value"].isna()
     if not missing.any():
@@ -206,7 +206,7 @@ def missing_reasons(
     )
     none = pd.Series(None, index=of_arm.index, dtype="str")
     of_control = _side_reasons("control", control[missing], given, metric=metric[missing], trial_reason=none)
-    both = of_arm.str.cat(of_control, sep="; ")  # null where either is
+    both = of_arm.str.cat(of_control, sep="; ")  # None if either is
     reasons[missing] = both.fillna(of_arm).fillna(of_control)
     return reasons
 

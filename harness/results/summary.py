@@ -82,9 +82,9 @@ def summarise(
 def mean_difference(
     images: pd.DataFrame, scores: pd.DataFrame, *, own: str, control: str, metric: str
 ) -> float | None:
-    """One draw − another on a metric: the mean over prompts of each prompt's mean difference over its seeds.
+    """One arm − another on a metric: the mean over prompts of each prompt's mean difference over its seeds.
 
-    Null where they have no pair with both scores. Raises ArtifactError where the images of a pair did not
+    None if they have no pair with both scores. Raises ArtifactError where the images of a pair did not
     start from the same latents.
     """
     grid = Grid.build(images, scores, metrics=[metric])
@@ -104,7 +104,7 @@ def mean_difference(
 def select_best(summary: pd.DataFrame, analysis: AnalysisConfig) -> str | None:
     """The trial that is best on dev prompts: primary metric, mean difference to `analysis.control`.
 
-    Where several arms use a trial's adapter, its best arm counts. The first trial wins a tie. Null where no
+    Where several arms use a trial's adapter, its best arm counts. The first trial wins a tie. None if no
     trial has a difference. Raises ConfigError where the primary metric has no better direction.
     """
     rows = summary[(summary["metric"] == analysis.primary) & (summary["split"] == "dev")]

@@ -63,7 +63,7 @@ class Results:
     def pairs(
         self, *, control: str | None = None, arm: str | None = None, split: str | None = None
     ) -> pd.DataFrame:
-        """One row per (trial, arm, prompt, seed, metric): two images drawn from the same latents.
+        """One row per (trial, arm, prompt, seed, metric): two images generated from the same latents.
 
         `control` may be any arm; None: the sweep's `analysis.control`. `arm` None: every other arm in which
         the trial's own adapter acts. `split` None: dev and test. Columns: trial_id, the axes, arm, control,
@@ -91,7 +91,7 @@ class Results:
         """One row per trial × arm × image on one metric (None: the primary): a control recurs for each trial.
 
         Columns: trial_id, the axes, arm, is_control, arm_id, image_id, prompt_id, prompt, split, seed,
-        latent_hash, value (null where there is no score). Raises ConfigError for another metric.
+        latent_hash, value (None if there is no score). Raises ConfigError for another metric.
         """
         metric = metric or str(self.sweep["analysis"]["primary"])
         _check("metric", metric, [known["name"] for known in self.sweep["metrics"]])
@@ -101,7 +101,7 @@ class Results:
         return self.with_axes(table)
 
     def wide(self) -> pd.DataFrame:
-        """One row per image: the columns of `images`, then one per metric (null where not scored)."""
+        """One row per image: the columns of `images`, then one per metric (None if not scored)."""
         metrics = [metric["name"] for metric in self.sweep["metrics"]]
         values = self.scores.pivot(index="image_id", columns="metric", values="value").reindex(
             columns=metrics

@@ -63,7 +63,7 @@ def is_training_state(name: str) -> bool:
 
 
 def is_adapter(name: str) -> bool:
-    """Of a checkpoint's files, those that images are drawn with."""
+    """Of a checkpoint's files, those that images are generated with."""
     return not is_training_state(name)
 
 

@@ -51,7 +51,7 @@ def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[
 
 
 def check_prompt_syntax(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
-    """Every place with a text that would be drawn as other than it looks."""
+    """Every place with a text that means something else than it looks."""
     for where, texts in _texts(sweep, [config for _, config in trials]).items():
         trained = where.endswith("training.prompt")
         for text in dict.fromkeys(texts):
@@ -100,7 +100,7 @@ def check_prompt_lengths(sweep: SweepConfig, trials: PointsAndTrials) -> Iterato
 
 
 def check_disjoint_prompts(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
-    """No test prompt reads like a dev prompt, and neither like one that training images are drawn from.
+    """No test prompt reads like a dev prompt, and neither like one that training images are made from.
 
     Upper case, punctuation and compel's weights do not tell two prompts apart.
     """

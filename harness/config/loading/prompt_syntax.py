@@ -39,7 +39,7 @@ def holds_word(text: str, word: str) -> bool:
 
 
 def fault_of(text: str, *, trained: bool = False) -> str | None:
-    """What in a prompt would be drawn as other than it looks, and how to write it; None if nothing.
+    """What in a prompt means something else than it looks, and how to write it; None if nothing.
 
     `trained`: of a prompt to train on, where square brackets are letters, as in `[V] dog`.
     """

@@ -64,7 +64,7 @@ def too_long(config: ModelConfig, prompt: str, *, verbatim: bool = False) -> str
 
 
 def model_digest(config: ModelConfig) -> str | None:
-    """The sha256 of weights and configuration in the model's local folders; null where there is none."""
+    """The sha256 of weights and configuration in the model's local folders; None if there is none."""
     folders = [folder for folder in _local_folders(config) if folder is not None]
     if not folders:
         return None
@@ -85,7 +85,7 @@ def _is_content(path: Path) -> bool:
 
 
 def local_folder(source: str | None) -> Path | None:
-    """The folder that a source names, or null where it is a hub id.
+    """The folder that a source names, or None if it is a hub id.
 
     Raises ConfigError where it has the form of a path and there is no such folder.
     """
@@ -153,7 +153,7 @@ def hub_file(file: HubFile) -> Path:
 
 
 def cached_file(hub_id: str, revision: str | None, name: str) -> Path | None:
-    """A file of the hub that was downloaded before; null where it was not. Nothing is downloaded."""
+    """A file of the hub that was downloaded before; None if it was not. Nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id, name, revision=revision)

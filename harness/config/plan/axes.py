@@ -209,7 +209,7 @@ def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
 
 
 def look_up(raw: Mapping[str, Any], dotted: str) -> Any:
-    """The field of that name; null where there is none, as with another kind."""
+    """The field of that name; None if there is none, as with another kind."""
     found: Any = raw
     for step in dotted.split("."):
         found = found.get(step) if isinstance(found, Mapping) else None

@@ -13,7 +13,7 @@ MOST_TOGETHER = 16  # so that a lost worker costs the time of no more
 
 
 def trained_alone(run: TrainingRun) -> str | None:
-    """Why a run is not trained beside others; null where it can be."""
+    """Why a run is not trained beside others; None if it can be."""
     if isinstance(run.adapter, TextualInversion):
         return "textual inversion learns words, which stand in the text encoders for all rows"
     if run.training.optimizer.kind == "adamw_8bit":

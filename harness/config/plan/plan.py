@@ -55,7 +55,7 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedAdapter:
-    """What acts in a draw: a checkpoint of a training run, or (run_id and steps null) a file or the hub's."""
+    """What acts in an arm: a checkpoint of a training run, or (run_id and steps null) a file or the hub's."""
 
     run_id: str | None
     steps: int | None
@@ -75,7 +75,7 @@ class ResolvedAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedArm:
-    """How a set of images is drawn: an arm with its adapters resolved. Shared by trials that need it."""
+    """How a set of images is generated: an arm with its adapters resolved. Shared by trials that need it."""
 
     arm_id: str
     arm: str
@@ -116,7 +116,7 @@ def prompt_id(prompt: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Draw × prompt × seed: one image. (prompt_id, seed) is the pair key, the same in every arm."""
+    """Arm × prompt × seed: one image. (prompt_id, seed) is the pair key, the same in every arm."""
 
     image_id: str
     arm_id: str
@@ -141,14 +141,14 @@ class Plan:
 
     @cached_property
     def control_arms(self) -> tuple[ResolvedArm, ...]:
-        """Draws that need no training and are of no trial: drawn once per sweep, before all else."""
+        """Arms that need no training and are of no trial: generated once per sweep, before all else."""
         others = {arm_id for arms in self._arms_by_run.values() for arm_id in arms}
         others |= {arm.arm_id for arm in self.file_arms}
         return tuple(arm for arm in self.arms.values() if arm.arm_id not in others)
 
     @cached_property
     def file_arms(self) -> tuple[ResolvedArm, ...]:
-        """Draws with trials' own adapters that are files, where nothing is trained for them."""
+        """Arms with trials' own adapters that are files, where nothing is trained for them."""
         own = [arm.name for arm in self.sweep.arms if not arm.is_control]
         found = dict.fromkeys(
             trial.arms[name] for trial in self.trials if trial.run_id is None for name in own
@@ -163,14 +163,14 @@ class Plan:
 
     @cached_property
     def trials_ending_with(self) -> Counter[str]:
-        """How many trials have all their own images once a draw is done."""
+        """How many trials have all their own images once an arm is done."""
         own = [arm.name for arm in self.sweep.arms if not arm.is_control]
         return Counter(trial.arms[own[-1]] for trial in self.trials)
 
     def arms_of_run(self, run_id: str) -> tuple[ResolvedArm, ...]:
-        """Draws that are made once this run is trained, in order of steps.
+        """Arms that are made once this run is trained, in order of steps.
 
-        A draw with adapters of several runs belongs to the last of them, so that it is generated once.
+        An arm with adapters of several runs belongs to the last of them, so that it is generated once.
         """
         found = [self.arms[arm_id] for arm_id in self._arms_by_run.get(run_id, ())]
         return tuple(sorted(found, key=lambda arm: max(adapter.steps or 0 for adapter in arm.adapters)))
@@ -186,18 +186,18 @@ class Plan:
         return found
 
     def cells(self, arm: ResolvedArm, split: str) -> tuple[Cell, ...]:
-        """The images of a draw on one split of the prompts."""
+        """The images of an arm on one split of the prompts."""
         return tuple(cells(arm, self.sweep.prompts, self.sweep.seeds, split))
 
 
 def arm_at(arm: ResolvedArm, steps: int) -> ResolvedArm:
-    """The same draw with the trained adapters as they were after so many steps."""
+    """The same arm with the trained adapters as they were after so many steps."""
     adapters = (a if a.run_id is None else replace(a, steps=steps) for a in arm.adapters)
     return _identified(replace(arm, adapters=tuple(adapters)))
 
 
 def _identified(arm: ResolvedArm) -> ResolvedArm:
-    """The draw with the id of what decides its images."""
+    """The arm with the id of what decides its images."""
     parts = {f.name: getattr(arm, f.name) for f in fields(arm) if f.name not in ("arm_id", "arm")}
     adapters = [adapter.identity for adapter in arm.adapters]
     return replace(arm, arm_id=fingerprint("arm", **{**parts, "adapters": adapters}))
@@ -252,7 +252,7 @@ def param_label(value: Any) -> Any:
 
 
 class _Builder:
-    """Collects each distinct dataset, run and draw once while trials are added."""
+    """Collects each distinct dataset, run and arm once while trials are added."""
 
     def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep

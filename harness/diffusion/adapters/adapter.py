@@ -49,7 +49,7 @@ LowRank = Mapping[str, LowRankLayer]  # by the name of the module; empty for an 
 class Embedding:
     """The vectors [N, D] that stand for `word`, one tensor per text encoder.
 
-    `start` is where training began; null where the file does not say, and then only scale 1 is known.
+    `start` is where training began; None if the file does not say, and then only scale 1 is known.
     """
 
     word: str

@@ -2,7 +2,7 @@
 
 A LoRA adds scale · B A x to the output of a layer (Hu et al. 2021). Rows that share an adapter are a group;
 groups of one size are one batched product, whatever adapters they are, as S-LoRA (Sheng et al. 2023) and
-Punica (Chen et al. 2023) do for language models. Drawing and training use the same function.
+Punica (Chen et al. 2023) do for language models. Generation and training use the same function.
 
 With a magnitude m (DoRA, Liu et al. 2024) the layer is m / ‖W + scale · B A‖ · (W + scale · B A): the gain
 goes into B, and what the base itself gets of it is `more` = gain − 1, for its output without the bias.
@@ -36,7 +36,7 @@ class Span:
 
 
 def spans(groups: Sequence[int | None]) -> list[Span]:
-    """From the group of each row, null where nothing acts: as few spans as rows that stay in order allow."""
+    """From the group of each row, None if nothing acts: as few spans as rows that stay in order allow."""
     found: list[Span] = []
     row = 0
     for group, members in groupby(groups):

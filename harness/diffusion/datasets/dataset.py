@@ -112,7 +112,7 @@ def image_seed(recipe_seed: int, index: int) -> int:
 def generate_images(
     rows: Sequence[Row], recipe: GeneratedRecipe, model: "Model", *, batch_size: int
 ) -> Iterator["Image.Image"]:
-    """The rows' images in their order, RGB, drawn `batch_size` at a time."""
+    """The rows' images in their order, RGB, generated `batch_size` at a time."""
     settings = SamplerSettings(steps=recipe.steps, refiner_start=recipe.refiner_start)
     remaining = iter(rows)
     while batch := list(islice(remaining, batch_size)):

@@ -45,7 +45,7 @@ def keywords_rows(recipe: KeywordsRecipe) -> list[Row]:
 def keywords_samples(
     recipe: KeywordsRecipe, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator[Sample]:
-    """The drawn images with these numbers. A caption is the prompt it was drawn from."""
+    """The generated images with these numbers. A caption is the prompt it was generated from."""
     drawn = keywords_rows(recipe)[indices.start : indices.stop]
     for row, image in zip(drawn, generate_images(drawn, recipe, model, batch_size=batch_size), strict=True):
         yield Sample(image=image, caption=row.prompt, prompt=row.prompt, seed=row.seed, guidance=row.guidance)
@@ -71,7 +71,7 @@ def plain_rows(recipe: PlainRecipe | DegradeRecipe) -> list[Row]:
 def plain_samples(
     recipe: PlainRecipe | DegradeRecipe, model: "Model", indices: range, *, batch_size: int
 ) -> Iterator[Sample]:
-    """The drawn images with these numbers. A caption is the prompt it was drawn from."""
+    """The generated images with these numbers. A caption is the prompt it was generated from."""
     drawn = plain_rows(recipe)[indices.start : indices.stop]
     for row, image in zip(drawn, generate_images(drawn, recipe, model, batch_size=batch_size), strict=True):
         yield Sample(image=image, caption=row.prompt, prompt=row.prompt, seed=row.seed, guidance=row.guidance)

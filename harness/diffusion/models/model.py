@@ -31,7 +31,7 @@ class RowAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image to draw. Prompts may carry compel's weighting. `seed` alone decides the first latents.
+    """One image to generate. Prompts may carry compel's weighting. `seed` alone decides the first latents.
 
     `{prompt}` in `negative` stands for the prompt. With `merge`, the adapters are merged into one that acts
     on their (common) branch at scale 1. `measured`: with its effective guidance, at up to two rows more.
@@ -61,7 +61,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """A drawn image and the sha256 of the latents it started from (the same in every arm of a pair).
+    """A generated image and the sha256 of the latents it started from (the same in every arm of a pair).
 
     `effective_guidance` and `orthogonal_share` are the means over the base's steps of
     `guidance.step_guidance`; None where they are not measured, and for an unguided image.
@@ -85,7 +85,7 @@ class Posterior:
 class Fresh:
     """An adapter to be trained: from its beginning, which `seed` alone decides, or from a state.
 
-    `seed` is null where the state is put back before the first step: until then a low-rank adapter is zeros.
+    `seed` is None if the state is put back before the first step: until then a low-rank adapter is zeros.
     """
 
     adapter: AdapterConfig
@@ -140,7 +140,7 @@ class Trainable(Protocol):
         Each row has its own caption (the empty one is the unconditional) and micro-conditioning: original
         height and width, crop's top and left, target height and width, in pixels. `counts` are the rows of
         each member, neighbours in the members' order; null: all are the only member's. Dropout acts where
-        gradients are kept, each member's drawn from its own seed (null: 0).
+        gradients are kept, each member's drawn from its own seed (None: 0).
         """
         ...
 
@@ -153,7 +153,7 @@ class Texts(Protocol):
         ...
 
     def write(self, texts: Iterable[str], file: Path) -> None:
-        """Encode them into a file. One that cannot be encoded is left out: drawing with it says why."""
+        """Encode them into a file. One that cannot be encoded is left out: generating with it says why."""
         ...
 
     def read(self, texts: Iterable[str], file: Path) -> None:
@@ -175,7 +175,7 @@ class Model(Protocol):
         ...
 
     def images_per_batch(self, settings: SamplerSettings) -> int:
-        """How many rows `draw` should be given together: as many as the free memory holds."""
+        """How many rows `generate` should be given together: as many as the free memory holds."""
         ...
 
     def encode_images(self, images: Sequence["Image"]) -> Posterior:

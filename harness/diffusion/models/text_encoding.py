@@ -185,7 +185,7 @@ def _unescaped(text: str, brackets: str = "()[]") -> str:
 def _is_weighted(text: str) -> bool:
     """True where compel finds weights. All other text takes the pipeline's own way, bit for bit.
 
-    Raises ModelError for what of compel is no weight: several prompts, and replacements while drawing.
+    Raises ModelError for what of compel is no weight: several prompts, and replacements while generating.
     """
     if (fault := fault_of(text, trained=True)) is not None:
         raise ModelError(f"prompt {text!r}: {fault}")
@@ -225,7 +225,7 @@ class StoredTexts:
         return {text for text in texts if not all(encoder.knows(text) for encoder in encoders)}
 
     def write(self, texts: Iterable[str], file: Path) -> None:
-        """Encode them into a file. One that cannot be encoded is left out: drawing with it says why."""
+        """Encode them into a file. One that cannot be encoded is left out: generating with it says why."""
         tensors = {}
         for text in texts:
             with suppress(ModelError):

@@ -24,7 +24,7 @@ MEASURED_OF = 8  # one in so many dev images has its effective guidance measured
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Cells of one draw, and the folder that their images are written into."""
+    """Cells of one arm, and the folder that their images are written into."""
 
     arm: ResolvedArm
     cells: Sequence[Cell]
@@ -53,14 +53,14 @@ class GeneratedPart:
 def generate_cells(
     parts: Sequence[Part], model: "Model", adapter_path: Callable[[ResolvedAdapter], Path]
 ) -> list[GeneratedPart]:
-    """Draw the cells of all parts in one batch, each row with its own adapters, on one base.
+    """Generate the cells of all parts in one batch, each row with its own adapters, on one base.
 
     Into each part's folder go `<image_id>.png`. `adapter_path` gives an
     adapter's file, or the folder it was saved in. In the rows `path` is the bare file name, `sha256` that of
     the file, `generation_seconds` an image's share of the batch, and `trial_id` null: which trials an image
     belongs to is the plan's to say. Nothing in an image's file depends on the time, so the same parts give
-    the same bytes; among other parts an image is the same up to rounding. The parts' draws have the same
-    settings. Returns what each part has come to. Raises ModelError for what cannot be drawn.
+    the same bytes; among other parts an image is the same up to rounding. The parts' arms have the same
+    settings. Returns what each part has come to. Raises ModelError for what cannot be generated.
     """
     started = time.perf_counter()
     settings = sampler_settings(parts[0].arm)
@@ -111,7 +111,7 @@ def _is_of_one_colour(image: GeneratedImage) -> bool:
 
 
 def sampler_settings(arm: ResolvedArm) -> SamplerSettings:
-    """What all images of a draw share."""
+    """What all images of an arm share."""
     return SamplerSettings(
         steps=arm.steps,
         refiner_start=arm.refiner_start,
@@ -122,7 +122,7 @@ def sampler_settings(arm: ResolvedArm) -> SamplerSettings:
 
 
 def generate_row(arm: ResolvedArm, cell: Cell, paths: Sequence[Path]) -> Row:
-    """One image of a draw. `paths` are those of its adapters, in order."""
+    """One image of an arm. `paths` are those of its adapters, in order."""
     return Row(
         prompt=cell.prompt,
         negative=arm.negative,
@@ -175,7 +175,7 @@ def _image_row(
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Cells of one draw that are drawn in one batch and stored in one folder, named by what it holds."""
+    """Cells of one arm that are generated in one batch and stored in one folder, named by what it holds."""
 
     chunk_id: str
     cells: tuple[Cell, ...]

@@ -155,7 +155,7 @@ def a1111_parameters(
     sampler: Scheduler,
     adapters: Sequence[dict[str, Any]],
 ) -> str:
-    """The `parameters` chunk of A1111's web UI. `sampler` is what drew, where the draw names none.
+    """The `parameters` chunk of A1111's web UI. `sampler` is what generated it, where the arm names none.
 
     The line of the negative prompt is there even where it is empty: ComfyUI imports nothing without it.
     """

@@ -40,15 +40,15 @@ class RedrawResult:
 
     @property
     def up_to_rounding(self) -> bool:
-        """The same image, drawn alone instead of in its batch."""
+        """The same image, generated alone instead of in its batch."""
         return self.difference <= ROUNDING
 
 
 def redraw(image: Path, *, workspace: Path | str | None, output: Path) -> RedrawResult:
-    """Draw what the PNG `image` says, with the same text in its file, into `output`.
+    """Generate what the PNG `image` says, with the same text in its file, into `output`.
 
     Adapters are looked for by their hashes: in `workspace` (null: the one the image lies in), at the path
-    they were given by, and beside the image. It is drawn alone, so it may differ by ROUNDING from what it
+    they were given by, and beside the image. It is generated alone, so it may differ by ROUNDING from what it
     was in its batch. Raises ConfigError if the file does not say how it was made, ModelError if the model
     or an adapter is not what it was, or is not found.
     """

@@ -69,7 +69,7 @@ FREE_SHARE = 0.9  # of the free memory, for what the allocator loses between blo
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A forward and a backward pass. `peak`: bytes at most, null where the device does not count."""
+    """A forward and a backward pass. `peak`: bytes at most, None if the device does not count."""
 
     seconds: float
     peak: int | None

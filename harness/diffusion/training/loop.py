@@ -77,7 +77,7 @@ def _filled(pack: list[_Entrant], waiting: Iterator[_Entrant], at_once: int) -> 
 
 
 def _entrant(job: Job, model: "Model", posteriors: Posteriors) -> _Entrant | None:
-    """Ready to be trained; null where there is nothing left to do, or it cannot be."""
+    """Ready to be trained; None if there is nothing left to do, or it cannot be."""
     rank, size = rank_and_size()
     if rank > 0:  # the first process speaks for all
         job = replace(job, save=lambda _checkpoint, _seconds: None, report=lambda _step, _loss: None)

@@ -56,7 +56,7 @@ class Sort:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long a finished stage took to make."""
+    """How long a finished artifact took to make."""
 
     sort: Sort
     units: int
@@ -73,7 +73,7 @@ class Rate:
 
 
 def past_timings(workspace: Workspace) -> list[Timing]:
-    """How long finished stages took to make. Those that do not say it are left out.
+    """How long finished artifacts took to make. Those that do not say it are left out.
 
     A training's checkpoints count from the start of the same call, so the last of them stands for all.
     """
@@ -153,7 +153,7 @@ class Rates:
             self.by_family[timing.sort.family].append(timing)
 
     def of(self, sort: Sort) -> Rate | None:
-        """Of work just like it, else of the like; null where there is none."""
+        """Of work just like it, else of the like; None if there is none."""
         if alike := self.by_sort.get(sort):
             seconds = sum(timing.seconds for timing in alike) / sum(timing.units for timing in alike)
             return Rate(seconds=seconds, timings=tuple(alike), scaled=False)
@@ -179,7 +179,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """One row of the estimate. `seconds` of one worker; null where something is missing and nothing known."""
+    """One row of the estimate. `seconds` of one worker; None if something is missing and nothing known."""
 
     seconds: float | None
     timings: int

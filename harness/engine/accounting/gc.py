@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found, and done: a damaged stage with what is wrong, or one that no sweep needs."""
+    """What was found, and done: a damaged artifact with what is wrong, or one that no sweep needs."""
 
     entry: Entry
     state: State
@@ -93,7 +93,7 @@ def find(found: Holdings, text: str) -> Entry:
 
 
 def verify(entries: Sequence[Entry], *, delete: bool) -> list[Finding]:
-    """The finished stages that do not match their hashes. With `delete` they go, and are made again."""
+    """The finished artifacts that do not match their hashes. With `delete` they go, and are made again."""
     findings = []
     for entry in entries:
         artifact = entry.place.artifact
@@ -227,7 +227,7 @@ def _sweep(file: Path) -> SweepConfig:
 
 
 def _named(folder: Path) -> frozenset[str]:
-    """The stages that a finished sweep's tables name; an export or a report made later reads them there.
+    """The artifacts that a finished sweep's tables name; an export or a report made later reads them there.
 
     They are the plan's, unless another version of this program gives the same things other ids.
     """
@@ -250,7 +250,7 @@ class _Needs:
         self.workspace, self.sweep, self.plan, self.named = workspace, sweep, plan, named
         self.steps = {run_id: _needed_steps(workspace, run) for run_id, run in plan.runs.items()}
         self.metrics = tuple(_folder_or_kind(metric) for metric in plan.sweep.metrics)
-        self.images: dict[str, frozenset[str]] = {}  # by draw
+        self.images: dict[str, frozenset[str]] = {}  # by arm
         models = {arm.model for arm in plan.arms.values()}
         self.texts = {texts_id(model): texts_of(plan, model) for model in models}
         at_rungs = (arm for run_id in plan.runs for arm in rung_only_arms(plan, run_id))

@@ -49,7 +49,7 @@ def training_steps(workspace: Workspace, run: TrainingRun) -> Count:
 
 
 def images(plan: Plan, workspace: Workspace, arm: ResolvedArm, split: str) -> Count:
-    """Images of one draw on one split."""
+    """Images of one arm on one split."""
     cells = plan.cells(arm, split)
     missing = len(missing_images(workspace, arm, cells))
     return Count(asked=len(cells), missing=missing, passes=missing * image_passes(arm.steps))
@@ -61,7 +61,7 @@ def total(counts: Iterable[Count]) -> Count:
 
 
 def confirmation_images(plan: Plan) -> int:
-    """Test images that will be drawn once a trial is selected: of all arms that needed training."""
+    """Test images that will be generated once a trial is selected: of all arms that needed training."""
     adapter_arms = sum(arm.needs_training for arm in plan.sweep.arms)
     return adapter_arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
 

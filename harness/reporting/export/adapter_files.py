@@ -176,7 +176,7 @@ def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
 
 
 def _resolution(subject: Subject) -> str | None:
-    """The model's own size, which it was trained at; null where its images were drawn at another."""
+    """The model's own size, which it was trained at; None if its images were generated at another."""
     images = subject.results.images
     if subject.results.sweep["sampler"]["size"] is not None or images.empty:
         return None

@@ -18,7 +18,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(evidence: Evidence, workspace: Workspace) -> Image.Image:
-    """The sheet. An image whose file is gone leaves an empty frame, as one that was never drawn."""
+    """The sheet. An image whose file is gone leaves an empty frame, as one that was never generated."""
     width = GAP + len(evidence.arms) * (TILE + GAP)
     row_height = CAPTION + TILE + FOOT + GAP
     sheet = Image.new("RGB", (width, GAP + HEAD + len(evidence.pairs) * row_height), PAPER)
@@ -53,7 +53,7 @@ def _tile(sheet: Image.Image, corner: tuple[int, int], workspace: Workspace, sho
 
 
 def read_image(workspace: Workspace, path: str) -> Image.Image | None:
-    """The pixels alone; null where the file is gone, or is not the one that was generated."""
+    """The pixels alone; None if the file is gone, or is not the one that was generated."""
     folder, _, name = path.rpartition("/")
     try:
         with Image.open(io.BytesIO(workspace.artifact(folder).read(name))) as opened:

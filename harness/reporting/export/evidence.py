@@ -25,7 +25,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One prompt and seed in every arm of the sheet; null where an arm has no image of it."""
+    """One prompt and seed in every arm of the sheet; None if an arm has no image of it."""
 
     prompt: str
     seed: int
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The trial's best arm on dev, against the controls, on held-out prompts where it was drawn there."""
+    """The trial's best arm on dev, against the controls, on held-out prompts where it was generated there."""
 
     arm: str
     control: str  # that the selection was made against

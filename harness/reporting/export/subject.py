@@ -89,7 +89,7 @@ class Subject:
 
     @cached_property
     def base(self) -> str | None:
-        """The hub id of the model it was trained on; null where it has none."""
+        """The hub id of the model it was trained on; None if it has none."""
         model = self.config.model
         if isinstance(model, EmojiModel) or model.source == "random" or is_local(model.source):
             return None

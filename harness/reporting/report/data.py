@@ -43,7 +43,7 @@ def page_data(study: Study, thumbnails: Thumbnails, base: str | None) -> dict[st
         "images": _images(study, found),
         "contrasts": _contrasts(study),
         "left_out": len(images) - len(found),
-        # null where there is none, "" where a row of pairs has it
+        # None if there is none, "" where a row of pairs has it
         "thumbnails": [found[row].uri if row in found else None for row in range(len(images))],
     }
 

@@ -119,7 +119,7 @@ MOST_TRIALS = 300  # a grid of 2,000 takes minutes to lay out
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One grid: `cells[row][column]` is a trial id, or null where the sweep has no such trial."""
+    """One grid: `cells[row][column]` is a trial id, or None if the sweep has no such trial."""
 
     title: str
     cells: tuple[tuple[str | None, ...], ...]
@@ -153,7 +153,7 @@ def is_numeric(study: Study, axis: str) -> bool:
 
 
 def layout(study: Study) -> Layout | None:
-    """Steps (else the first numeric axis) as columns, the next as rows; null where nothing varies.
+    """Steps (else the first numeric axis) as columns, the next as rows; None if nothing varies.
 
     Null, too, for more trials than anyone looks over: their table has them all.
     """

@@ -134,7 +134,7 @@ def _encode(path: Path, size: int, quality: int, *, lossless: bool) -> Encoded |
 
 @dataclass
 class Parameters:
-    """The `parameters` of image files as a few templates: in a draw they differ by prompt and seed alone."""
+    """The `parameters` of image files as a few templates: in an arm they differ by prompt and seed alone."""
 
     _number: dict[str, int] = field(default_factory=dict)
 

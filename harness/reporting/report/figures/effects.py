@@ -143,7 +143,7 @@ def _bar(axes: Axes, y: float, contrast: Contrast) -> None:
 
 
 def heatmap(study: Study) -> Markup | None:
-    """The sweep as a grid of dev contrasts, in panels. Null where nothing varies."""
+    """The sweep as a grid of dev contrasts, in panels. None if nothing varies."""
     grid = layout(study)
     if grid is None:
         return None
