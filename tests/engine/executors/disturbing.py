@@ -67,8 +67,7 @@ def stopped_by_ctrl_c(process: "subprocess.Popen[str]", command: list[str], work
     said = " ".join(said.split())
     assert "Stopping. Waiting for what is under way" in said
     assert f"run the same command to go on: {' '.join(['harness', *command[1:]])}" in said
-    (kept,) = workspace.glob("adapters/*/steps-*")
-    step = int(kept.name.removeprefix("steps-"))
+    step = max(int(kept.name.removeprefix("steps-")) for kept in workspace.glob("adapters/*/steps-*"))
     assert 0 < step < CHANGES["training"]["steps"], (
         "a checkpoint where it was, which is no trial's checkpoint"
     )

@@ -9,25 +9,26 @@ import pytest
 
 from harness import results
 from harness.results import Results
+from harness.store.workspace import BEGUN
 from tests.engine.executors.carrying import assert_same, assert_same_scores
 from tests.engine.executors.disturbing import begin, command, press_ctrl_c, stopped_by_ctrl_c
 from tests.limits import HANGS
 
 pytestmark = pytest.mark.slow
-# Far apart: what is kept of the training is kept because of the Ctrl-C.
-RARELY = ("--set", "compute.checkpoint_every=1000")
+# Once on the way: what is kept after that is kept because of the Ctrl-C.
+ONCE = ("--set", "compute.checkpoint_every=40")
 
 
 def training(root: Path) -> bool:
-    """A run has begun: it is held, and its dataset is there."""
-    return any(root.glob(".locks/run-*")) and len(list(root.glob("datasets/*/manifest.json"))) == 1
+    """A run has begun: it has a checkpoint."""
+    return any(root.glob("adapters/*/steps-000040/manifest.json"))
 
 
 @pytest.mark.parametrize("how", ["run", "trial"])
 def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
     how: str, long_sweep: Path, undisturbed: Results, tmp_path: Path
 ) -> None:
-    given = command(how, long_sweep, tmp_path, *(["0"] if how == "trial" else []), *RARELY)
+    given = command(how, long_sweep, tmp_path, *(["0"] if how == "trial" else []), *ONCE)
     process = begin(given, lambda: training(tmp_path))
     step = stopped_by_ctrl_c(process, given, tmp_path)
     subprocess.run(given, check=True, capture_output=True, timeout=HANGS)
@@ -47,7 +48,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
 
 def test_a_second_ctrl_c_stops_at_once(long_sweep: Path, tmp_path: Path) -> None:
     given = command("run", long_sweep, tmp_path, "--executor", "local")
-    process = begin(given, lambda: any(tmp_path.glob("parts/*/.tmp-*")))
+    process = begin(given, lambda: any(tmp_path.glob(f"sweeps/*/{BEGUN}/*")))
     press_ctrl_c(process)
     time.sleep(0.05)
     press_ctrl_c(process)

@@ -172,7 +172,7 @@ def test_a_file_that_may_not_grow_is_told(tmp_path: Path, tiny_config: SdxlModel
     limited = subprocess.run(run, capture_output=True, text=True, timeout=HANGS, preexec_fn=limit)
     assert_told(limited, "File too large", tmp_path / "w")
     (reason,) = results.load(tmp_path / "w/sweeps/small").trials["reason"].unique()
-    assert "adapters" in reason and "make room or choose another --workspace" in reason
+    assert "adapters" in reason and "make room, or choose another --workspace" in reason
 
 
 def assert_complete(found: Results) -> None:
