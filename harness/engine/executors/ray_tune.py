@@ -188,6 +188,8 @@ class _Suggested(Searcher):
             minutes, note = minutes_for(task, self._ctx.compute), note_of(task, self._ctx)
             late = too_long(minutes, note) if minutes else None
             again = trial.trial_id in self._losses.without_fault
+            if again:
+                self._ctx.report("tried again", 1)
             return failure(task, late or _one_line(last_error(trial)), again=again)
         if told is None:
             return failure(task, "the worker ended without a report")

@@ -1,5 +1,6 @@
 """Runs that are compared on their way in packs: as each alone, whatever befalls their worker."""
 
+import itertools
 import os
 import signal
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.config.plan.rungs import IntermediateResult
+from harness.config.plan.rungs import IntermediateResult, rungs_of
 from harness.config.schema.model import ModelConfig, SdxlModel
 from harness.diffusion.models.model import Model
 from harness.engine import worker as performing
@@ -18,7 +19,7 @@ from harness.engine.executors import make_executor
 from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
 from harness.engine.stages.training import missing_checkpoints
-from harness.engine.tasks import DatasetTask, Wish, missing_tasks
+from harness.engine.tasks import TrainingTask, Wish, missing_tasks, training_task
 from harness.engine.worker import run_task
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import Display, assert_same
@@ -79,9 +80,11 @@ def test_runs_of_a_pack_come_to_their_looks_together_whatever_their_lengths(
         told.append([names[look.run_id] for look in looks])
         return [runs[3.0, 5]]
 
-    (task,) = missing_tasks(Wish(plan=plan, workers=lambda: 1, racing=plan.own_runs), ctx.workspace)[-1:]
-    for made in plan.datasets.values():
-        run_task(DatasetTask(name="dataset", dataset=made, views=(), makes=()), ctx)
+    tasks = missing_tasks(Wish(plan=plan, workers=lambda: 1, racing=plan.own_runs), ctx.workspace)
+    for before in itertools.takewhile(lambda task: not isinstance(task, TrainingTask), tasks):
+        run_task(before, ctx)
+    rungs = [rung for run_id in plan.runs for rung in rungs_of(plan, run_id)]
+    task = training_task(list(plan.runs.values()), rungs)
     failed = run_task(task, ctx, stop_one)
     assert told == [[(0.3, 3), (0.3, 5), (3.0, 3), (3.0, 5)], [(0.3, 5)], [(0.3, 5)]]
     assert {names[run_id] for run_id in failed} == {(1e39, 1), (1e39, 3), (1e39, 5)}
