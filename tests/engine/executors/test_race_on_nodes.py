@@ -18,7 +18,7 @@ from tests.sweeps.small import write_sweep
 STEPS = [10, 20, 40]
 RACE = {
     **CHANGES,
-    "training": {**CHANGES["training"], "holdout": 1, "schedule": {"kind": "constant"}},
+    "training": {"learning_rate": 0.01, "batch_size": 2, "holdout": 1, "schedule": {"kind": "constant"}},
     "axes": {"training.learning_rate": [0.01, 0.03, 0.1, 0.3], "training.steps": STEPS},
     "compute": {**CHANGES["compute"], "max_concurrent": 2, "pack": "off"},
 }
