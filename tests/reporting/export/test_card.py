@@ -34,7 +34,7 @@ def exported(root: Path, gain: float = 1.0, **changes: Any) -> str:
 
 @pytest.mark.parametrize(
     ("gain", "words"),
-    [(1.0, "**Better** than `placebo`"), (-1.0, "**Worse** than `placebo`"), (0.0, "**No difference")],
+    [(1.0, "**This adapter is better than"), (-1.0, "**This adapter is worse than"), (0.0, "is the same as")],
 )
 def test_the_verdict_is_the_numbers(tmp_path: Path, gain: float, words: str) -> None:
     text = exported(tmp_path, gain)
@@ -55,7 +55,7 @@ def test_every_control_and_metric_has_a_row(tmp_path: Path) -> None:
 
 
 def test_the_front_matter_is_yaml_that_the_hub_reads(tmp_path: Path) -> None:
-    prompts = [*MANY, {"text": 'a "fox": on grass', "split": "test"}]
+    prompts = [*MANY, {"text": 'a "goat": on grass', "split": "test"}]
     front = yaml.safe_load(exported(tmp_path, prompts=prompts).split("---\n")[1])
     assert front["instance_prompt"] == "wrong"
     assert "lora" in front["tags"] and front["license"] == "mit"
@@ -65,7 +65,7 @@ def test_the_front_matter_is_yaml_that_the_hub_reads(tmp_path: Path) -> None:
 
 
 def test_two_adapters_that_act_are_both_said(tmp_path: Path) -> None:
-    other = {"kind": "plain", "prompts": ["a cat on grass"], "count": 2, "steps": 2}
+    other = {"kind": "plain", "prompts": ["a goat on grass"], "count": 2, "steps": 2}
     arms = [
         {"name": "placebo", "negative": "wrong"},
         {
