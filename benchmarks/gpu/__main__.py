@@ -67,7 +67,7 @@ def main() -> None:
         "machine": machine(setting.model.device),
         "peak": setting.peak,
         "seconds": time.perf_counter() - started,
-        "goals": goals(done),
+        "goals": [{**goal, "met": None} if given.small else goal for goal in goals(done)],
         "parts": [part.as_json() for part in done],
     }
     tables = as_markdown(found, done)
