@@ -57,7 +57,7 @@ def record(workspace: Workspace, study: Study) -> list[dict[str, Any]]:
         return []
     analysis = study.sweep["analysis"]
     own = Look(
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
         sweep=study.sweep["name"],
         prompts=tuple(sorted(prompt_id(p["text"]) for p in study.sweep["prompts"] if p["split"] == "test")),
         primary=study.primary,
