@@ -62,7 +62,7 @@ Licence: MIT.
 
 
 def replace(new: Path, target: Path) -> None:
-    """Put `new` where `target` is; nobody sees a half-written folder for longer than two renames."""
+    """Put `new` where `target` is. It is never half-written, and missing for the time of two renames."""
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

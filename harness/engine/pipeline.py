@@ -16,7 +16,7 @@ from harness.engine.collect import collect
 from harness.engine.completion import mark, marked
 from harness.engine.early_stopping import Decisions, as_decided, restricted
 from harness.engine.events import Events
-from harness.engine.outcomes import Outcome, failures
+from harness.engine.outcomes import Outcome, failure, failures
 from harness.engine.queue import Executor, Phase, Queue, Race, Story
 from harness.engine.search import next_round, with_remembered_points
 from harness.engine.stages.context import Context, Event, Kind
@@ -32,6 +32,7 @@ from harness.store.artifact import explaining_lack_of_room, write_json
 from harness.store.workspace import PLAN, Workspace
 
 MOST_RETRIES = 10  # of phases in which an artifact was damaged or a node was lost
+UNMADE = "its task ended without an error, but did not make it"
 
 Announce = Callable[[str, Plan, Sequence[Task]], None]  # a heading, the sweep's plan, its tasks
 Phases = Generator[Phase, list[Outcome], None]
@@ -123,9 +124,7 @@ class Driver:
         """Everything before the selection, then the tables."""
         write_plan(self.plan, self.ctx.workspace)
         while True:
-            yield from self._carry_out(
-                "trials", lambda race: missing_tasks(self._wish(race), self.ctx.workspace)
-            )
+            yield from self._carry_out("trials", self._missing)
             if (results := self._tables()) is not None:
                 return results
 
@@ -155,7 +154,8 @@ class Driver:
             race = self._race()
             tasks = missing(race)
             names = {task.name for task in tasks}
-            if names <= before and not retried:  # nothing; or what tasks said to have made, and did not
+            if names <= before and not retried:  # nothing; or what tasks should have made, and did not
+                self.outcomes += [failure(task, UNMADE) for task in tasks]
                 return
             before = names
             ensure_weights(self.plan.sweep.metrics)

@@ -30,9 +30,8 @@ class Phase:
     race: Race | None = None
 
 
-Story = Generator[
-    Phase, list[Outcome], Results | None
-]  # yields phases, is sent their outcomes, returns tables
+# Yields phases, is sent the outcomes of their tasks, and returns the tables.
+Story = Generator[Phase, list[Outcome], Results | None]
 
 
 class Queue:

@@ -1,7 +1,7 @@
 """A W&B report of a sweep, built from code: the verdict as static text, and panels that read its runs.
 
-Headline, facts, cautions and the table of controls are text, which does not change when somebody hides or
-deletes runs. Panels name only keys that the sweep's runs have.
+Headline, facts, cautions and the table of controls are text, which stays as it is when runs are hidden or
+deleted. Panels name only keys that the sweep's runs have.
 """
 
 import hashlib

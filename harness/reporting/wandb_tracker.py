@@ -198,7 +198,7 @@ def opened(config: WandbTracking, folder: Path, *, run: Run) -> Iterator[Any]:
 
 
 def begin(config: WandbTracking, folder: Path, *, run: Run) -> Any:
-    """A W&B run, begun or continued. Raises TrackingError where nobody is logged in."""
+    """A W&B run, begun or continued. Raises TrackingError without a login."""
     import wandb
 
     if config.mode == "online" and not wandb.login(prompt=False):

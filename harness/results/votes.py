@@ -2,7 +2,7 @@
 
 A vote is on two images of one prompt and seed, of which the rater knew neither arm nor score: the preferred
 one has 1, the other 0, both ½ in a tie. Several raters of a pair are averaged first, so that the prompt stays
-the unit. Some pairs are one image twice: whoever prefers a side there measures the noise of voting.
+the unit. Some pairs are one image twice: a preference there measures the noise of voting.
 """
 
 import json

@@ -1,7 +1,6 @@
 """A sweep that is not finished has a page of what there is: no verdict, nothing selected, nothing tested."""
 
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -12,12 +11,12 @@ import pytest
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.pretend import carry_out
 from harness.cli.growing import GrowingPage
-from harness.cli.main import main
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, expand
 from harness.engine.collect import so_far
 from harness.results.tables import FILES
 from harness.store.workspace import PLAN, REPORT, Workspace
+from tests.cli.command import harness
 
 CHANGES = [*overrides(name="small", seeds=1, prompts=2), "axes.adapter.rank=[2]"]
 
@@ -49,15 +48,6 @@ def growing(plan: Plan, finished: Path, tmp_path: Path) -> Path:
         ):
             shutil.rmtree(root / "images" / arm.arm_id)
     return root
-
-
-def harness(*arguments: object) -> int:
-    sys.argv = ["harness", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as leave:
-        return int(leave.code or 0)
-    return 0
 
 
 def test_what_there_is_without_selection_and_p(plan: Plan, growing: Path) -> None:

@@ -10,20 +10,10 @@ import pandas as pd
 import pytest
 
 from harness import results
-from harness.cli.main import main
 from harness.config.schema.model import SdxlModel
+from tests.cli.command import harness
 from tests.limits import HANGS
 from tests.sweeps.small import write_sweep
-
-
-def harness(*arguments: object) -> int:
-    """Run the command in this process; its exit code."""
-    sys.argv = ["harness", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as leave:
-        return int(leave.code or 0)
-    return 0
 
 
 @pytest.fixture

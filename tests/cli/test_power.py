@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from harness.results.study import Study
-from tests.cli.test_main import harness
+from tests.cli.command import harness
 from tests.reporting.report import example
 from tests.sweeps.test_shipped_sweeps import SWEEPS
 

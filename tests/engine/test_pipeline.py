@@ -12,9 +12,11 @@ from harness import results
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.collect import collect
+from harness.engine.completion import marked
 from harness.engine.events import Events
 from harness.engine.executors.local import LocalExecutor
-from harness.engine.pipeline import SweepRun, run_sweep, run_trial
+from harness.engine.outcomes import Outcome
+from harness.engine.pipeline import UNMADE, SweepRun, run_sweep, run_trial
 from harness.engine.queue import Queue
 from harness.engine.stages.context import Context
 from harness.errors import ModelError
@@ -112,6 +114,22 @@ def test_a_second_run_does_nothing(finished: tuple[Path, SweepRun, Counter[str]]
     again = run_sweep(plan, ctx, Refusing(), announce=lambda *_: None, publish=lambda _: True)
     assert again.outcomes == []
     pd.testing.assert_frame_equal(again.results.summary, first.results.summary)
+
+
+def test_what_a_task_should_have_made_and_did_not_is_a_failure(plan: Plan, tmp_path: Path) -> None:
+    class Idle:
+        def workers(self, ctx: Context) -> int:
+            return 1
+
+        def carry_out(self, queue: Queue, ctx: Context) -> None:
+            while (task := queue.next()) is not None:
+                queue.done(Outcome(task=task))
+
+    ctx = Context.of(plan, tmp_path / "w", Made())
+    run = run_sweep(plan, ctx, Idle(), announce=lambda *_: None, publish=lambda _: True)
+    assert list(run.results.trials["status"]) == ["failed", "failed"]
+    assert set(run.results.trials["reason"]) == {UNMADE}
+    assert marked(plan, Workspace(tmp_path / "w")) is None, "it is no finished sweep"
 
 
 @pytest.mark.parametrize(

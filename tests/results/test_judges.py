@@ -53,8 +53,8 @@ def test_a_second_judge(fresh: Study, primary: str, second: str, opinion: str) -
 
 
 def test_metrics_on_one_encoder_are_one_judge(fresh: Study) -> None:
-    nobody = "No second judge: no other metric with a better direction has another network than emoji."
-    assert verdict(fresh).facts[-1] == nobody
+    none = "No second judge: no other metric with a better direction has another network than emoji."
+    assert verdict(fresh).facts[-1] == none
 
 
 def test_a_judge_without_numbers_is_named(fresh: Study) -> None:

@@ -150,8 +150,8 @@ class _Suggested(Searcher):
         training = sum(isinstance(task, TrainingTask) for task in tasks)
         task = queue.next(training=not several or training < self._room)
         idle = len(self._running) - len(tasks)
-        if task is None and not (self._may_idle and len(tasks) + idle < self._most):
-            return None
+        if task is None and (several or not self._may_idle or len(tasks) + idle >= self._most):
+            return None  # where several processes train a run, an idle worker would hold what they need
         if task is None:
             self._board.start()
         else:

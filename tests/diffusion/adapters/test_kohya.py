@@ -19,20 +19,12 @@ from harness.config.weights.names import PARTS
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.adapters.kohya import State, to_kohya
 from harness.errors import ModelError
-from tests.diffusion.tiny import tiny_sdxl
+from tests.diffusion.adapters.narrow import SHAPE, narrow_sdxl
 
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
 RANK = 4
-SHAPE: dict[str, Any] = {  # SDXL's UNet but for its widths
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-}
 
 
 @pytest.fixture(scope="module")
@@ -194,25 +186,8 @@ def test_another_unet_has_no_sgm_names() -> None:
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
     """A stock pipeline whose UNet has SDXL's shape, narrow."""
-    folder = tiny_sdxl(tmp_path_factory.mktemp("layouts") / "base")
+    folder = narrow_sdxl(tmp_path_factory.mktemp("layouts") / "base")
     loaded = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            **{**SHAPE, "transformer_layers_per_block": (1, 1, 2)},
-            sample_size=8,
-            in_channels=8,
-            out_channels=8,
-            block_out_channels=(8, 16, 16),
-            attention_head_dim=(1, 2, 2),
-            norm_num_groups=4,
-            cross_attention_dim=40,
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=20 + 8 * 6,
-        )
-    # Guidance makes a random network chaotic; at full strength rounding would decide the image.
-    unet.conv_out.weight.data *= 0.1
-    loaded.unet = unet.eval()
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

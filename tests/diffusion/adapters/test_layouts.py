@@ -24,9 +24,9 @@ from harness.diffusion.models.loading import load_sdxl
 from harness.diffusion.models.model import Row, RowAdapter, SamplerSettings
 from harness.diffusion.models.sdxl import Sdxl
 from harness.errors import ModelError
-from tests.diffusion.adapters.test_kohya import SHAPE
+from tests.diffusion.adapters.narrow import narrow_sdxl
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
-from tests.diffusion.tiny import tiny_config, tiny_sdxl
+from tests.diffusion.tiny import tiny_config
 
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=3.0)
 SETTINGS = SamplerSettings(steps=2, refiner_start=None)
@@ -40,25 +40,7 @@ TEXT_MORE = ("fc1", "fc2")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose UNet has SDXL's blocks, narrow."""
-    folder = tiny_sdxl(tmp_path_factory.mktemp("layouts") / "base")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            **{**SHAPE, "transformer_layers_per_block": (1, 1, 2)},
-            sample_size=8,
-            in_channels=8,
-            out_channels=8,
-            block_out_channels=(8, 16, 16),
-            attention_head_dim=(1, 2, 2),
-            norm_num_groups=4,
-            cross_attention_dim=40,
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=20 + 8 * 6,
-        )
-    # Guidance makes a random network chaotic; at full strength rounding would decide the image.
-    unet.conv_out.weight.data *= 0.1
-    unet.save_pretrained(folder / "unet")
-    return folder
+    return narrow_sdxl(tmp_path_factory.mktemp("layouts") / "base")
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,8 @@ class Interrupted:
 
     def carry_out(self, queue: Queue, ctx: Context) -> None:
         task = queue.next()
-        assert isinstance(task, PartsTask)
+        while not isinstance(task, PartsTask):
+            task = queue.next()
         make(ctx.workspace.dataset(task.dataset.dataset_id))
         make(ctx.workspace.dataset("x1"))
         collect_garbage(ctx.workspace, delete=True)

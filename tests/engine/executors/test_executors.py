@@ -1,5 +1,6 @@
 """Every executor: one outcome per task; a failure loses no other; a killed worker is no loss."""
 
+import json
 import os
 import signal
 import threading
@@ -12,9 +13,11 @@ import psutil
 import pytest
 import ray
 
+from benchmarks.watched import WatchedContext
 from harness.config.plan.plan import Plan
 from harness.config.schema.model import SdxlModel
 from harness.engine.executors import ExecutorName, make_executor
+from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
 from harness.engine.stages.datasets import parts_count
 from harness.engine.tasks import PartsTask, Wish, missing_tasks
@@ -68,6 +71,28 @@ def test_ray_and_the_loop_make_the_same_images_and_scores(
     assert not ray.is_initialized()
     assert not [outcome for outcome in through_ray.outcomes if outcome.failed]
     assert_same(through_ray.results, local.results)
+
+
+@pytest.mark.slow
+def test_workers_and_their_models_are_kept_from_the_first_task_to_the_confirmation(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str, one_thread: None
+) -> None:
+    compute = {"batch_size": 1, "checkpoint_every": 2, "max_concurrent": 2}
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, compute=compute)
+    announced: list[str] = []
+    ctx = WatchedContext.of(plan, tmp_path / "w", Display().report, notes=tmp_path / "notes")
+    with make_executor("ray") as executor:
+        run = run_sweep(
+            plan,
+            ctx,
+            executor,
+            announce=lambda heading, *_: announced.append(heading),
+            publish=lambda _: True,
+        )
+    assert not [outcome for outcome in run.outcomes if outcome.failed]
+    assert announced == ["trials", "confirmation"]
+    notes = [json.loads(line)["process"] for line in ctx.notes.read_text().splitlines()]
+    assert 1 <= len(set(notes)) <= 2 and len(notes) > 4, "one process for each place, for all tasks"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""One example sweep for the tests that only read it."""
+"""One example sweep for the tests that only read it, and a browser."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from harness.results import Results
 from harness.results.study import Study
 from tests.reporting.report import example
+from tests.reporting.report.browser import Page, chromium
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,10 @@ def results(workspace: Path) -> Results:
 def study(results: Results) -> Study:
     """The same, as the report sees it."""
     return Study(results)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page of a real Chromium. Only for tests that are skipped where there is none."""
+    with chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page

@@ -1,6 +1,5 @@
 """The page for everyone: names, contrast, focus and order in real Chromium; narrow, dark, printed."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from harness.reporting.report import write_report
 from harness.results import Results
 from harness.store.workspace import Workspace
-from tests.reporting.report.browser import CHROMIUM, Page, chromium
+from tests.reporting.report.browser import CHROMIUM, Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
@@ -64,12 +63,6 @@ def html(results: Results, workspace: Path) -> Path:
     target = workspace / "sweeps" / "example" / "accessible.html"
     write_report(results, Workspace(workspace), target)
     return target
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 def nameless(page: Page) -> list[str]:

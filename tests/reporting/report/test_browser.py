@@ -1,6 +1,5 @@
 """The page in a real browser, from a file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from harness.reporting.report import write_report
 from harness.results import Results
 from harness.store.workspace import Workspace
-from tests.reporting.report.browser import CHROMIUM, Page, chromium
+from tests.reporting.report.browser import CHROMIUM, Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
@@ -18,12 +17,6 @@ def html(results: Results, workspace: Path, tmp_path_factory: pytest.TempPathFac
     target = tmp_path_factory.mktemp("page") / "report.html"
     write_report(results, Workspace(workspace), target)
     return target
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.mark.parametrize("width", [1280, 390])

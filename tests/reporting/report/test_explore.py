@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.main import main
 from harness.reporting.report import write_report
 from harness.results import Results
 from harness.store.workspace import Workspace
+from tests.cli.command import harness
 from tests.reporting.report import example
-from tests.reporting.report.browser import CHROMIUM, Page, chromium
+from tests.reporting.report.browser import CHROMIUM, Page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
@@ -28,12 +28,6 @@ def html(results: Results, workspace: Path) -> Path:
     target = workspace / "sweeps" / "example" / "report.html"
     write_report(results, Workspace(workspace), target)
     return target
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture
@@ -315,13 +309,8 @@ def test_votes_are_blind_resumed_and_come_back_as_a_metric(
     assert arms.count({"wrong_lora", "placebo"}) == 24 and sum(len(pair) == 1 for pair in arms) == 3
     assert {images[vote["left"]] for vote in saved["votes"]} == {"wrong_lora", "placebo"}
     (tmp_path / "votes.json").write_text(json.dumps(saved))
-    monkeypatch.setattr(
-        "sys.argv", ["harness", "votes", "add", str(html.parent), str(tmp_path / "votes.json")]
-    )
-    with pytest.raises(SystemExit) as leave:
-        main()
     try:
-        assert not leave.value.code
+        assert harness("votes", "add", html.parent, tmp_path / "votes.json") == 0
         page.open(html, width=1280)
         shown = page.evaluate("document.getElementById('votes').innerText")
         assert "wrong_lora − placebo" in shown and "12 test" in shown and "1 rater (ann)" in shown

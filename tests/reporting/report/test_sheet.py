@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli.main import main
 from harness.errors import ConfigError
 from harness.reporting.report.sheet import GAP, LABEL, LINE, Sheet, View, draw_grid
 from harness.results.study import Study
 from harness.store.workspace import Workspace
+from tests.cli.command import harness
 from tests.reporting.report import example
 
 HELD = {"prompt": "a fox on a beach", "seed": "0"}
@@ -100,10 +100,7 @@ def test_the_command_writes_a_png_that_says_what_is_in_it(
     out = tmp_path / "deep" / "grid.png"
     folder = workspace / "sweeps" / "example"
     arguments = ["grid", folder, "--x", "arm", "--y", "seed", "--score", "clip_score", "--out", out]
-    monkeypatch.setattr("sys.argv", ["harness", *map(str, arguments)])
-    with pytest.raises(SystemExit) as leave:
-        main()
-    assert not leave.value.code
+    assert harness(*arguments) == 0
     with Image.open(out) as picture:
         about = json.loads(picture.info["harness"])
     assert (about["x"], about["y"], about["score"]) == ("arm", "seed", "clip_score")
