@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 60.0  # online: to begin a run
 FINISH_SECONDS = 120.0  # online: to send the rest of a run
+REQUEST_SECONDS = 30.0  # online: of one request; a table's are not cut by FINISH_SECONDS
+REQUEST_RETRIES = 2
 LONGEST_SIDE = 1024  # px of an image in W&B
 LOSSLESS_SIDE = 256  # px; below, lossy compression shows and saves little
 FOLDER = "wandb"  # in the sweep's folder
@@ -227,6 +229,8 @@ def begin(config: WandbTracking, folder: Path, *, run: Run) -> Any:
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
+            x_graphql_timeout_seconds=REQUEST_SECONDS,
+            x_graphql_retry_max=REQUEST_RETRIES,
         ),
     )
     handle.define_metric(STEP, hidden=True, summary="none")

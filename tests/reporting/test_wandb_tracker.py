@@ -221,7 +221,9 @@ def test_a_sweep_does_not_care_whether_wandb_answers(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(tracking, "INIT_SECONDS", 8.0)
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 8.0)
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 4.0)
+    monkeypatch.setattr(tracking, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(tracking, "REQUEST_RETRIES", 1)
     prompts = [{"text": "a green cat", "split": "dev"}, {"text": "a yellow hat", "split": "dev"}]
     online = {"kind": "wandb", "mode": "online"}
     changes = {"tracking": online, "axes": {}, "prompts": prompts}
