@@ -29,6 +29,7 @@ from tests.fake_cuda import CUDA, FakeCuda, fake_cuda, is_fake, leaves
 
 EVERYWHERE = ("attention", "convolutions", "feed_forward")
 MIDDLE: dict[str, Any] = {"targets": EVERYWHERE, "blocks": ("mid_block",)}
+LORA = LowRankAdapter(rank=4, dropout=0.2, **MIDDLE)
 WORDS = LowRankAdapter(rank=4, alpha=2.0, text_encoders=True, dropout=0.2, **MIDDLE)
 DORA = LowRankAdapter(kind="dora", rank=12, **MIDDLE)
 
@@ -78,6 +79,7 @@ def on_cpu(checkpoint: Checkpoint) -> bool:
 
 
 def test_a_pack_is_trained_averaged_saved_and_resumed(cuda: FakeCuda, on_cuda: Model, images: Path) -> None:
+    """With checkpointing in fp16; those alone have it in bf16."""
     adapters = [WORDS, DORA]
     checkpointing = on_cuda.config.precision == "fp16"
     saved = pack(on_cuda, images, adapters, checkpointing=checkpointing)
@@ -90,11 +92,22 @@ def test_a_pack_is_trained_averaged_saved_and_resumed(cuda: FakeCuda, on_cuda: M
     assert scaled == [on_cuda.config.precision == "fp16"] * 2
 
 
+@pytest.mark.parametrize("adapter", [LORA, DORA, WORDS], ids=["lora", "dora", "text encoders"])
+def test_a_run_alone_is_trained_and_saved(
+    cuda: FakeCuda, on_cuda: Model, run_training: Trainer, adapter: LowRankAdapter
+) -> None:
+    checkpointing = on_cuda.config.precision == "bf16"
+    saved = run_training(
+        model=on_cuda, adapter=adapter, ema=0.9, checkpoints=(1,), checkpointing=checkpointing
+    ).saved
+    assert on_cpu(saved[1]) and saved[1].ema
+
+
 def test_a_word_is_learnt_and_resumed(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"model": on_cuda, "adapter": TextualInversion(), "checkpoints": (1, 2)}
-    saved = run_training(**asked).saved
+    saved = run_training(**asked, checkpointing=on_cuda.config.precision == "bf16").saved
     saved[1].write(tmp_path)
     again = run_training(**asked, resume=Checkpoint.read(tmp_path)).saved
     assert list(again) == [2] and on_cpu(again[2])
@@ -111,8 +124,7 @@ def test_a_step_never_waits_for_the_device(
         waits.append(len(cuda.waits))
         return False
 
-    adapter = LowRankAdapter(rank=4, dropout=0.2, **MIDDLE)
-    run_training(model=on_cuda, adapter=adapter, dataset=image, ema=0.9, checkpoints=(4,), save_at=note)
+    run_training(model=on_cuda, adapter=LORA, dataset=image, ema=0.9, checkpoints=(4,), save_at=note)
     first, *others = waits
     assert first > 0 and others == [first] * 2
 
