@@ -18,7 +18,7 @@ from harness.diffusion.adapters.kohya import to_kohya
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
 from tests.diffusion.adapters.adapters import random_adapter
-from tests.diffusion.models.test_sdxl import difference, seeded, stock
+from tests.diffusion.models.test_sdxl import mean_difference, seeded, stock
 
 BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
 FOX = Row(prompt="a red fox", negative="wrong", seed=3, guidance=5.0)
@@ -56,22 +56,22 @@ def words(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stock_pipeline_with_the_file_draws_the_harness_image(
     tiny_model: Model, tiny_folder: Path, tmp_path: Path, kind: str
 ):
+    """At two steps: with more, random weights with a DoRA everywhere amplify what rounds differently."""
     random_adapter(tiny_model, tmp_path, seed=1, adapter=KINDS[kind])
     pipeline = stock(tiny_folder)
     pipeline.load_lora_weights(tmp_path)
     expected = pipeline(
         FOX.prompt,
         negative_prompt=FOX.negative,
-        num_inference_steps=6,
+        num_inference_steps=2,
         guidance_scale=5.0,
         generator=seeded(3),
     ).images[0]
     row = replace(FOX, adapters=(RowAdapter(path=tmp_path, scale=1.0, branch="both"),))
-    drawn, plain = (image.image for image in tiny_model.generate([row, FOX], BASE_ALONE))
-    assert (
-        difference(drawn, expected) <= 8
-    )  # norms are summed in another order than PEFT, and a processor rounds its own way
-    assert difference(drawn, plain) > 10
+    drawn, plain = (image.image for image in tiny_model.generate([row, FOX], replace(BASE_ALONE, steps=2)))
+    effect = mean_difference(expected, plain)
+    assert effect > 0.5
+    assert mean_difference(drawn, expected) <= 0.03 * effect  # norms are summed in another order than PEFT
 
 
 def test_the_file_says_what_it_is(tiny_model: Model, tmp_path: Path):

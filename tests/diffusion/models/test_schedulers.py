@@ -17,6 +17,7 @@ from diffusers import (
 )
 
 from harness.config.schema.evaluation import NO_HAND_OVER, Scheduler
+from harness.config.schema.model import EmojiModel
 from harness.diffusion.models import load_model, schedulers
 from harness.diffusion.models.model import Model, Row, SamplerSettings
 from harness.errors import ModelError
@@ -35,20 +36,28 @@ def sdxls_own(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(tiny_config(folder), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def emoji() -> Model:
+    return load_model(EmojiModel(), device="cpu")
+
+
 def settings(name: Scheduler | None, *, refiner: bool) -> SamplerSettings:
     return SamplerSettings(steps=5, refiner_start=0.6 if refiner else None, scheduler=name)
 
 
 @pytest.mark.parametrize("refiner", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_image_is_the_same_alone_and_in_a_batch(tiny_model: Model, name: Scheduler, refiner: bool):
+def test_an_image_is_the_same_alone_and_in_a_batch(emoji: Model, name: Scheduler, refiner: bool):
+    """Up to a few levels of 255: a batch's matrix products round differently from a single row's.
+
+    By the trained model: with random weights PNDM makes 44 levels of a change of 1e-6 in one weight.
+    """
     if refiner and name in NO_HAND_OVER:
         with pytest.raises(ModelError, match=rf"{name} cannot hand over .* refiner_start: null"):
-            tiny_model.generate([CAR], settings(name, refiner=True))
+            emoji.generate([CAR], settings(name, refiner=True))
         return
-    together = tiny_model.generate([FOX, CAR], settings(name, refiner=refiner))
-    [alone] = tiny_model.generate([CAR], settings(name, refiner=refiner))
-    # A batch's matrix products round differently from a single row's: by a few levels of 255.
+    together = emoji.generate([FOX, CAR], settings(name, refiner=refiner))
+    [alone] = emoji.generate([CAR], settings(name, refiner=refiner))
     assert difference(together[1].image, alone.image) <= 5
     assert difference(together[0].image, alone.image) > 10
 

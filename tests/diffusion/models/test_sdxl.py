@@ -28,6 +28,11 @@ def difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
+def mean_difference(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of their numbers, in levels of 255."""
+    return float(np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).mean())
+
+
 def stock(folder: Path, kind: Any = StableDiffusionXLPipeline) -> Any:
     """A stock pipeline, silent."""
     pipeline = kind.from_pretrained(folder, add_watermarker=False)
