@@ -24,7 +24,8 @@ from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
 from harness.errors import ConfigError
-from harness.results.format import count, duration, events, interval, listed, metric_name, p_text, percent, signed
+from harness.results.format import count as counted
+from harness.results.format import duration, events, interval, listed, metric_name, p_text, percent, signed
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -116,8 +117,8 @@ def _added(plan: Plan) -> Iterator[str]:
     tested = len(names) * cells["test"] * len(plan.sweep.seeds)
     yield (
         f"controls: {plan.sweep.controls} adds {listed(names) or 'nothing'}: "
-        f"{count(len(runs[True] - runs[False]), 'training run')}, {count(images, 'dev image')} and "
-        f"{count(tested, 'test image')} more"
+        f"{counted(len(runs[True] - runs[False]), 'training run')}, {counted(images, 'dev image')} and "
+        f"{counted(tested, 'test image')} more"
     )
 
 

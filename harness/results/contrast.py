@@ -117,7 +117,7 @@ class Contrast:
 
 def is_own(adapter: Mapping[str, Any]) -> bool:
     """True for the trial's own among an arm's adapters, as `sweep.json` lists them."""
-    return all(adapter.get(source) is None for source in ("recipe", "file", "hub"))
+    return all(adapter.get(source) is None for source in ("recipe", "sham", "file", "hub"))
 
 
 def known(value: Any) -> Any:

@@ -42,14 +42,17 @@ def test_check_says_what_controls_add_and_what_does_nothing(
 ) -> None:
     sweep = changed(
         model={"kind": "emoji"},
-        arms=[{"name": "wrong_lora", "negative": "wrong", "adapters": [{}]}, {"name": "low", "negative": "bad"}],
+        arms=[
+            {"name": "wrong_lora", "negative": "wrong", "adapters": [{}]},
+            {"name": "low", "negative": "bad"},
+        ],
         controls="standard",
     )
     sweep["arms"][1]["guidance"] = 1
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(sweep))
     assert harness("check", tmp_path / "x.yaml", "--workspace", tmp_path / "w") == 0
     printed = capsys.readouterr().out
-    # one image each of baseline and placebo, one of the sham for each of 2 ranks x 2 lengths; twice for the seeds
+    # one image of baseline and of placebo, one of each sham (2 ranks x 2 lengths); twice for the seeds
     added = "adds baseline, placebo and sham: 2 training runs, 12 dev images and 6 test images more"
     assert f"controls: standard {added}" in printed
     assert "warning: the negative prompt does nothing in low: no step is guided" in printed

@@ -135,7 +135,9 @@ def _and_more(found: Sequence[str]) -> str:
 
 
 def _sampler(sweep: SweepConfig) -> Iterator[str]:
-    if sweep.sampler.guidance_rescale and not any(sweep.sampler.guidance_of(arm).scale > 1 for arm in sweep.arms):
+    if sweep.sampler.guidance_rescale and not any(
+        sweep.sampler.guidance_of(arm).scale > 1 for arm in sweep.arms
+    ):
         yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
     if sweep.sampler.scheduler in NO_HAND_OVER and sweep.sampler.refiner_start is not None:
         yield (
@@ -320,7 +322,7 @@ def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
 
 
 def without_effect(sweep: SweepConfig) -> Iterator[str]:
-    """Negative prompts that act in no step: no fault, since such an arm can be a control, but worth a line."""
+    """Negative prompts that act in no step: no fault, since such an arm can be a control."""
     unguided = []
     for arm in sweep.arms:
         scale, interval, guider = sweep.sampler.guidance_of(arm)
@@ -330,8 +332,8 @@ def without_effect(sweep: SweepConfig) -> Iterator[str]:
             unguided.append(arm.name)
     if unguided:
         yield (
-            f"warning: the negative prompt does nothing in {', '.join(unguided)}: no step is guided (a guidance "
-            "of at most 1, or an interval of which the guider leaves no step)"
+            f"warning: the negative prompt does nothing in {', '.join(unguided)}: no step is guided (a "
+            "guidance of at most 1, or an interval of which the guider leaves no step)"
         )
 
 
@@ -355,7 +357,11 @@ def _interval(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
 def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list[str]]:
     """Every text that the model of these trials will encode, by where it stands."""
     others = [
-        (f"arms.{arm.name}.adapters[{place}]", "sham" if adapter.sham else "recipe", adapter_trial(config, adapter))
+        (
+            f"arms.{arm.name}.adapters[{place}]",
+            "sham" if adapter.sham else "recipe",
+            adapter_trial(config, adapter),
+        )
         for arm in sweep.arms
         for place, adapter in enumerate(arm.adapters)
         if adapter.is_trained_apart

@@ -15,10 +15,10 @@ def with_controls(
 ) -> tuple[ArmConfig, ...]:
     """The arms of a sweep with those that `controls` adds: controls before them, rivals after.
 
-    - minimal: no negative prompt, and each arm without the trial's adapter, at its own guidance (the placebo);
-    - standard: also a LoRA trained alike on clean images in place of the trial's own (the sham);
-    - full: also the trial's adapter subtracted from the weights (Neon, 2025), and on the negative branch under
-      the image's own prompt (autoguidance, Karras et al. 2024): rivals, which use the trial's own adapter.
+    - minimal: no negative prompt, and each arm without the trial's adapter, at its own guidance (placebo);
+    - standard: also a LoRA trained alike on clean images in place of the trial's own (sham);
+    - full: also the trial's adapter subtracted from the weights (Neon, 2025), and on the negative branch
+      under the image's own prompt (autoguidance, Karras et al. 2024): rivals, which use the trial's own.
 
     An arm that is there under another name is not added again. Raises ConfigError where an arm given by hand
     has the name of one that is added, and is another.

@@ -153,8 +153,8 @@ class ShamConfig(Frozen):
             case KeywordsRecipe(keywords=bad):
                 if len(self.keywords) < len(bad):
                     raise ValueError(
-                        f"the recipe has {len(bad)} keywords, and there are {len(self.keywords)} words for "
-                        "good; give as many as keywords"
+                        f"{len(self.keywords)} of the {len(bad)} words for good that the recipe's keywords "
+                        "need; give as many as sham: {keywords: […]}"
                     )
                 return recipe.model_copy(update={"keywords": self.keywords[: len(bad)], "name": None})
             case DegradeRecipe():

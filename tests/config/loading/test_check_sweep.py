@@ -201,17 +201,23 @@ def test_a_prompt_that_training_images_are_drawn_from_is_refused(tmp_path: Path)
         assert f"{where}: 'a Cat!' is also one of prompts ('a cat')" in str(caught.value)
 
 
+ZERO_STAR = {"steps": 20, "guider": {"kind": "cfg_zero_star"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({}, None),
         ({"sampler": {"guidance": 1}}, "placebo"),
         ({"sampler": {"guidance": 1, "guidance_interval": [0, 0.5]}}, "placebo"),
-        ({"arms": [{"name": "at", "negative": "wrong", "axes": {"guidance": [0.5, 1, 3]}}]}, "at-guidance-0.5, at-guidance-1"),
-        ({"sampler": {"steps": 20, "guidance_interval": [0, 0.1], "guider": {"kind": "cfg_zero_star"}}}, None),
-        ({"sampler": {"steps": 20, "guidance_interval": [0, 0.05], "guider": {"kind": "cfg_zero_star"}}}, "placebo, wrong_lora"),
+        (
+            {"arms": [{"name": "at", "negative": "bad", "axes": {"guidance": [0.5, 1, 3]}}]},
+            "at-guidance-0.5, at-guidance-1",
+        ),
+        ({"sampler": {**ZERO_STAR, "guidance_interval": [0, 0.1]}}, None),
+        ({"sampler": {**ZERO_STAR, "guidance_interval": [0, 0.05]}}, "placebo, wrong_lora"),
     ],
-)  # fmt: skip
+)
 def test_a_negative_prompt_that_does_nothing_is_a_warning(
     tmp_path: Path, changes: dict[str, Any], named: str | None
 ) -> None:

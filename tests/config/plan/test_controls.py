@@ -144,19 +144,24 @@ def test_a_sham_follows_each_trials_recipe_and_settings(tmp_path: Path) -> None:
     assert all(isinstance(run.adapter, LowRankAdapter) for run in plan.runs.values())
 
 
+PLAIN = {"kind": "plain", "prompts": ["a cat"]}
 FEW = {"sham": {"keywords": ["clean"]}}
 
 
 @pytest.mark.parametrize(
     ("changes", "adapter", "line"),
     [
-        ({}, FEW, ".sham: the recipe has 2 keywords, and there are 1 words for good; give as many"),
-        ({"recipe": {"kind": "plain", "prompts": ["a cat"]}}, {"sham": {}}, ".sham: a plain recipe has no clean twin"),
+        ({}, FEW, ".sham: 1 of the 2 words for good that the recipe's keywords need"),
+        ({"recipe": PLAIN}, {"sham": {}}, ".sham: a plain recipe has no clean twin"),
         ({}, {"sham": {}, "recipe": DEGRADE}, ": give recipe or sham (an adapter to train), file or hub"),
         ({}, {"sham": {}, "training": {"steps": 3}}, ": a sham copies adapter and training; remove them"),
-        ({}, {"sham": {"kewords": ["a"]}}, ".sham.kewords is not known; did you mean arms[1].adapters[0].sham.keywords?"),
+        (
+            {},
+            {"sham": {"kewords": ["a"]}},
+            ".sham.kewords is not known; did you mean arms[1].adapters[0].sham.k",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_sham_that_cannot_be_is_one_line(
     tmp_path: Path, changes: dict[str, Any], adapter: dict[str, Any], line: str
 ) -> None:

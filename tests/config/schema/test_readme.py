@@ -33,7 +33,14 @@ from harness.config.schema.metric import (
     PreferenceMetric,
 )
 from harness.config.schema.model import EmojiModel, SdxlModel
-from harness.config.schema.recipe import GOOD_WORDS, DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe, ShamConfig
+from harness.config.schema.recipe import (
+    GOOD_WORDS,
+    DegradeRecipe,
+    FolderRecipe,
+    KeywordsRecipe,
+    PlainRecipe,
+    ShamConfig,
+)
 from harness.config.schema.search import (
     AshaScheduler,
     ConditionalValues,
