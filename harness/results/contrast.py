@@ -9,7 +9,8 @@ import pandas as pd
 from harness.results.format import count, p_text
 
 Finding = Literal["better", "worse", "higher", "lower", "equivalent", "undecided", "missing"]
-SHOWN = frozenset({"better", "worse", "higher", "lower"})
+GOOD, BAD = frozenset({"better", "higher"}), frozenset({"worse", "lower"})
+SHOWN = GOOD | BAD
 
 
 @dataclass(frozen=True, kw_only=True)

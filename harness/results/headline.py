@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from harness.results.contrast import SHOWN, Contrast, Finding
+from harness.results.contrast import BAD, GOOD, SHOWN, Contrast, Finding
 from harness.results.format import (
     count,
     interval,
@@ -19,13 +19,12 @@ from harness.results.format import (
 )
 from harness.results.inference import MANY_PROMPTS, SKEWED
 from harness.results.judges import second_opinions
-from harness.results.likeness import BETTER_NEEDS, EVERY_NEEDS, EXPLAINS, NEEDED, Need
+from harness.results.likeness import EVERY_NEEDS, EXPLAINS, NEEDED
 from harness.results.study import Study
 from harness.results.verdicts import spent_p
 
 Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen
-GOOD, BAD = frozenset({"better", "higher"}), frozenset({"worse", "lower"})
 WORST_FIRST: tuple[Finding, ...] = (
     "worse", "lower", "undecided", "missing", "equivalent", "better", "higher",
 )  # fmt: skip
@@ -55,7 +54,7 @@ def verdict(study: Study) -> Verdict:
             contrasts=contrasts,
         )
     return Verdict(
-        tone=tone(main, contrasts, unmet=bool(_unmet(study, main, contrasts))),
+        tone=tone(main, contrasts, unmet=bool(study.unmet(main, contrasts))),
         headline=_headline(study, main, contrasts),
         facts=tuple(_facts(study, main)),
         cautions=tuple(_cautions(study, main, contrasts)),
@@ -97,7 +96,7 @@ def claim(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
     A gain is one over the baseline and over the placebo at the arm's own guidance, so it is undecided where
     the sweep lacks one of them or it is not shown to be beaten.
     """
-    unmet = _unmet(study, main, contrasts)
+    unmet = study.unmet(main, contrasts)
     every = all(study.serving(need, main.arm) for need in EVERY_NEEDS)
     said = f"this adapter is {compared(main, contrasts, study.decimals[study.primary], every=every)}"
     if unlike := study.differences(main.control, main.arm):
@@ -105,13 +104,6 @@ def claim(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
     if absent := [NEEDED[need] for need, names in unmet.items() if not names]:
         said += f", but the sweep has no {listed(absent)}"
     return f"undecided: {said}" if main.finding == "undecided" or unmet else said
-
-
-def _unmet(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> dict[Need, list[str]]:
-    """Of the controls that a gain needs, those that it is not one over; empty where there is no gain."""
-    beaten = {c.control for c in contrasts if c.finding in GOOD}
-    needed = {need: study.serving(need, main.arm) for need in BETTER_NEEDS} if main.finding in GOOD else {}
-    return {need: names for need, names in needed.items() if not names or not beaten.issuperset(names)}
 
 
 def compared(main: Contrast, contrasts: Sequence[Contrast], decimals: int, *, every: bool = True) -> str:
@@ -256,7 +248,7 @@ def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
 
 
 def _lacking(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> list[str]:
-    absent = [NEEDED[need] for need, names in _unmet(study, main, contrasts).items() if not names]
+    absent = [NEEDED[need] for need, names in study.unmet(main, contrasts).items() if not names]
     if not absent:
         return []
     return [

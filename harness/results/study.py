@@ -2,23 +2,22 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
 
 from harness.config.schema.evaluation import AnalysisConfig
-from harness.config.schema.metric import MetricConfig
+from harness.config.schema.metric import metric_of
 from harness.config.schema.search import OptunaSearch
 from harness.errors import ConfigError
-from harness.results.contrast import Contrast, known
+from harness.results.contrast import GOOD, Contrast, known
 from harness.results.format import axis_value, decimals_for
 from harness.results.guidance import effect_of_guidance, guidance_of
-from harness.results.likeness import ControlKind, Need, control_kind, differences, serves
+from harness.results.likeness import BETTER_NEEDS, ControlKind, Need, control_kind, differences, serves
 from harness.results.objectives import front, gains
 from harness.results.power import Components, Floats, components_of
 from harness.results.summary import summarise
@@ -111,6 +110,17 @@ class Study:
         return [
             name for name in self.controls if serves(need, self.arm_config(name), beside, sampler=sampler)
         ]
+
+    def unmet(self, main: Contrast, contrasts: Sequence[Contrast]) -> dict[Need, list[str]]:
+        """Of the controls that a gain needs, those that it is not one over; empty where there is no gain.
+
+        A need with no control is one that the sweep lacks.
+        """
+        if main.finding not in GOOD:
+            return {}
+        beaten = {c.control for c in contrasts if c.finding in GOOD}
+        needed = {need: self.serving(need, main.arm) for need in BETTER_NEEDS}
+        return {need: names for need, names in needed.items() if not names or not beaten.issuperset(names)}
 
     @cached_property
     def _own_config(self) -> dict[str, Any] | None:
@@ -210,11 +220,7 @@ class Study:
             results.scores,
             against={name: controls[place:] for place, name in enumerate(controls[:-1], 1)},
             analysis=AnalysisConfig.model_validate(self.sweep["analysis"]),
-            metrics=[
-                TypeAdapter[MetricConfig](MetricConfig).validate_python(metric)
-                for metric in self.sweep["metrics"]
-                if metric["name"] == self.primary
-            ],
+            metrics=[metric_of(one) for one in self.sweep["metrics"] if one["name"] == self.primary],
         )
         return tuple(Contrast.of(row) for row in rows[rows["split"] == self.split].to_dict("records"))
 

@@ -20,8 +20,9 @@ def with_controls(
     - full: also the trial's adapter subtracted from the weights (Neon, 2025), and on the negative branch
       under the image's own prompt (autoguidance, Karras et al. 2024): rivals, which use the trial's own.
 
-    An arm that is there under another name is not added again. Raises ConfigError where an arm given by hand
-    has the name of one that is added, and is another.
+    An arm that is there under another name is not added again, and a `sham` given by hand, of words or a
+    recipe of its own, stays in place of the added one. Raises ConfigError where another arm given by hand
+    has the name of one that is added, and is not the same.
     """
     own = [arm for arm in arms if not arm.is_control]
     if not own:  # the sweep's own validation says what is wrong
@@ -29,7 +30,7 @@ def with_controls(
     first = next((arm for arm in own if all(adapter.scale == 1 for adapter in arm.adapters)), own[0])
     rivals = list(_rivals(first)) if controls == "full" else []
     wanted = [ArmConfig(name="baseline"), *_placebos([*own, *rivals], sampler)]
-    if controls != "minimal":
+    if controls != "minimal" and not any(_is_sham(arm) for arm in arms):
         wanted.append(_sham(first))
 
     def is_there(arm: ArmConfig) -> bool:
@@ -107,19 +108,20 @@ def _rivals(arm: ArmConfig) -> Iterator[ArmConfig]:
         ("neon", "", {"scale": NEON_SCALE, "branch": "both"}),
         ("autoguidance", PROMPT, {"scale": 1.0, "branch": "negative"}),
     ):
+        update: dict[str, Any] = {"name": name, "family": None, "params": {}, "merge": None}
         adapters = (*rest, own.model_copy(update=changed))
-        update = {"name": name, "family": None, "params": {}, "negative": negative, "adapters": adapters}
-        yield arm.model_copy(update={**update, "merge": None})
+        yield arm.model_copy(update={**update, "negative": negative, "adapters": adapters})
 
 
 def _action(adapter: ArmAdapter) -> dict[str, Any]:
     return {"scale": adapter.scale, "branch": adapter.branch, "weights": adapter.weights}
 
 
+def _is_sham(arm: ArmConfig) -> bool:
+    trained = any(adapter.is_trained_apart for adapter in arm.adapters)
+    return arm.name == "sham" and arm.is_control and trained
+
+
 def _acts_as(arm: ArmConfig, sampler: SamplerConfig) -> tuple[Any, ...]:
-    """What decides an arm's images, but for a sham's words: equal for arms of which one is enough."""
-    adapters = [
-        adapter.model_copy(update={"sham": ShamConfig()}) if adapter.sham else adapter
-        for adapter in arm.adapters
-    ]
-    return arm.negative, sampler.guidance_of(arm), adapters, arm.merge
+    """What decides an arm's images: equal for arms of which one is enough."""
+    return arm.negative, sampler.guidance_of(arm), arm.adapters, arm.merge

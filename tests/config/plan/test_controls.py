@@ -82,9 +82,11 @@ def test_the_sham_acts_as_the_arm_at_scale_1() -> None:
 
 def test_an_arm_given_by_hand_stays() -> None:
     word = {"name": "word", "negative": "wrong"}
-    sham = {**LORA, "name": "good", "adapters": [{"sham": {"keywords": ["clean"]}}]}
+    sham = {**LORA, "name": "sham", "adapters": [{"sham": {"keywords": ["clean"]}}]}
     neon = {"name": "minus", "adapters": [{"scale": -1, "branch": "both"}]}
     assert list(added("full", word, sham, LORA, neon)) == ["baseline", "autoguidance"]
+    assert list(added("standard", word, {**sham, "adapters": [SUBJECT]}, LORA)) == ["baseline"]
+    assert list(added("standard", word, {**sham, "name": "good"}, LORA)) == ["baseline", "sham"]
     high = {**LORA, "name": "high", "guidance": 9}
     assert list(added("minimal", word, LORA, high)) == ["baseline", "placebo-guidance-9"]
 
