@@ -208,8 +208,8 @@ class Study:
     def between_controls(self) -> tuple[Contrast, ...]:
         """The controls of the selected trial against each other on the primary metric: each pair once.
 
-        On the split of the verdict; p is adjusted over those against one control. The main control is on the
-        right of all of its pairs.
+        On the split of the verdict; p is adjusted over those against one control. The first are those against
+        the main control.
         """
         results = self.results
         controls = sorted(self.controls, key=lambda name: name != self.control)
@@ -222,7 +222,8 @@ class Study:
             analysis=AnalysisConfig.model_validate(self.sweep["analysis"]),
             metrics=[metric_of(one) for one in self.sweep["metrics"] if one["name"] == self.primary],
         )
-        return tuple(Contrast.of(row) for row in rows[rows["split"] == self.split].to_dict("records"))
+        found = (Contrast.of(row) for row in rows[rows["split"] == self.split].to_dict("records"))
+        return tuple(sorted(found, key=lambda c: controls.index(c.control)))
 
     @cached_property
     def arm(self) -> str:

@@ -121,7 +121,7 @@ def test_a_gain_at_another_guidance_is_not_one_over_every_control(study: Study) 
 
 def test_controls_are_compared_with_each_other(study: Study) -> None:
     found = {(c.arm, c.control): c for c in study.between_controls}
-    assert list(found) == [("baseline", "placebo"), ("sham", "baseline"), ("sham", "placebo")]
+    assert list(found) == [("baseline", "placebo"), ("sham", "placebo"), ("sham", "baseline")]
     assert {c.split for c in found.values()} == {"test"} and {c.metric for c in found.values()} == {
         "aesthetic"
     }
