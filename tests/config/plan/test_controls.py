@@ -60,7 +60,7 @@ def test_a_placebo_has_the_guidance_of_its_arm() -> None:
     assert found["placebo-guidance-9"].guidance == 9
     assert found["placebo-guidance-9"].family == "placebo"
     assert found["placebo-guidance-9"].params == {"guidance": 9}
-    assert found["placebo-brief"].guidance_interval == (0, 0.5)
+    assert found["placebo-brief"].guidance_interval == (0.0, 0.5)
     neon = {"name": "plain", "guidance": 9, "adapters": [{"branch": "both"}]}
     assert list(added("minimal", neon)) == ["baseline", "baseline-guidance-9"]
 
@@ -112,7 +112,7 @@ def test_a_sweep_with_controls_is_the_sweep_with_the_arms_written_out(tmp_path: 
 
 def sham_recipes(plan: Plan) -> dict[str, RecipeConfig]:
     """The recipe of the sham of each trial, by the kind of the trial's own."""
-    found = {}
+    found: dict[str, RecipeConfig] = {}
     for trial in plan.trials:
         run_id = plan.arms[trial.arms["sham"]].adapters[0].run_id
         assert run_id is not None
