@@ -103,7 +103,6 @@ MANY_PARAMETERS = {
 }
 SMALL_MODULES = {
     "diffusion.models.vae": "encode and decode, a face of its own that the design names",
-    "results.likeness": "of the statistics that nothing calls yet",
 }
 MOST_AT_THE_ROOT = 10
 

@@ -1,5 +1,6 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
+import itertools
 import os
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config.loading.check_named_files import about_adapters
+from harness.config.loading.check_sweep import without_effect
 from harness.config.loading.files import visible
 from harness.config.plan.cost import runs_of_one_length
 from harness.config.plan.packing import planned_packs, why_alone
@@ -22,7 +24,8 @@ from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
 from harness.engine.stages.context import Count
 from harness.errors import ConfigError
-from harness.results.format import duration, events, interval, metric_name, p_text, percent, signed
+from harness.results.format import count as counted
+from harness.results.format import duration, events, interval, listed, metric_name, p_text, percent, signed
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -89,11 +92,34 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}")
-    for line in (*_left_out(plan), *about_adapters(plan)):
+    for line in (*_added(plan), *without_effect(sweep), *_left_out(plan), *about_adapters(plan)):
         out.print(line)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
             out.print(line)
+
+
+def _added(plan: Plan) -> Iterator[str]:
+    """What `controls` adds to the arms given by hand, and what must be made for it alone."""
+    if plan.sweep.controls is None:
+        return
+    of_group: dict[bool, set[str]] = {True: set(), False: set()}
+    for arm, one in itertools.product(plan.sweep.arms, plan.trials):
+        of_group[arm.added].add(one.arms[arm.name])
+    runs = {
+        added: {a.run_id for arm_id in arm_ids for a in plan.arms[arm_id].adapters} - {None}
+        for added, arm_ids in of_group.items()
+    }
+    alone = of_group[True] - of_group[False]
+    cells = Counter(prompt.split for prompt in plan.sweep.prompts)
+    names = [arm.name for arm in plan.sweep.arms if arm.added]
+    images = len(alone) * cells["dev"] * len(plan.sweep.seeds)
+    tested = len(names) * cells["test"] * len(plan.sweep.seeds)
+    yield (
+        f"controls: {plan.sweep.controls} adds {listed(names) or 'nothing'}: "
+        f"{counted(len(runs[True] - runs[False]), 'training run')}, {counted(images, 'dev image')} and "
+        f"{counted(tested, 'test image')} more"
+    )
 
 
 def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:

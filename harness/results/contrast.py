@@ -9,7 +9,8 @@ import pandas as pd
 from harness.results.format import count, p_text
 
 Finding = Literal["better", "worse", "higher", "lower", "equivalent", "undecided", "missing"]
-SHOWN = frozenset({"better", "worse", "higher", "lower"})
+GOOD, BAD = frozenset({"better", "higher"}), frozenset({"worse", "lower"})
+SHOWN = GOOD | BAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Contrast:
 
 def is_own(adapter: Mapping[str, Any]) -> bool:
     """True for the trial's own among an arm's adapters, as `sweep.json` lists them."""
-    return all(adapter.get(source) is None for source in ("recipe", "file", "hub"))
+    return all(adapter.get(source) is None for source in ("recipe", "sham", "file", "hub"))
 
 
 def known(value: Any) -> Any:

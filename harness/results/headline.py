@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from harness.results.contrast import SHOWN, Contrast, Finding
+from harness.results.contrast import BAD, GOOD, SHOWN, Contrast, Finding
 from harness.results.format import (
     count,
     interval,
@@ -19,12 +19,12 @@ from harness.results.format import (
 )
 from harness.results.inference import MANY_PROMPTS, SKEWED
 from harness.results.judges import second_opinions
+from harness.results.likeness import EVERY_NEEDS, EXPLAINS, NEEDED
 from harness.results.study import Study
 from harness.results.verdicts import spent_p
 
 Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen
-GOOD, BAD = frozenset({"better", "higher"}), frozenset({"worse", "lower"})
 WORST_FIRST: tuple[Finding, ...] = (
     "worse", "lower", "undecided", "missing", "equivalent", "better", "higher",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def verdict(study: Study) -> Verdict:
             contrasts=contrasts,
         )
     return Verdict(
-        tone=tone(main, contrasts),
+        tone=tone(main, contrasts, unmet=bool(study.unmet(main, contrasts))),
         headline=_headline(study, main, contrasts),
         facts=tuple(_facts(study, main)),
         cautions=tuple(_cautions(study, main, contrasts)),
@@ -62,12 +62,15 @@ def verdict(study: Study) -> Verdict:
     )
 
 
-def tone(main: Contrast, contrasts: Sequence[Contrast]) -> Tone:
-    """The colour of the answer: better only where no control is shown to be better than the arm."""
+def tone(main: Contrast, contrasts: Sequence[Contrast], *, unmet: bool = False) -> Tone:
+    """The colour of the answer: better only where no control is shown to be better than the arm.
+
+    `unmet`: of the controls that a gain needs, one is missing or not beaten.
+    """
     if main.finding in BAD:
         return "worse"
     beaten = any(c.finding in BAD for c in contrasts)
-    return "better" if main.finding in GOOD and not beaten else "none"
+    return "better" if main.finding in GOOD and not beaten and not unmet else "none"
 
 
 def _no_verdict(study: Study, main: Contrast | None) -> str:
@@ -80,21 +83,38 @@ def _no_verdict(study: Study, main: Contrast | None) -> str:
 
 def _headline(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
     where = f"on {HELD_OUT} prompts" if study.split == "test" else "on the prompts it was selected on"
-    found = f"this adapter is {compared(main, contrasts, study.decimals[study.primary])}"
-    if main.finding == "undecided":
-        found = f"undecided: {found}"
+    found = claim(study, main, contrasts)
     if not study.confirmatory:
         look = "" if study.split == "dev" else f" (look {len(study.looks)} at these test prompts)"
         found = f"exploratory{look}: {found}"
     return f"{found[0].upper()}{found[1:]}, {where}, by {metric_name(study.primary)}."
 
 
-def compared(main: Contrast, contrasts: Sequence[Contrast], decimals: int) -> str:
-    """The arm against every control, as `better than placebo but worse than baseline`; the main one first."""
+def claim(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
+    """`this adapter is better than placebo`, with what keeps it from being an answer.
+
+    A gain is one over the baseline and over the placebo at the arm's own guidance, so it is undecided where
+    the sweep lacks one of them or it is not shown to be beaten.
+    """
+    unmet = study.unmet(main, contrasts)
+    every = all(study.serving(need, main.arm) for need in EVERY_NEEDS)
+    said = f"this adapter is {compared(main, contrasts, study.decimals[study.primary], every=every)}"
+    if unlike := study.differences(main.control, main.arm):
+        said += f" ({main.control} differs: {listed(unlike)})"
+    if absent := [NEEDED[need] for need, names in unmet.items() if not names]:
+        said += f", but the sweep has no {listed(absent)}"
+    return f"undecided: {said}" if main.finding == "undecided" or unmet else said
+
+
+def compared(main: Contrast, contrasts: Sequence[Contrast], decimals: int, *, every: bool = True) -> str:
+    """The arm against every control, as `better than placebo but worse than baseline`; the main one first.
+
+    `every`: whether the controls are such that "every control" may be said of them.
+    """
     findings = [main.finding, *(f for f in WORST_FIRST if f != main.finding)]
     groups = [(f, [c.control for c in contrasts if c.finding == f]) for f in findings]
     groups = [(f, names) for f, names in groups if names]
-    if len(groups) == 1 and len(contrasts) > 1:
+    if len(groups) == 1 and len(contrasts) > 1 and (every or main.finding not in GOOD):
         return _relation(main, ["every control"], main.finding, decimals, conjunction="or")
     parts = [
         _relation(main, sorted(names, key=lambda name: name != main.control), f, decimals)
@@ -217,12 +237,22 @@ def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
     """At most one of each kind, the gravest first."""
     others = [c for c in contrasts if c is not main]
     return [
+        *_lacking(study, main, contrasts),
         *_exploratory(study, main),
         *_beaten(study, others),
         *_not_beaten(study, main, others),
         *_other_metrics(study),
         *_numbers(main),
         *_losses(study),
+    ]
+
+
+def _lacking(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> list[str]:
+    absent = [NEEDED[need] for need, names in study.unmet(main, contrasts).items() if not names]
+    if not absent:
+        return []
+    return [
+        f"A gain is one over a control that this sweep lacks: {listed(absent)}. `controls: minimal` adds it."
     ]
 
 
@@ -261,19 +291,6 @@ def _beaten(study: Study, others: Sequence[Contrast]) -> list[str]:
     return [f"{listed(shown)} {plural}{what} {worse[0].arm}: what it is compared with first is not the best."]
 
 
-EXPLAINS = {
-    "sham": "an adapter trained in the same way on other images does the same, so the gain cannot be put "
-    "down to the bad images",
-    "others": "the other adapters without the trial's own do the same, so the gain cannot be put down to "
-    "the trial's own",
-    "alone": "the trial's own adapter by itself does the same, so the gain cannot be put down to the "
-    "adapters together",
-    "guidance": "another guidance alone does the same, so the gain cannot be put down to the adapter",
-    "word": "the negative prompt alone does the same, so the gain cannot be put down to the adapter",
-    "plain": "drawing without any of this does the same",
-}
-
-
 def _not_beaten(study: Study, main: Contrast, others: Sequence[Contrast]) -> list[str]:
     """For the controls that an arm with a gain does not beat, what therefore remains possible: one bullet."""
     if main.finding not in GOOD:
@@ -285,7 +302,8 @@ def _not_beaten(study: Study, main: Contrast, others: Sequence[Contrast]) -> lis
     for kind, group in groupby(kinds, key=lambda c: study.control_kind(c.control)):
         shown = [
             f"{c.control} ({signed(c.difference, decimals)} {_limits(c, decimals)}, {p_clause(c.p)}"
-            f"{_own_difference(c, main, decimals)})"
+            f"{_own_difference(study, c, main, decimals)}"
+            f"{''.join(f'; {unlike}' for unlike in study.differences(c.control, main.arm))})"
             for c in group
         ]
         said.append(
@@ -297,12 +315,15 @@ def _not_beaten(study: Study, main: Contrast, others: Sequence[Contrast]) -> lis
     return [" ".join(said)] if said else []
 
 
-def _own_difference(control: Contrast, main: Contrast, decimals: int) -> str:
-    """Control − main control, where both were measured on the same pairs."""
-    if control.mean_control is None or main.mean_control is None or control.n_pairs != main.n_pairs:
+def _own_difference(study: Study, control: Contrast, main: Contrast, decimals: int) -> str:
+    """Control − main control, on all of their pairs; empty where there is no difference."""
+    found = next(
+        (c for c in study.between_controls if (c.arm, c.control) == (control.control, main.control)), None
+    )
+    if found is None or found.difference is None:
         return ""
-    own = signed(control.mean_control - main.mean_control, decimals)
-    return f"; by itself {own} from {main.control}"
+    limits, p = _limits(found, decimals), p_clause(found.p)
+    return f"; by itself {signed(found.difference, decimals)} {limits}, {p} from {main.control}"
 
 
 def _other_metrics(study: Study) -> list[str]:

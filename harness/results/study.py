@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from harness.config.schema.evaluation import AnalysisConfig
+from harness.config.schema.metric import metric_of
 from harness.config.schema.search import OptunaSearch
 from harness.errors import ConfigError
-from harness.results.contrast import Contrast, is_own, known
+from harness.results.contrast import GOOD, Contrast, known
 from harness.results.format import axis_value, decimals_for
-from harness.results.guidance import effect_of_guidance, guidance_of, guidance_text
+from harness.results.guidance import effect_of_guidance, guidance_of
+from harness.results.likeness import BETTER_NEEDS, ControlKind, Need, control_kind, differences, serves
 from harness.results.objectives import front, gains
 from harness.results.power import Components, Floats, components_of
+from harness.results.summary import summarise
 
 if TYPE_CHECKING:
     from harness.results.sweep_results import Results
 
 
-ControlKind = Literal["sham", "others", "alone", "guidance", "word", "plain"]
+NOT_OF_THE_LADDER = frozenset({"name", "family", "params", "added", "guidance"})
 
 
 @dataclass(frozen=True)
@@ -88,30 +92,43 @@ class Study:
         found = arms.loc[(arms["trial_id"] == self.selected) & (arms["arm"] == name), "arm_id"]
         return str(found.iloc[0]) if len(found) else None
 
-    def control_kind(self, name: str) -> ControlKind:
-        """What a control holds fixed beside the headline's arm.
+    def control_kind(self, name: str, arm: str | None = None) -> ControlKind:
+        """What a control holds fixed beside an arm; None: the headline's."""
+        beside = self.arm_config(arm or self.arm)
+        return control_kind(
+            self.arm_config(name), beside, own=self._own_config, sampler=self.sweep["sampler"]
+        )
 
-        Its other adapters without the trial's own (`others`), the trial's own without these (`alone`), an
-        adapter trained on other images (`sham`), another guidance, the negative words, or nothing.
+    def differences(self, name: str, arm: str | None = None) -> list[str]:
+        """In what a control differs from an arm (None: the headline's) beside what it controls for."""
+        beside = self.arm_config(arm or self.arm)
+        return differences(self.arm_config(name), beside, own=self._own_config, sampler=self.sweep["sampler"])
+
+    def serving(self, need: Need, arm: str) -> list[str]:
+        """The controls that are what a headline needs beside an arm."""
+        beside, sampler = self.arm_config(arm), self.sweep["sampler"]
+        return [
+            name for name in self.controls if serves(need, self.arm_config(name), beside, sampler=sampler)
+        ]
+
+    def unmet(self, main: Contrast, contrasts: Sequence[Contrast]) -> dict[Need, list[str]]:
+        """Of the controls that a gain needs, those that it is not one over; empty where there is no gain.
+
+        A need with no control is one that the sweep lacks.
         """
-        arm = self.arm_config(name)
-        if arm["adapters"]:
-            sources = [_source(adapter) for adapter in arm["adapters"]]
-            others = [_source(a) for a in self.arm_config(self.arm)["adapters"] if not is_own(a)]
-            if all(source in others for source in sources):
-                return "others"
-            return "alone" if sources == [(self._own_recipe, None, None, None)] else "sham"
-        sampler = self.sweep["sampler"]
-        if guidance_text(arm, sampler) != guidance_text(self.arm_config(self.arm), sampler):
-            return "guidance"
-        return "word" if arm["negative"] else "plain"
+        if main.finding not in GOOD:
+            return {}
+        beaten = {c.control for c in contrasts if c.finding in GOOD}
+        needed = {need: self.serving(need, main.arm) for need in BETTER_NEEDS}
+        return {need: names for need, names in needed.items() if not names or not beaten.issuperset(names)}
 
     @cached_property
-    def _own_recipe(self) -> Any:
-        """What the selected trial's adapter was trained on; null when there is none."""
+    def _own_config(self) -> dict[str, Any] | None:
+        """The configuration of the selected trial; None where there is none."""
         trials = self.results.trials
         configs = trials.loc[trials["trial_id"] == self.selected, "config"]
-        return json.loads(configs.iloc[0])["recipe"] if len(configs) else None
+        found: dict[str, Any] | None = json.loads(configs.iloc[0]) if len(configs) else None
+        return found
 
     @property
     def search(self) -> str:
@@ -188,6 +205,27 @@ class Study:
                 yield found
 
     @cached_property
+    def between_controls(self) -> tuple[Contrast, ...]:
+        """The controls of the selected trial against each other on the primary metric: each pair once.
+
+        On the split of the verdict; p is adjusted over those against one control. The first are those against
+        the main control.
+        """
+        results = self.results
+        controls = sorted(self.controls, key=lambda name: name != self.control)
+        rows = summarise(
+            results.trials[results.trials["trial_id"] == self.selected],
+            results.arms,
+            results.images,
+            results.scores,
+            against={name: controls[place:] for place, name in enumerate(controls[:-1], 1)},
+            analysis=AnalysisConfig.model_validate(self.sweep["analysis"]),
+            metrics=[metric_of(one) for one in self.sweep["metrics"] if one["name"] == self.primary],
+        )
+        found = (Contrast.of(row) for row in rows[rows["split"] == self.split].to_dict("records"))
+        return tuple(sorted(found, key=lambda c: controls.index(c.control)))
+
+    @cached_property
     def arm(self) -> str:
         """The adapter arm of the headline: the selected trial's best."""
         return self.best_arm(self.selected)
@@ -248,7 +286,7 @@ class Study:
         main = rungs.get(self.control)
         for name, c in rungs.items():
             arm = self.arm_config(name)
-            same = {**arm, **{key: plain[key] for key in ("name", "family", "params", "guidance")}} == plain
+            same = all(arm[key] == value for key, value in plain.items() if key not in NOT_OF_THE_LADDER)
             if same and arm["guidance"] is not None and main is not None and c.mean_control is not None:
                 ladder[float(arm["guidance"])] = c.mean_control - (main.mean_control or 0.0)
         ladder.pop(own, None)
@@ -289,9 +327,3 @@ def _without_seed(config: str) -> str:
     parsed = json.loads(config)
     parsed["training"].pop("seed")
     return json.dumps(parsed, sort_keys=True)
-
-
-def _source(adapter: dict[str, Any]) -> tuple[Any, ...]:
-    """What an arm's adapter was made from, whatever its scale and branch."""
-    content = adapter["digest"] or adapter.get("hub")
-    return adapter["recipe"], adapter["adapter"], adapter["training"], content

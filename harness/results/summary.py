@@ -7,7 +7,7 @@ comparisons of a grid; it does not undo that selection.
 Shape legend: K contrasts (trial × arm), M metrics, C cells (prompt × seed), N prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,10 +49,12 @@ def summarise(
     *,
     analysis: AnalysisConfig,
     metrics: Sequence[MetricConfig],
+    against: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """The summary table: one row per trial × arm × control × metric × split, in that nesting.
 
-    Arms are those in which a trial's own adapter acts, controls the others. The estimate is the mean over
+    `against`: the arms that are compared with each control; None: with every control those in which a trial's
+    own adapter acts. The estimate is the mean over
     prompts of each prompt's mean difference over its seeds, so every prompt weighs the same however many of
     its pairs are missing; `mean_arm` and `mean_control` are the same mean of means over the same pairs.
     Interval and p: `harness.results.inference`. `p_adjusted` corrects over all trials × arms of (control,
@@ -64,10 +66,12 @@ def summarise(
     Raises ArtifactError where the images of a pair did not start from the same latents.
     """
     grid = Grid.build(images, scores, metrics=[metric.name for metric in metrics])
-    is_control = arms.drop_duplicates("arm").set_index("arm")["is_control"].astype(bool)
-    names, controls = list(is_control.index[~is_control]), list(is_control.index[is_control])
+    if against is None:
+        is_control = arms.drop_duplicates("arm").set_index("arm")["is_control"].astype(bool)
+        own = list(is_control.index[~is_control])
+        against = dict.fromkeys(is_control.index[is_control], own)
     frames = []
-    for place, control in enumerate(controls):
+    for place, (control, names) in enumerate(against.items()):
         frame = contrasts(trials, arms, names=names, control=control)
         for split in ("dev", "test"):
             rows = _summarise_split(grid, frame, split, analysis=analysis, metrics=metrics)

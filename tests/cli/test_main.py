@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from harness import results
 from harness.config.schema.model import SdxlModel
 from tests.cli.command import harness
+from tests.config.example import changed
 from tests.limits import HANGS
 from tests.sweeps.small import write_sweep
 
@@ -33,6 +35,27 @@ def test_check_prints_the_plan_and_makes_nothing(
     assert "training runs: 1 of the trials, which share them" in said and "1 of other arms' adapters" in said
     assert "2 dev and 1 test prompts × 2 seeds" in said
     assert not workspace.exists()
+
+
+def test_check_says_what_controls_add_and_what_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = changed(
+        model={"kind": "emoji"},
+        arms=[
+            {"name": "wrong_lora", "negative": "wrong", "adapters": [{}]},
+            {"name": "low", "negative": "bad"},
+        ],
+        controls="standard",
+    )
+    sweep["arms"][1]["guidance"] = 1
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(sweep))
+    assert harness("check", tmp_path / "x.yaml", "--workspace", tmp_path / "w") == 0
+    printed = capsys.readouterr().out
+    # one image of baseline and of placebo, one of each sham (2 ranks x 2 lengths); twice for the seeds
+    added = "adds baseline, placebo and sham: 2 training runs, 12 dev images and 6 test images more"
+    assert f"controls: standard {added}" in printed
+    assert "warning: the negative prompt does nothing in low: no step is guided" in printed
 
 
 def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,54 @@ def test_a_sham_as_good_as_the_adapter_explains_the_gain(tmp_path: Path) -> None
     assert "but not shown to beat sham" in found.headline
     (explained,) = [text for text in found.cautions if "not shown to beat sham" in text]
     assert "cannot be put down to the bad images" in explained
-    assert "; by itself +" in explained and "from placebo)" in explained
+    assert re.search(r"; by itself \+\S+ \[.*\], p.* from placebo\)", explained)
+    assert "trained in the same way on clean images" in explained
+
+
+def without(study: Study, *controls: str, **arm: Any) -> Study:
+    """The study as it would be without these controls, its own arm changed."""
+    arms = [
+        {**a, **arm} if a["name"] == "wrong_lora" else a
+        for a in study.sweep["arms"]
+        if a["name"] not in controls
+    ]
+    tables = {
+        name: table[~table[column].isin(controls)]
+        for name, column in (("arms", "arm"), ("summary", "control"))
+        for table in [getattr(study.results, name)]
+    }
+    return Study(replace(study.results, sweep={**study.sweep, "arms": arms}, **tables))
+
+
+def test_a_gain_needs_a_baseline_and_a_placebo(study: Study) -> None:
+    found = verdict(without(study, "baseline"))
+    lacks = "but the sweep has no baseline (no negative prompt, no adapter)"
+    assert found.headline == f"Undecided: this adapter is better than every control, {lacks}, {WHERE}"
+    assert found.tone == "none"
+    assert "controls: minimal" in found.cautions[0]
+
+
+def test_a_gain_at_another_guidance_is_not_one_over_every_control(study: Study) -> None:
+    found = verdict(without(study, guidance=3.0))
+    assert found.tone == "none"
+    assert found.headline == (
+        "Undecided: this adapter is better than placebo, baseline and sham (placebo differs: guidance 5, "
+        f"not 3), but the sweep has no placebo at the arm's own guidance, {WHERE}"
+    )
+
+
+def test_controls_are_compared_with_each_other(study: Study) -> None:
+    found = {(c.arm, c.control): c for c in study.between_controls}
+    assert list(found) == [("baseline", "placebo"), ("sham", "placebo"), ("sham", "baseline")]
+    assert {c.split for c in found.values()} == {"test"} and {c.metric for c in found.values()} == {
+        "aesthetic"
+    }
+    for c in found.values():
+        assert c.low is not None and c.high is not None and c.p is not None and c.n_prompts == 12
+    pairs = study.results.pairs(control="placebo", arm="sham", split="test")
+    pairs = pairs[(pairs["metric"] == "aesthetic") & (pairs["trial_id"] == study.selected)]
+    expected = pairs.groupby("prompt_id")["difference"].mean().mean()
+    assert found["sham", "placebo"].difference == pytest.approx(expected)
 
 
 def test_a_sweep_without_test_prompts_is_exploratory(tmp_path: Path) -> None:
@@ -218,7 +265,11 @@ def check_said(study: Study, found: tuple[Finding, ...]) -> None:
     main = found[study.controls.index("placebo")]
     if main != "better":
         assert not re.search(r"\bgain", said(answer))
-    assert (answer.tone == "better") == (main == "better" and "worse" not in found)
+    gain = main == "better" == found[study.controls.index("baseline")]
+    assert (answer.tone == "better") == (gain and "worse" not in found)
+    assert answer.headline.startswith("Undecided: ") == (
+        main == "undecided" or (main == "better" and not gain)
+    )
     assert len(answer.cautions) <= 6
     bullets = [caution for caution in answer.cautions if "placebo (" in caution]
     assert not bullets, "the main control has no bullet of its own"

@@ -23,7 +23,7 @@ def noise(seed: int, gain: float = 0.0) -> Value:
 
 
 def summary_of(tables: dict[str, pd.DataFrame], analysis: AnalysisConfig = ANALYSIS) -> pd.DataFrame:
-    return summarise(**tables, analysis=analysis, metrics=METRICS)
+    return summarise(**tables, against=None, analysis=analysis, metrics=METRICS)
 
 
 def row_of(summary: pd.DataFrame, **where: str) -> pd.Series:
@@ -277,7 +277,7 @@ def test_a_metric_that_nobody_scored_says_so() -> None:
     tables = make_tables(noise(0), trials=1, prompts={"dev": 6})
     tables["scores"] = tables["scores"][tables["scores"]["metric"] != "aesthetic"]
     summary = summarise(
-        **tables, analysis=ANALYSIS, metrics=(AestheticMetric(encoder="emoji", head="emoji"),)
+        **tables, against=None, analysis=ANALYSIS, metrics=(AestheticMetric(encoder="emoji", head="emoji"),)
     )
     assert set(summary["reason"]) == {"no pairs: arm: not scored; control: not scored"}
 

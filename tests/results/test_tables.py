@@ -22,7 +22,7 @@ def value(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> f
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     frames = make_tables(value, trials=2, prompts={"dev": 6, "test": 6}, test_trials=[0], failed=[1])
-    summary = summarise(**frames, analysis=ANALYSIS, metrics=METRICS)
+    summary = summarise(**frames, against=None, analysis=ANALYSIS, metrics=METRICS)
     metrics = [metric.model_dump(mode="json") for metric in METRICS]
     sweep: dict[str, Any] = {"name": "x", "metrics": metrics, **dict.fromkeys(tables.FACTS)}
     tables.write(tmp_path / "sweeps" / "x", **frames, summary=summary, sweep=sweep)

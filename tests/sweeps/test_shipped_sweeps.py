@@ -6,11 +6,13 @@ import pytest
 
 from harness.config.loading.load import load_sweep
 from harness.config.loading.tokens import plain_text
-from harness.config.plan.plan import Plan, expand
+from harness.config.plan.plan import Plan, adapter_trial, expand
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.recipe import FolderRecipe, KeywordsRecipe
 from harness.metrics import metric_fingerprint
+from harness.results.contrast import is_own
 from harness.results.judges import network
+from harness.results.likeness import BETTER_NEEDS, serves, unlike_own
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
@@ -62,7 +64,7 @@ def test_no_prompt_of_the_evaluation_stands_in_a_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WRONG, "sdxl_subject_plus_wrong", "blog"])
 def test_the_blogs_recipe_is_13_words_at_6_guidances(name: str) -> None:
-    recipes = [dataset.recipe for dataset in plan(name).datasets.values()]
+    recipes = dict.fromkeys(trial.config.trained.recipe for trial in plan(name).trials)
     (recipe,) = [recipe for recipe in recipes if isinstance(recipe, KeywordsRecipe)]
     assert len(list(recipe.keywords)) == 13
     assert list(recipe.guidance) == [8, 9, 10, 11, 12, 13]
@@ -105,6 +107,29 @@ def test_arms_separate_the_word_the_branch_the_guidance_and_the_training(name: s
     assert matched and all(arm.guidance is not None and arm.guidance > sampler.guidance for arm in matched)
     varied = set(plan(name).sweep.axes)
     assert varied == {"recipe", "adapter.rank", "training.steps"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_has_the_controls_that_a_gain_needs(name: str) -> None:
+    sweep = plan(name).sweep.model_dump(mode="json")
+    controls = [arm for arm in sweep["arms"] if not any(map(is_own, arm["adapters"]))]
+    for arm in sweep["arms"]:
+        for need in BETTER_NEEDS if arm not in controls else ():
+            serving = [one for one in controls if serves(need, one, arm, sampler=sweep["sampler"])]
+            assert serving, f"{arm['name']} has no {need}"
+
+
+@pytest.mark.parametrize("name", [*WRONG, *SUBJECT, "blog"])
+def test_studies_subtract_the_adapter_and_have_a_sham_trained_alike(name: str) -> None:
+    found = plan(name)
+    own = [(arm, adapter) for arm in found.sweep.arms for adapter in arm.adapters if adapter.is_own]
+    assert any(adapter.scale < 0 and adapter.branch == "both" and not arm.negative for arm, adapter in own)
+    sham = next(arm for arm in found.sweep.arms if arm.name == "sham").adapters[-1]
+    for trial in found.trials:
+        assert not unlike_own(sham.model_dump(mode="json"), trial.config.model_dump(mode="json"))
+        trained = adapter_trial(trial.config, sham).trained
+        assert trained.recipe.count == trial.config.trained.recipe.count
+        assert trained[1:] == trial.config.trained[1:]
 
 
 @pytest.mark.parametrize("name", ["sdxl_wrong", "sdxl_subject_plus_wrong"])

@@ -85,7 +85,7 @@ def check_captions(arms: Sequence[ArmConfig], configs: Sequence[TrialConfig]) ->
             (f"arms.{arm.name}.adapters[{place}].training.prompt", adapter_trial(config, adapter))
             for arm in arms
             for place, adapter in enumerate(arm.adapters)
-            if adapter.recipe is not None
+            if adapter.is_trained_apart
         ]
         for where, one in trained:
             if not one.is_trained:

@@ -80,7 +80,7 @@ def check_words(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
 
 def _words(adapter: ArmAdapter, configs: Sequence[TrialConfig]) -> Iterator[str]:
     """The words that an arm's adapter learns in the trials; those of files are checked with the files."""
-    is_trained = adapter.is_own or adapter.recipe is not None
+    is_trained = adapter.is_own or adapter.is_trained_apart
     own = [adapter_trial(config, adapter).adapter for config in configs] if is_trained else []
     yield from (one.word for one in own if isinstance(one, TextualInversion))
 
@@ -120,7 +120,7 @@ def check_disjoint_prompts(sweep: SweepConfig, trials: PointsAndTrials) -> Itera
         )
     known = {**by_split["test"], **by_split["dev"]}
     for where, texts in _texts(sweep, [config for _, config in trials]).items():
-        if not where.endswith(("recipe", "training.prior")):
+        if not where.endswith(("recipe", "sham", "training.prior")):
             continue
         drawn = {read(text): text for text in texts}
         if both := sorted(drawn.keys() & known.keys()):
@@ -135,7 +135,9 @@ def _and_more(found: Sequence[str]) -> str:
 
 
 def _sampler(sweep: SweepConfig) -> Iterator[str]:
-    if sweep.sampler.guidance_rescale and not any(_guidance(sweep, arm) > 1 for arm in sweep.arms):
+    if sweep.sampler.guidance_rescale and not any(
+        sweep.sampler.guidance_of(arm).scale > 1 for arm in sweep.arms
+    ):
         yield "sampler.guidance_rescale is not used: no arm has a guidance above 1"
     if sweep.sampler.scheduler in NO_HAND_OVER and sweep.sampler.refiner_start is not None:
         yield (
@@ -185,7 +187,7 @@ def _scheduler(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[s
             yield f"scheduler.objective.{name}: {asked} of {there}; allowed: at most {there}"
     meant = sweep.meant(scheduler.objective)
     for arm in sweep.arms:
-        apart = [adapter for adapter in arm.adapters if adapter.recipe is not None]
+        apart = [adapter for adapter in arm.adapters if adapter.is_trained_apart]
         if apart and arm.name in (getattr(meant, "arm", None), getattr(meant, "control", None)):
             yield (
                 f"scheduler.objective: {arm.name} is drawn with an adapter that is trained apart, and each "
@@ -268,7 +270,7 @@ def _steps_of_the_refiner(where: str, drawn: SamplerConfig | GeneratedRecipe) ->
 def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[str]:
     for place, adapter in enumerate(arm.adapters):
         where = f"arms.{arm.name}.adapters[{place}]"
-        if adapter.branch == "negative" and _guidance(sweep, arm) <= 1:
+        if adapter.branch == "negative" and sweep.sampler.guidance_of(arm).scale <= 1:
             yield f"{where}: a guidance of at most 1 draws no negative rows, so branch: negative cannot act"
         if adapter.scale == 0:
             yield f"{where}.scale: 0 does nothing; leave the adapter out"
@@ -276,7 +278,14 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
             if adapter.weights == "ema":
                 yield f"{where}.weights: ema is of a training run; give the averaged file itself as file"
             continue
-        trained = adapter_trial(config, adapter)
+        if adapter.sham is not None and not config.is_trained:
+            yield f"{where}.sham: the trial's adapter is a file, and nothing is trained like it; remove it"
+            continue
+        try:
+            trained = adapter_trial(config, adapter)
+        except ValueError as error:
+            yield f"{where}.sham: {error}"
+            continue
         try:
             if not adapter.is_own:
                 TrialConfig.model_validate(dict(trained))  # its parts were validated, but not together
@@ -291,7 +300,7 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
 
 def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
     """What shapes an arm's guidance has an effect, whatever the trial."""
-    where, guidance = f"arms.{arm.name}", _guidance(sweep, arm)
+    where, guidance = f"arms.{arm.name}", sweep.sampler.guidance_of(arm).scale
     if found := [name for name in re.findall(r"\{\w+\}", arm.negative) if name != PROMPT]:
         yield f"{where}.negative: {found[0]} is not known; allowed: {PROMPT}, the image's own prompt"
     alike = all(adapter.branch == "both" for adapter in arm.adapters)
@@ -312,6 +321,22 @@ def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
     yield from _interval(sweep, arm)
 
 
+def without_effect(sweep: SweepConfig) -> Iterator[str]:
+    """Negative prompts that act in no step: no fault, since such an arm can be a control."""
+    unguided = []
+    for arm in sweep.arms:
+        scale, interval, guider = sweep.sampler.guidance_of(arm)
+        last = sweep.sampler.steps if interval is None else int(interval[1] * sweep.sampler.steps)
+        zeros = guider.zero_init_steps if isinstance(guider, CfgZeroStarGuider) else 0
+        if arm.negative.strip() and (scale <= 1 or zeros >= last):
+            unguided.append(arm.name)
+    if unguided:
+        yield (
+            f"warning: the negative prompt does nothing in {', '.join(unguided)}: no step is guided (a "
+            "guidance of at most 1, or an interval of which the guider leaves no step)"
+        )
+
+
 def _interval(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
     """An interval holds a step, and one of the base's where an adapter acts on one branch alone."""
     interval = arm.guidance_interval or sweep.sampler.guidance_interval
@@ -329,17 +354,17 @@ def _interval(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
         )
 
 
-def _guidance(sweep: SweepConfig, arm: ArmConfig) -> float:
-    return sweep.sampler.guidance if arm.guidance is None else arm.guidance
-
-
 def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list[str]]:
     """Every text that the model of these trials will encode, by where it stands."""
     others = [
-        (f"arms.{arm.name}.adapters[{place}]", adapter_trial(config, adapter))
+        (
+            f"arms.{arm.name}.adapters[{place}]",
+            "sham" if adapter.sham else "recipe",
+            adapter_trial(config, adapter),
+        )
         for arm in sweep.arms
         for place, adapter in enumerate(arm.adapters)
-        if adapter.recipe is not None
+        if adapter.is_trained_apart
         for config in configs
     ]
     texts: dict[str, list[str]] = {
@@ -349,14 +374,14 @@ def _texts(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> dict[str, list
             for arm in sweep.arms
         },
     }
-    for where, config in [("", config) for config in configs] + others:
+    for where, source, config in [("", "recipe", config) for config in configs] + others:
         section = f"{where}." if where else ""
         if not config.is_trained:
             continue
         recipe, _, training = config.trained
         prior = training.prior
         texts.setdefault(f"{section}training.prompt", []).append(training.prompt)
-        texts.setdefault(f"{section}recipe", []).extend(recipe.texts)
+        texts.setdefault(f"{section}{source}", []).extend(recipe.texts)
         if prior is not None:
             texts.setdefault(f"{section}training.prior", []).extend([prior.prompt, *prior.recipe.texts])
     return texts

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness.config.loading.check_axes import (
     WHOLE_SECTIONS,
@@ -33,8 +33,9 @@ from harness.config.loading.local_files import LocalFiles, with_adapter_files
 from harness.config.loading.messages import faults, show, told, truths
 from harness.config.loading.prompt_syntax import from_a1111
 from harness.config.plan.axes import PointsAndTrials, require_enough_points, require_few_enough_points
+from harness.config.plan.controls import with_controls
 from harness.config.plan.plan import Plan, expand
-from harness.config.schema.evaluation import ArmConfig
+from harness.config.schema.evaluation import ArmConfig, Controls, SamplerConfig
 from harness.config.schema.search import OptunaSearch, ValueRange, conditions, values_of
 from harness.config.schema.sweep import SweepConfig
 from harness.errors import ConfigError
@@ -139,7 +140,7 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     """The sweep and its trials, each validated once. All checks look at the same list."""
     raw = with_adapter_files(_with_prompts(_with_metric_kinds(raw), folder), folder)
     if isinstance(raw.get("arms"), list):
-        raw = {**raw, "arms": expanded_arms(raw["arms"])}
+        raw = _with_controls({**raw, "arms": expanded_arms(raw["arms"])})
     if raw.get("prompt_syntax") == "a1111":
         raw = _translated(raw)
     check_axes_as_written(raw.get("axes"))
@@ -169,6 +170,24 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     raise_if(check_adapters(sweep, configs, download=download))
     raise_if(check_captions(sweep.arms, configs))
     return sweep, trials
+
+
+def _with_controls(raw: dict[str, Any]) -> dict[str, Any]:
+    """The sweep with the arms that `controls` adds; as it is where the sweep's validation will refuse it."""
+    if raw.get("controls") is None:
+        return raw
+    try:
+        controls = TypeAdapter[Controls](Controls).validate_python(raw["controls"])
+        given = [ArmConfig.model_validate(arm) for arm in raw["arms"]]
+        sampler = SamplerConfig.model_validate(raw.get("sampler") or {})
+    except ValidationError:
+        return raw
+    arms = with_controls(given, controls, sampler)
+    by_hand = iter(raw["arms"])  # as they are written, so that a fault names what was written
+    return {
+        **raw,
+        "arms": [arm.model_dump() if arm.added else next(by_hand) for arm in arms],
+    }
 
 
 def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:

@@ -313,13 +313,13 @@ class _Builder:
 
     def _arm(self, config: TrialConfig, arm_config: ArmConfig) -> str:
         sampler = self.sweep.sampler
-        interval = arm_config.guidance_interval or sampler.guidance_interval
+        guidance = sampler.guidance_of(arm_config)
         parts: dict[str, Any] = {
             "negative": arm_config.negative,
-            "guidance": sampler.guidance if arm_config.guidance is None else arm_config.guidance,
-            "guidance_interval": None if interval == (0, 1) else interval,
+            "guidance": guidance.scale,
+            "guidance_interval": guidance.interval,
             "guidance_rescale": sampler.guidance_rescale,
-            "guider": arm_config.guider or sampler.guider,
+            "guider": guidance.guider,
             "steps": sampler.steps,
             "scheduler": sampler.scheduler,
             "size": sampler.size,
@@ -356,9 +356,12 @@ class _Builder:
 def adapter_trial(config: TrialConfig, adapter: ArmAdapter) -> TrialConfig:
     """What is trained for an arm's adapter: the trial itself, or the trial with parts replaced.
 
-    Not validated: `check_sweep` does that once, when the sweep is loaded.
+    Not validated: `check_sweep` does that once, when the sweep is loaded. Raises ValueError for a sham where
+    clean images cannot be made like the trial's own.
     """
     if adapter.is_own:
         return config
+    if adapter.sham is not None:
+        return config.model_copy(update={"recipe": adapter.sham.recipe_like(config.trained.recipe)})
     parts = {"recipe": adapter.recipe, "adapter": adapter.adapter, "training": adapter.training}
     return config.model_copy(update={name: part for name, part in parts.items() if part is not None})

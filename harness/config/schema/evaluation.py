@@ -1,18 +1,19 @@
 """How images are generated and compared: arms, prompts, sampler, analysis."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from harness.config.schema.adapter import AdapterConfig, HubFile
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, SamplerSteps, Seed, Text
-from harness.config.schema.recipe import RecipeConfig
+from harness.config.schema.recipe import RecipeConfig, ShamConfig
 from harness.config.schema.training import TrainingConfig
 
 Noise = Literal["per_prompt", "shared"]
 Branch = Literal["negative", "positive", "both"]
 Split = Literal["dev", "test"]
+Controls = Literal["minimal", "standard", "full"]
 PROMPT = "{prompt}"  # in an arm's negative prompt: the image's own prompt
 
 
@@ -95,8 +96,9 @@ def read_guider(raw: Any) -> GuiderConfig:
 class ArmAdapter(Frozen):
     """An adapter that acts in an arm, and on which rows of the guidance batch.
 
-    The trial's own, where `recipe`, `file` and `hub` are null; else another one: trained on `recipe`, with
-    the trial's settings except for what `adapter` and `training` replace, or read from a file.
+    The trial's own, where `recipe`, `sham`, `file` and `hub` are null; else another one: trained on `recipe`,
+    with the trial's settings except for what `adapter` and `training` replace, trained like the trial's own
+    on clean images, or read from a file.
     """
 
     scale: Annotated[float, Field(description="multiplies the adapter's own scale")] = 1.0
@@ -107,6 +109,10 @@ class ArmAdapter(Frozen):
     recipe: Annotated[
         RecipeConfig | None,
         Field(description="null: the trial's own adapter; else one trained on this"),
+    ] = None
+    sham: Annotated[
+        ShamConfig | None,
+        Field(description="instead of a recipe: one trained like the trial's own, on clean images"),
     ] = None
     adapter: Annotated[
         AdapterConfig | None, Field(description="with recipe: in place of the trial's own; null: alike")
@@ -123,7 +129,12 @@ class ArmAdapter(Frozen):
     @property
     def is_own(self) -> bool:
         """True where it is the trial's own adapter."""
-        return self.recipe is None and not self.is_file
+        return not self.is_trained_apart and not self.is_file
+
+    @property
+    def is_trained_apart(self) -> bool:
+        """True where a training run of its own makes it."""
+        return self.recipe is not None or self.sham is not None
 
     @property
     def is_file(self) -> bool:
@@ -132,10 +143,12 @@ class ArmAdapter(Frozen):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ArmAdapter":
-        if sum(source is not None for source in (self.recipe, self.file, self.hub)) > 1:
+        if sum(source is not None for source in (self.recipe, self.sham, self.file, self.hub)) > 1:
             raise ValueError(
-                "give recipe (an adapter to train), file or hub (one that is there), not several"
+                "give recipe or sham (an adapter to train), file or hub (one that is there), not several"
             )
+        if self.sham is not None and (self.adapter is not None or self.training is not None):
+            raise ValueError("a sham copies adapter and training; remove them, or give a recipe in its place")
         if self.recipe is None and (self.adapter is not None or self.training is not None):
             raise ValueError("adapter and training are settings of another adapter; give its recipe too")
         if self.is_file and self.weights != "last":
@@ -173,6 +186,7 @@ class ArmConfig(Frozen):
     name: Name
     family: Annotated[Name | None, NOT_HASHED] = None
     params: Annotated[dict[str, Any], NOT_HASHED] = Field(default_factory=dict)
+    added: Annotated[bool, NOT_HASHED] = False  # by the sweep's `controls`
     negative: Annotated[
         str,
         Field(
@@ -238,6 +252,14 @@ NO_HAND_OVER: frozenset[Scheduler] = frozenset(
 )
 
 
+class Guidance(NamedTuple):
+    """How an arm is guided."""
+
+    scale: float
+    interval: tuple[float, float] | None  # shares of the steps; None: always
+    guider: GuiderConfig
+
+
 class SamplerConfig(Frozen):
     """How one image is drawn."""
 
@@ -276,6 +298,15 @@ class SamplerConfig(Frozen):
         if self.size is not None and any(side % 8 for side in self.size):
             raise ValueError("size must be multiples of 8, the VAE's factor")
         return self
+
+    def guidance_of(self, arm: ArmConfig) -> Guidance:
+        """The arm's own where it has one, else the sampler's."""
+        interval = arm.guidance_interval or self.guidance_interval
+        return Guidance(
+            scale=self.guidance if arm.guidance is None else arm.guidance,
+            interval=None if interval == (0, 1) else interval,
+            guider=arm.guider or self.guider,
+        )
 
 
 class Prompt(Frozen):

@@ -1,4 +1,4 @@
-"""How an adapter's training images are made: bad, or for a sham adapter good."""
+"""How an adapter's training images are made: bad, or for a sham control clean."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,3 +122,46 @@ class FolderRecipe(Frozen):
 RecipeConfig = Annotated[
     KeywordsRecipe | PlainRecipe | DegradeRecipe | FolderRecipe, Field(discriminator="kind")
 ]
+
+
+# As many as the longest list of words for bad in the shipped sweeps, and some more.
+GOOD_WORDS = (
+    "high quality", "sharp focus", "clean lines", "natural colors", "well lit", "balanced composition",
+    "fine detail", "smooth", "crisp", "correct anatomy", "clear subject", "professional photo", "complete",
+    "tidy", "vivid", "beautiful",
+)  # fmt: skip
+
+
+class ShamConfig(Frozen):
+    """Clean images in place of the trial's own, made in the same way."""
+
+    keywords: Annotated[
+        tuple[Text, ...],
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="words for good, in place of a keywords recipe's: the first as many as it has",
+        ),
+    ] = GOOD_WORDS
+
+    def recipe_like(self, recipe: RecipeConfig) -> RecipeConfig:
+        """As many images at the same settings from words for good, or the images that `degrade` damages.
+
+        Raises ValueError where there are none: images of one's own, images that are clean, too few words.
+        """
+        match recipe:
+            case KeywordsRecipe(keywords=bad):
+                if len(self.keywords) < len(bad):
+                    raise ValueError(
+                        f"{len(self.keywords)} of the {len(bad)} words for good that the recipe's keywords "
+                        "need; give as many as sham: {keywords: […]}"
+                    )
+                return recipe.model_copy(update={"keywords": self.keywords[: len(bad)], "name": None})
+            case DegradeRecipe():
+                shared = PlainRecipe.model_fields.keys() - {"kind", "name"}
+                return PlainRecipe(**{name: getattr(recipe, name) for name in shared})
+            case _:
+                raise ValueError(
+                    f"a {recipe.kind} recipe has no clean twin; give the control's own recipe "
+                    "(adapters: [{recipe: …}])"
+                )

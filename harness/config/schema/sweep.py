@@ -14,7 +14,7 @@ from harness.config.schema.adapter import (
 )
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, Seed, Text
 from harness.config.schema.compute import ComputeConfig
-from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Prompt, SamplerConfig
+from harness.config.schema.evaluation import AnalysisConfig, ArmConfig, Controls, Prompt, SamplerConfig
 from harness.config.schema.metric import DriftMetric, MetricConfig
 from harness.config.schema.model import ModelConfig
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
@@ -151,6 +151,9 @@ class SweepConfig(Frozen):
     search: SearchConfig = Field(default_factory=GridSearch)
     scheduler: SchedulerConfig = Field(default_factory=FifoScheduler)
     arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=1000)]
+    controls: Annotated[
+        Controls | None, Field(description="arms that are added to these; null: none"), NOT_HASHED
+    ] = None
     prompt_syntax: Annotated[
         Literal["compel", "a1111"],
         Field(description="of prompts and negatives; a1111's are translated when read"),

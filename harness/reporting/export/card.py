@@ -15,7 +15,7 @@ from harness.reporting.export.usage import usage_text
 from harness.results.contrast import Contrast, is_own
 from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
 from harness.results.guidance import guidance_text
-from harness.results.headline import compared
+from harness.results.headline import claim
 from harness.results.judges import second_opinions
 from harness.results.study import Study
 
@@ -120,8 +120,8 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
         reason = "it was not compared" if headline is None else headline.reason
         verdict = f"Nothing can be said of {evidence.primary} against `{evidence.control}`: {reason}."
     else:
-        verdict = _verdict(evidence, headline, prompt)
-        verdict += " " + second_opinions(Study(subject.results), headline)
+        study = Study(subject.results)
+        verdict = _verdict(study, evidence, headline, prompt) + " " + second_opinions(study, headline)
     caution = (
         ""
         if evidence.split == "test"
@@ -135,12 +135,11 @@ def _findings(subject: Subject, evidence: Evidence) -> str:
     )
 
 
-def _verdict(evidence: Evidence, headline: Contrast, prompt: str) -> str:
+def _verdict(study: Study, evidence: Evidence, headline: Contrast, prompt: str) -> str:
     decimals = evidence.decimals[headline.metric]
     limits = "no interval" if headline.low is None else interval(headline.low, headline.high, decimals)
     primary = [c for c in evidence.contrasts if c.metric == evidence.primary]
-    undecided = "undecided: " if headline.finding == "undecided" else ""
-    found = f"{undecided}this adapter is {compared(headline, primary, decimals)}"
+    found = claim(study, headline, primary)
     finds = ""
     if headline.detectable is not None:
         finds = f" This design finds a true difference of {plain(headline.detectable, decimals)} in 80 %."

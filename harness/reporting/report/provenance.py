@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.reporting.blind_spots import blind_spots
 from harness.results.contrast import is_own, text
-from harness.results.format import MISSING, count, duration, percent
+from harness.results.format import MISSING, count, duration, listed, percent
 from harness.results.guidance import effective_guidance, guidance_text
 from harness.results.study import Study
 from harness.results.tables import FACTS
 
 if TYPE_CHECKING:
     from harness.store.workspace import Workspace
+
+
+ROLES = {"sham": "control: sham", "other": "control: other adapter"}
 
 
 def arm_rows(study: Study) -> list[dict[str, str]]:
@@ -25,7 +28,7 @@ def arm_rows(study: Study) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": arm["name"],
-                "role": "control" if arm["name"] in study.controls else "adapter",
+                "role": _role(study, arm["name"]),
                 "negative": arm["negative"],
                 "guidance": guidance_text(arm, study.sweep["sampler"]),
                 "effective": _effective(study, arm["name"]),
@@ -33,6 +36,15 @@ def arm_rows(study: Study) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _role(study: Study, arm: str) -> str:
+    """Of a control that trains an adapter also whether it is a sham, and if not, why."""
+    if arm not in study.controls:
+        return "adapter"
+    role = ROLES.get(study.control_kind(arm), "control")
+    unlike = [] if role == "control" else study.differences(arm)
+    return f"{role}: {listed(unlike)}" if unlike else role
 
 
 def _effective(study: Study, arm: str) -> str:
@@ -62,6 +74,8 @@ def _who(adapter: dict[str, Any]) -> str:
         return f"the file {Path(adapter['file']).name}"
     if adapter.get("hub") is not None:
         return f"the hub’s {adapter['hub']['id']}"
+    if adapter.get("sham") is not None:
+        return "one trained alike on clean images"
     return f"one trained on {_recipe_name(adapter['recipe'])}"
 
 
@@ -88,6 +102,9 @@ def _origin(adapter: dict[str, Any]) -> str:
     if (hub := adapter.get("hub")) is not None:
         name = f", {hub['weight_name']}" if hub["weight_name"] else ""
         return f"{hub['id']} of the hub{name}, revision {hub['revision'] or 'main'}"
+    if (sham := adapter.get("sham")) is not None:
+        words = ", ".join(sham["keywords"])
+        return f"sham: trained like the trial’s on clean images, those of keywords from: {words}"
     recipe = adapter["recipe"]
     images = "" if recipe["kind"] != "folder" else f", images {(recipe['digest'] or 'unknown')[:12]}"
     return f"{_recipe_name(recipe)}{images}: {_settings(adapter)}"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from harness.config.loading.check_sweep import without_effect
 from harness.config.plan.plan import expand
 from harness.errors import ConfigError
 from tests.config.example import load
@@ -103,7 +104,7 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
         ({"arms": lora(adapter={"rank": 2})}, "adapter and training are settings of another adapter"),
         (
             {"arms": lora(recipe=PLAIN, file="x.safetensors")},
-            "give recipe (an adapter to train), file or hub",
+            "give recipe or sham (an adapter to train), file or hub",
         ),
         (
             {"arms": [*lora(), {"name": "x", "adapters": [{"file": "no.safetensors"}]}]},
@@ -198,3 +199,30 @@ def test_a_prompt_that_training_images_are_drawn_from_is_refused(tmp_path: Path)
         with pytest.raises(ConfigError) as caught:
             load(tmp_path, prompts=prompts, **changes)
         assert f"{where}: 'a Cat!' is also one of prompts ('a cat')" in str(caught.value)
+
+
+ZERO_STAR = {"steps": 20, "guider": {"kind": "cfg_zero_star"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"sampler": {"guidance": 1}}, "placebo"),
+        ({"sampler": {"guidance": 1, "guidance_interval": [0, 0.5]}}, "placebo"),
+        (
+            {"arms": [{"name": "at", "negative": "bad", "axes": {"guidance": [0.5, 1, 3]}}]},
+            "at-guidance-0.5, at-guidance-1",
+        ),
+        ({"sampler": {**ZERO_STAR, "guidance_interval": [0, 0.1]}}, None),
+        ({"sampler": {**ZERO_STAR, "guidance_interval": [0, 0.05]}}, "placebo, wrong_lora"),
+    ],
+)
+def test_a_negative_prompt_that_does_nothing_is_a_warning(
+    tmp_path: Path, changes: dict[str, Any], named: str | None
+) -> None:
+    own = {"name": "wrong_lora", "negative": "wrong", "guidance": 3, "adapters": [{}]}
+    arms = [{"name": "baseline"}, PLACEBO, own, *changes.get("arms", [])]
+    warnings = list(without_effect(load(tmp_path, **{**changes, "arms": arms})))
+    said = f"warning: the negative prompt does nothing in {named}: no step is guided"
+    assert [line[: len(said)] for line in warnings] == ([said] if named else [])

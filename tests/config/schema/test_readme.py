@@ -33,7 +33,14 @@ from harness.config.schema.metric import (
     PreferenceMetric,
 )
 from harness.config.schema.model import EmojiModel, SdxlModel
-from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
+from harness.config.schema.recipe import (
+    GOOD_WORDS,
+    DegradeRecipe,
+    FolderRecipe,
+    KeywordsRecipe,
+    PlainRecipe,
+    ShamConfig,
+)
 from harness.config.schema.search import (
     AshaScheduler,
     ConditionalValues,
@@ -82,6 +89,7 @@ SECTIONS: dict[str, type[Frozen]] = {
     "training: prior": PriorConfig,
     "arms": ArmConfig,
     "arms: adapters": ArmAdapter,
+    "arms: sham": ShamConfig,
     "arms: merge": MergeConfig,
     "prompts": Prompt,
     "sampler": SamplerConfig,
@@ -136,7 +144,7 @@ def test_table_has_every_key_with_its_default(heading: str) -> None:
     in_heading = len(kinds) == 1 or heading == "metrics: pick_score, hps_v2"
     assert set(rows) == set(config.model_fields) - ({"kind"} if in_heading else set())
     for name, shown in rows.items():
-        if shown in ("by hash", "its kind"):
+        if shown in ("by hash", "its kind", f"a list of {len(GOOD_WORDS)}"):
             continue
         default = default_of(config, name)
         if default is PydanticUndefined:

@@ -46,7 +46,6 @@ def config(
     """Two recipes × ranks × steps, four arms and `arms`; half of the prompts are held out."""
     keywords = {"kind": "keywords", "name": "keywords", "keywords": ["blurry", "noisy"], "guidance": [8, 9]}
     damaged = {"kind": "degrade", "name": "damaged", "prompts": ["a cat"], "degradations": ["blur"]}
-    good = {"kind": "plain", "name": "good", "prompts": ["a cat"]}
     n_test = round(n_prompts * test_share)
     return SweepConfig.model_validate(
         {
@@ -60,7 +59,7 @@ def config(
             "arms": [
                 {"name": "baseline"},
                 {"name": "placebo", "negative": "wrong"},
-                {"name": "sham", "negative": "wrong", "adapters": [{"recipe": good}]},
+                {"name": "sham", "negative": "wrong", "adapters": [{"sham": {}}]},
                 {"name": "wrong_lora", "negative": "wrong", "adapters": [{}]},
                 *arms,
             ],

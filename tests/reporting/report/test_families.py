@@ -148,7 +148,9 @@ def test_controls_that_hold_a_part_of_the_arm_are_told_apart(wide: Study) -> Non
     assert merged.control_kind("subject") == "others"
     assert merged.control_kind("alone") == "alone"
     assert merged.control_kind("sham") == "sham"
-    assert wide.control_kind("subject") == "sham"  # the headline's arm has no subject
+    assert wide.control_kind("subject") == "other"  # the headline's arm has no subject
+    assert wide.control_kind("sham") == "sham"
+    assert wide.differences("sham") == ["scale 1, not 2"] and merged.differences("alone") == []
     assert wide.control_kind("placebo_at-guidance-9") == "guidance"
 
 

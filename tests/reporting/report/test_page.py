@@ -12,6 +12,7 @@ from harness.errors import WorkspaceError
 from harness.reporting.report import write_report
 from harness.reporting.report.page import render
 from harness.results import Results
+from harness.results.study import Study
 from harness.store.artifact import versions
 from harness.store.workspace import Workspace
 from tests.reporting.report import example
@@ -81,6 +82,13 @@ def test_the_verdict_comes_first_and_the_rest_in_order(page: str, results: Resul
         "Image",  # of the overlay
         "Which image is better?",  # of the blind votes
     ]
+
+
+def test_controls_are_shown_against_each_other(page: str, study: Study) -> None:
+    table = page.partition("The controls against each other")[2].partition("</table>")[0]
+    rows = re.findall(r'<th scope="row">(\w+)</th><td>(\w+)</td>', table)
+    assert rows == [(c.arm, c.control) for c in study.between_controls] and len(rows) == 3
+    assert "<td>control: sham</td>" in page
 
 
 def test_failures_and_provenance_are_there(page: str, workspace: Path) -> None:
