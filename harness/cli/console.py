@@ -1,10 +1,12 @@
 """What the command line prints: plans, verdicts, contrasts."""
 
 import itertools
-import os
+import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -36,19 +38,19 @@ if TYPE_CHECKING:
 class Letters(Console):
     """Prints every text letter for letter: no markup, no emoji codes, and control characters as escapes.
 
-    Where no terminal looks at it, nothing is wrapped: a path stands on one line of a log.
+    On a terminal lines are wrapped between words. Elsewhere nothing is wrapped or cut, so that a path stands
+    on one line of a log, and `awk` gets whole ids.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-        width = None if is_terminal or "COLUMNS" in os.environ else LOG_WIDTH
         super().__init__(
             stderr=stderr,
             markup=False,
             emoji=False,
             highlight=False,
-            width=width,
-            soft_wrap=stderr or not is_terminal,
+            width=None if is_terminal else LOG_WIDTH,
+            soft_wrap=not is_terminal,
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -61,7 +63,8 @@ def styled(text: str, style: str) -> Text:
     return Text(visible(text), style=style)
 
 
-LOG_WIDTH = 500
+MOST_TRIALS = 40  # that a terminal shows
+LOG_WIDTH = 100_000
 out = Letters()
 err = Letters(stderr=True)
 
@@ -71,7 +74,7 @@ def print_plan(plan: Plan, workers: int) -> None:
     sweep = plan.sweep
     out.print(styled(sweep.name, "bold"), f" {sweep.question}")
     table = Table("trial", "id", *sweep.axes, box=None, pad_edge=False)
-    shown = plan.trials if len(plan.trials) <= 40 else plan.trials[:40]
+    shown = plan.trials[:MOST_TRIALS] if out.is_terminal else plan.trials
     for one in shown:
         table.add_row(
             str(one.index),
@@ -80,12 +83,11 @@ def print_plan(plan: Plan, workers: int) -> None:
         )
     out.print(table)
     if len(shown) < len(plan.trials):
-        out.print(f"… and {len(plan.trials) - len(shown)} more")
+        out.print(f"and {len(plan.trials) - len(shown)} more; in a pipe all are listed")
     if by_length := runs_of_one_length(plan):
         out.print(
-            f"{len(by_length)} training runs are of one length each, those of trials "
-            f"{_trials_of(plan, by_length)}: under a {_kinds(by_length)} schedule no run is the beginning "
-            "of a longer one"
+            f"{len(by_length)} training runs share no steps with longer ones (trials "
+            f"{_trials_of(plan, by_length)}): a {_kinds(by_length)} schedule depends on the length of the run"
         )
     out.print(
         f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
@@ -136,11 +138,11 @@ def _sharing(plan: Plan) -> str:
     own = len(plan.own_runs)
     if not plan.runs:
         return "nothing is trained: the trials' adapters are files"
-    trials = f"training runs: {own} of the trials"
+    trials = f"training runs: {own} for the trials"
     if own < len(plan.trials):
-        trials += ", which share them where they differ in training.steps alone"
+        trials += " (trials that differ in training.steps alone are checkpoints of one run)"
     others = len(plan.runs) - own
-    return trials + (f", {others} of other arms' adapters" if others else "")
+    return trials + (f", {others} for adapters of control arms" if others else "")
 
 
 def _packed(plan: Plan, workers: int) -> Iterator[str]:
@@ -149,13 +151,19 @@ def _packed(plan: Plan, workers: int) -> Iterator[str]:
     together = [pack for pack in found if len(pack) > 1]
     for number, pack in enumerate(together):
         ranks = sorted({run.adapter.rank for run in pack if isinstance(run.adapter, LowRankAdapter)})
-        yield f"pack {number}: {len(pack)} training runs, rank {', '.join(map(str, ranks))}"
+        yield (
+            f"pack {number}: {len(pack)} training runs of rank {', '.join(map(str, ranks))} share each pass "
+            "through the base model"
+        )
     if together and plan.sweep.compute.pack == "auto":
         room = "one worker" if workers == 1 else f"{workers} workers"
-        yield f"so with {room}, as there is room for here; of a pack as many go at once as pay and fit"
+        yield (
+            f"these packs are for {room}, the room on this machine; the worker measures how many runs of a "
+            "pack train fastest together and fit into memory"
+        )
     reasons = Counter(why_alone(run, plan.sweep.compute) for run, *others in found if not others)
     for reason, count in reasons.items():
-        yield f"{count} training {'run' if count == 1 else 'runs'} alone: {reason}"
+        yield f"{count} training {'run' if count == 1 else 'runs'} in no pack: {reason}"
 
 
 def _left_out(plan: Plan) -> Iterator[str]:
@@ -179,8 +187,8 @@ def print_search(plan: Plan) -> None:
     search = plan.sweep.search
     if isinstance(search, OptunaSearch):
         out.print(
-            f"optuna asks for {search.trials} trials, {search.at_once} at once; {len(plan.trials)} are "
-            "asked for so far, and counted",
+            f"optuna suggests {search.trials} trials, {search.at_once} at a time; the {len(plan.trials)} "
+            "suggested so far are counted below",
         )
 
 
@@ -191,8 +199,8 @@ def print_scheduler(plan: Plan, stopped: int) -> None:
         return
     steps = sorted({step for run_id in plan.own_runs for step in rung_steps(plan, run_id)})
     out.print(
-        f"{scheduler.kind} looks at {len(plan.own_runs)} training runs after {', '.join(map(str, steps))} "
-        f"steps; stopped so far: {stopped}. What it may stop is counted as if it went on",
+        f"{scheduler.kind} may stop any of {len(plan.own_runs)} training runs after "
+        f"{', '.join(map(str, steps))} steps; stopped so far: {stopped}. The counts below are without stops",
     )
 
 
@@ -246,7 +254,7 @@ def _said(estimated: Estimate, passes: float) -> str:
             "the UNet."
         )
     if estimated.complete and not estimated.seconds:
-        return "Nothing is left to train or draw."
+        return "Nothing is left to train or generate."
     some = "about" if estimated.complete else "at least"
     workers = f"{estimated.workers} {'worker' if estimated.workers == 1 else 'workers at once'}"
     why = "compute.max_concurrent" if estimated.workers_are_told else "this machine's room"
@@ -271,30 +279,60 @@ def trial_number(text: str) -> int | Literal["best"]:
     return int(text)
 
 
-def print_verdict(results: "Results", folder: str) -> None:
-    """The answer, as the report has it, and where everything is."""
+def print_verdict(
+    results: "Results", folder: str, mirror: Sequence[str] = (), *, quiet: bool = False
+) -> None:
+    """The answer, as the report has it, the table of controls, and what to do next.
+
+    `mirror`: commands and addresses for what a tracker has written. `quiet`: the headline alone.
+    """
     from harness.results.headline import verdict
     from harness.results.study import Study
-    from harness.store.workspace import REPORT
 
     study = Study(results)
     found = verdict(study)
     colour = {"better": "green", "worse": "red"}.get(found.tone, "yellow")
     out.print(styled(found.headline, f"bold {colour}"))
+    if quiet:
+        return
     for line in (*found.facts, *found.cautions):
+        out.print(f"  {line}")
+    for line in events(results.sweep.get("events", [])):
         out.print(f"  {line}")
     if found.contrasts:
         _print_table(found.contrasts, study, ["against"], lambda c: [c.control])
-    for line in events(results.sweep.get("events", [])):
-        out.print(f"  {line}")
-    out.print(f"report  {folder}/{REPORT}")
-    out.print(f"tables  harness.results.load({folder!r})")
+    for what, line in _next_steps(study, folder, mirror):
+        out.print(f"{what:8}{line}", soft_wrap=True)  # whole, so that it can be copied
+
+
+def verdict_as_json(results: "Results", folder: str, mirror: Sequence[str], failed: Mapping[str, str]) -> str:
+    """The verdict as one JSON object; `failed` maps the name of a task to its reason."""
+    from harness.results.headline import verdict
+    from harness.results.study import Study
+
+    study = Study(results)
+    about = {"sweep": results.sweep["name"], "selected": study.selected, **asdict(verdict(study))}
+    about["next"] = [{"what": what, "how": line} for what, line in _next_steps(study, folder, mirror)]
+    return json.dumps({**about, "failed": dict(failed)}, ensure_ascii=False)
+
+
+def _next_steps(study: "Study", folder: str, mirror: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What there is to look at and to do, each with its path or command."""
+    from harness.store.workspace import REPORT
+
+    where = shlex.quote(folder)
+    yield "page", f"{folder}/{REPORT}  (harness open {where})"
+    yield "tables", f"r = harness.results.load({folder!r})"
+    if study.selected is not None and study.sweep["training"] is not None:
+        yield "LoRA", f"harness export {where} best"
+    for line in mirror or [f"harness publish {where}"]:
+        yield "W&B", line
 
 
 def print_next_steps(lines: Sequence[str]) -> None:
     """Commands and addresses for what a tracker has written, whole, so that they can be copied."""
     for line in lines:
-        out.print(f"W&B     {line}", soft_wrap=True)
+        out.print(f"{'W&B':8}{line}", soft_wrap=True)
 
 
 def print_contrasts(results: "Results", trial_id: str, split: str) -> None:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness import __version__
-from harness.cli import outputs, power, store
+from harness.cli import outputs, power, status, store
 from harness.cli.console import (
     err,
     out,
     print_contrasts,
     print_inventory,
-    print_next_steps,
     print_plan,
     print_scheduler,
     print_search,
     print_verdict,
     styled,
+    verdict_as_json,
 )
 from harness.config.loading.load import load_plan
 from harness.config.plan.plan import Plan, Trial, expand
@@ -40,6 +40,8 @@ Examples:\n
   harness run sweeps/quickstart.yaml --set axes.adapter.rank='[4,8,16]'\n
   harness power sweeps/quickstart.yaml --effect 0.3 --pilot runs/sweeps/quickstart\n
   harness trial sweeps/quickstart.yaml 3 --workspace runs\n
+  harness status /shared/runs/sweeps/sdxl_wrong\n
+  harness open runs/sweeps/quickstart\n
   harness report runs/sweeps/quickstart --bundle shared --zip\n
   harness grid runs/sweeps/quickstart --x adapter.rank --y prompt --out grid.png\n
   harness votes add runs/sweeps/quickstart votes.json\n
@@ -50,13 +52,13 @@ Examples:\n
 """
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Sweeps of adapters trained on bad images and used as the negative prompt." + EXAMPLES,
 )
 
 app.add_typer(power.app)
+app.add_typer(status.app)
 app.add_typer(outputs.app)
 app.add_typer(outputs.votes_app, name="votes")
 app.add_typer(store.app, name="store")
@@ -140,6 +142,10 @@ def run(
             "From outside a cluster use ray job submit."
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, and of the verdict its headline alone.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
 ) -> None:
     """Run a sweep. After an interruption the same command resumes: finished artifacts are reused."""
     from harness.cli.progress import Display
@@ -152,17 +158,20 @@ def run(
             "--address is of a Ray cluster, and --executor local uses none; leave one of them out"
         )
     plan = load_plan(sweep, override or (), download=True)
-    display = Display(err)
+    display = Display(err, quiet=quiet)
     with interruptible(display) as stop:
         workers = make_executor(executor, address=address)
         finished, next_steps = carry_out(display, stop, plan=plan, address=workspace, workers=workers)
-    if not finished.outcomes:
-        out.print("Nothing to train, generate or score: the store has all of it.")
-    print_verdict(finished.results, f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}")
-    print_next_steps(next_steps)
-    failed = [one for one in finished.outcomes if one.failed and not one.skipped]
+    folder = f"{Workspace(workspace).address}/sweeps/{plan.sweep.name}"
+    failed = {one.task.name: one.reason or "" for one in finished.outcomes if one.failed and not one.skipped}
+    if as_json:
+        out.print(verdict_as_json(finished.results, folder, next_steps, failed))
+    else:
+        if not finished.outcomes and not quiet:
+            out.print("Nothing to train, generate or score: the store has all of it.")
+        print_verdict(finished.results, folder, next_steps, quiet=quiet)
     if failed:
-        lines = "".join(f"\n  {outcome.task.name}: {outcome.reason}" for outcome in failed)
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
         raise SweepIncomplete(
             f"{len(failed)} of {len(finished.outcomes)} tasks failed; run again to retry them:{lines}"
         )

@@ -66,7 +66,7 @@ def interruptible(display: Display) -> Iterator[Stop]:
             yield stop
     except (Interrupted, KeyboardInterrupt):
         err.print("\nStopped. What is finished is kept; run the same command to go on:")
-        err.print(f"  harness {shlex.join(sys.argv[1:])}")
+        err.print(f"  harness {shlex.join(sys.argv[1:])}", soft_wrap=True)
         raise typer.Exit(Interrupted.exit_code) from None
 
 

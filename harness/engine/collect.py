@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -60,21 +61,27 @@ def collect(plan: Plan, workspace: Workspace, reasons: Mapping[str, str], events
     return results.load(folder)
 
 
-def so_far(workspace: Workspace, name: str) -> results.Results | None:
-    """The tables of a sweep that is being run, in memory, by its `plan.json`; None where it has none.
-
-    Nothing is selected or tested: no trial is `selected`, every p and verdict is null, `finished_at` is None.
-    Raises ArtifactError where something it reads is damaged, or was written by another version.
-    """
-    folder = workspace.fetch_sweep(name)
+def begun(folder: Path) -> SweepConfig | None:
+    """The sweep of a folder as it was begun; None where none was. Raises ArtifactError for a damaged plan."""
     try:
-        sweep = SweepConfig.model_validate(read_json(folder / PLAN))
+        return SweepConfig.model_validate(read_json(folder / PLAN))
     except OSError:
         return None
     except ValueError as error:
         raise ArtifactError(
             f"{folder / PLAN} is damaged or of another version; run the sweep again"
         ) from error
+
+
+def so_far(workspace: Workspace, name: str) -> results.Results | None:
+    """The tables of a sweep that is being run, in memory, by its `plan.json`; None where it has none.
+
+    Nothing is selected or tested: no trial is `selected`, every p and verdict is null, `finished_at` is None.
+    Raises ArtifactError where something it reads is damaged, or was written by another version.
+    """
+    sweep = begun(workspace.fetch_sweep(name))
+    if sweep is None:
+        return None
     plan = expand(sweep)
     few = sweep.analysis.model_copy(update={"resamples": FEWEST_PATTERNS})  # nothing is tested
     cheap = replace(plan, sweep=sweep.model_copy(update={"analysis": few}))

@@ -1,12 +1,13 @@
 """Incidents of a sweep and the time it took: kept by its driver over all calls, shown in the report."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.engine.stages.context import Event
+from harness.engine.stages.context import Event, Kind
 from harness.store.artifact import read_json, write_json
 from harness.store.workspace import Workspace
 
@@ -23,6 +24,7 @@ class Events:
         self._driven = False
         self._counted: dict[str, dict[str, Any]] = {}
         self._earlier = 0.0  # seconds of earlier calls
+        self._made = Counter[str]()  # in this call, by kind
         self._began = self._saved = time.monotonic()
 
     @contextmanager
@@ -48,8 +50,9 @@ class Events:
         """
         return self._earlier + time.monotonic() - self._began
 
-    def save_seconds(self) -> None:
-        """Write down the time so far, at most once a minute."""
+    def made(self, kind: Kind, count: int) -> None:
+        """So much more was made. Written down with the time so far, at most once a minute."""
+        self._made[kind] += count
         if time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
             self._write()
 
@@ -76,7 +79,13 @@ class Events:
     def _write(self) -> None:
         folder = self._workspace.sweep(self._name)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"driven": self._driven, "seconds": self.seconds, "events": self._counted}
+        content = {
+            "driven": self._driven,
+            "seconds": self.seconds,
+            "events": self._counted,
+            "call": {"seconds": time.monotonic() - self._began, "made": self._made},
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         write_json(folder / EVENTS, content)
         self._saved = time.monotonic()
         self._workspace.upload_sweep(self._name, [EVENTS])

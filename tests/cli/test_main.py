@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, how it leaves, what an interruption costs."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,8 @@ def test_check_prints_the_plan_and_makes_nothing(
     assert "2 trials · 2 training runs · 2 datasets" in printed
     assert "training steps" in printed
     said = " ".join(printed.split())
-    assert "training runs: 1 of the trials, which share them" in said and "1 of other arms' adapters" in said
+    assert "training runs: 1 for the trials (trials that differ in training.steps alone are" in said
+    assert "1 for adapters of control arms" in said
     assert "2 dev and 1 test prompts × 2 seeds" in said
     assert not workspace.exists()
 
@@ -56,6 +58,22 @@ def test_check_says_what_controls_add_and_what_does_nothing(
     added = "adds baseline, placebo and sham: 2 training runs, 12 dev images and 6 test images more"
     assert f"controls: standard {added}" in printed
     assert "warning: the negative prompt does nothing in low: no step is guided" in printed
+
+
+def test_a_pipe_loses_no_character(sweep: Path) -> None:
+    """Fifty trials with values of many letters: every row whole, whatever COLUMNS says."""
+    long, steps = "wrong" + 12 * " image", list(range(2, 102, 2))
+    axes = ("--set", f"axes.training.steps={steps}", "--set", f"axes.training.prompt=[{long!r}]")
+    done = subprocess.run(
+        [sys.executable, "-c", "from harness.cli.main import main; main()", "check", sweep, *axes],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "60"},
+    )
+    assert done.stderr == ""
+    rows = [line for line in done.stdout.splitlines() if long in line]
+    assert len(rows) == len(steps) and "…" not in done.stdout
+    assert all(len(row.split()[1]) == 16 for row in rows), "ids are whole"
 
 
 def test_check_speaks_to_machines(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +101,7 @@ def test_check_says_which_runs_share_no_steps(sweep: Path, capsys: pytest.Captur
     assert len(plan["runs_of_one_length"]) == plan["training_runs"] == 4
     assert harness("check", sweep, "--set", "training.schedule={'kind': 'cosine'}") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "those of trials 0, 1: under a cosine schedule" in said
+    assert "(trials 0, 1): a cosine schedule depends on the length of the run" in said
 
 
 def test_check_estimates_from_past_timings_alone(
@@ -97,7 +115,7 @@ def test_check_estimates_from_past_timings_alone(
     assert harness("run", sweep, *where, "--executor", "local") == 0
     capsys.readouterr()
     assert harness("check", sweep, *where, "--estimate") == 0
-    assert "Nothing is left to train or draw" in capsys.readouterr().out
+    assert "Nothing is left to train or generate" in capsys.readouterr().out
     longer = ("check", sweep, *where, "--estimate", "--set", "axes.training.steps=[2, 4, 200]")
     assert harness(*longer) == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -116,9 +134,22 @@ def test_run_then_again_then_extended(
     assert harness(*run) == 0
     printed = capsys.readouterr().out
     report = tmp_path / "w" / "sweeps" / "small" / "report.html"
-    assert str(report) in printed.replace("\n", "") and report.stat().st_size > 10_000
+    folder = report.parent
+    *_, page, tables, lora, wandb = printed.splitlines()
+    assert page == f"page    {report}  (harness open {folder})" and report.stat().st_size > 10_000
+    assert tables == f"tables  r = harness.results.load({str(folder)!r})"
+    assert (lora, wandb) == (f"LoRA    harness export {folder} best", f"W&B     harness publish {folder}")
     assert harness(*run) == 0
     assert "Nothing to train, generate or score" in capsys.readouterr().out
+    assert harness(*run, "--quiet") == 0
+    quiet = capsys.readouterr()
+    assert quiet.out.splitlines() == [line for line in printed.splitlines() if line in quiet.out][:1]
+    assert quiet.err == ""
+    assert harness(*run, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["headline"] == quiet.out.strip() and found["failed"] == {}
+    assert {c["control"] for c in found["contrasts"]} == {"baseline", "placebo", "sham"}
+    assert [step["what"] for step in found["next"]] == ["page", "tables", "LoRA", "W&B"]
     assert harness(*run, "--set", "axes.training.steps=[2, 4, 5]") == 0
     extended = results.load(report.parent)
     assert list(extended.trials["training.steps"]) == [2, 4, 5]

@@ -44,7 +44,7 @@ def test_a_killed_driver_has_kept_its_time_up_to_its_last_minute(
     killed = Events(Workspace(tmp_path), "s")
     killed.driving().__enter__()
     time.sleep(0.2)
-    killed.save_seconds()
+    killed.made("images", 8)
     again = Events(Workspace(tmp_path), "s")
     with again.driving():
         assert again.seconds >= 0.2

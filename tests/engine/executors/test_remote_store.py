@@ -46,7 +46,7 @@ def test_a_sweep_in_a_bucket_equals_one_in_a_folder_and_another_machine_goes_on_
     assert {"busy", "reset", "cut", "slow"} <= set(in_the_way.done)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     folder = f"{s3}/sweeps/small"
-    assert f"report  {folder}/report.html" in said
+    assert f"page    {folder}/report.html" in said
     assert_same(results.load(folder), here)
     bucket = s3.removeprefix("s3://")
     made = server.objects(s3_endpoint, bucket)

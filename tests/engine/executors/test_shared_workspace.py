@@ -63,7 +63,7 @@ def test_a_workspace_of_one_machine_is_refused_and_one_in_a_bucket_survives_a_ki
         out, err = driver.communicate(timeout=HANGS)
     assert killed and driver.returncode == 0, err
     assert second.returncode == 2 and "is being run by another process" in " ".join(second.stderr.split())
-    assert f"report  {s3}/sweeps/small/report.html" in out
+    assert f"page    {s3}/sweeps/small/report.html" in out
     assert_same(results.load(f"{s3}/sweeps/small"), undisturbed)
     manifests = [
         artifact.manifest()
