@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -352,15 +353,29 @@ def _print_table(
     names: list[str],
     named: Callable[["Contrast"], list[str]],
 ) -> None:
-    """A row per contrast, then each thing that its numbers do not say, once."""
-    table = Table(box=None, pad_edge=False)
-    for heading in (*names, "diff", "interval", "p", "wins", "pairs", "verdict"):
-        table.add_column(heading, no_wrap=True)
+    """A row per contrast, then each thing that its numbers do not say, once.
+
+    On a narrow terminal the least needed columns are left out; no number is cut.
+    """
+    headings = [*names, "diff", "interval", "p", "wins", "pairs", "verdict"]
+    rows = []
     for c in contrasts:
         decimals = study.decimals[c.metric]
         limits, wins = interval(c.low, c.high, decimals), percent(c.win_rate)
         numbers = [signed(c.difference, decimals), limits, p_text(c.p), wins, str(c.n_pairs), c.finding]
-        table.add_row(*named(c), *numbers)
+        rows.append([*named(c), *numbers])
+    widths = [max(cell_len(visible(text)) for text in column) for column in zip(headings, *rows, strict=True)]
+    left_out = set[str]()
+    for heading in ("pairs", "wins", "p"):
+        kept = [w + 2 for w, name in zip(widths, headings, strict=True) if name not in left_out]
+        if sum(kept) - 2 > out.width:
+            left_out.add(heading)
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        if heading not in left_out:
+            table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*(text for text, name in zip(row, headings, strict=True) if name not in left_out))
     out.print(table)
     for note in dict.fromkeys(f"{c.control}: {c.note}" for c in contrasts if c.note):
         out.print(f"– {note}")

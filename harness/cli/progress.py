@@ -129,7 +129,7 @@ class Display:
 
     def _left(self) -> str | None:
         left = seconds_left(self._clock() - self._began, self._passes_done(), self._passes_asked())
-        return None if left is None else f"about {duration(left)} left"
+        return f"about {duration(left)} left" if left else None  # what follows the last pass is not known
 
     def _share(self) -> float:
         return min(1.0, self._passes_done() / (self._passes_asked() or 1.0))
