@@ -129,6 +129,7 @@ def check(
 @app.command()
 def run(
     sweep: SweepFile,
+    *,
     workspace: Where = "workspace",
     override: Overrides = None,
     executor: Annotated[
