@@ -31,7 +31,7 @@ class ModelError(HarnessError):
 
 
 class Interrupted(HarnessError):
-    """Ctrl-C was pressed, and all who worked have stopped where nothing is lost. The same command goes on."""
+    """A stop was requested, and all tasks stopped where nothing is lost. The same command goes on."""
 
     exit_code = 130
 

@@ -1,4 +1,4 @@
-"""One call that makes things: the display, Ctrl-C, the report and its mirror around the pipeline."""
+"""One call that makes things: the display, signals to stop, the report and its mirror around the pipeline."""
 
 import shlex
 import signal
@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import FrameType
 
 import typer
@@ -28,30 +29,49 @@ from harness.results import Results
 from harness.store.workspace import REPORT, Workspace
 
 
-@contextmanager
-def stop_at_ctrl_c(told: Callable[[], None]) -> Iterator[Stop]:
-    """Give what says whether Ctrl-C was pressed in this block; pressed again it is a KeyboardInterrupt.
+@dataclass
+class Stopping:
+    """What a signal asked for. Exit codes are the shell's: 130 after Ctrl-C, 143 after SIGTERM."""
 
-    `told` is called once, in a thread of its own, when it is pressed first: within a signal's handler nothing
-    may be printed.
+    by: signal.Signals | None = None
+
+    def __call__(self) -> bool:
+        """Whether all are to stop."""
+        return self.by is not None
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that was stopped."""
+        return 128 + (self.by or signal.SIGINT)
+
+
+@contextmanager
+def stop_at_signals(told: Callable[[], None]) -> Iterator[Stopping]:
+    """Give what says whether a signal asked to stop in this block; the second is a KeyboardInterrupt.
+
+    Ctrl-C, SIGTERM (Slurm, Kubernetes, `timeout`) and SIGHUP (a lost terminal) ask alike. `told` is called
+    once, in a thread of its own: within a signal's handler nothing may be printed.
     """
-    pressed = threading.Event()
+    stopping = Stopping()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
+        if stopping():
             raise KeyboardInterrupt
-        pressed.set()
+        stopping.by = signal.Signals(number)
         threading.Thread(target=told, daemon=True).start()
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:  # as a script's job in the background
-        signal.signal(signal.SIGINT, handle)
+    before = {number: signal.getsignal(number) for number in STOPS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as a script's job in the background, or under nohup
+            signal.signal(number, handle)
     try:
-        yield pressed.is_set
+        yield stopping
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPING = (
     "\nStopping. Waiting for what is under way: training saves a checkpoint at its next step; a dataset, a "
     "batch of images, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."
@@ -60,14 +80,15 @@ STOPPING = (
 
 @contextmanager
 def interruptible(display: Display) -> Iterator[Stop]:
-    """The live screen; Ctrl-C leaves the block in an orderly way and says how to go on."""
+    """The live screen; Ctrl-C or SIGTERM leaves the block in an orderly way and says how to go on."""
+    stopping = Stopping()
     try:
-        with display.live(), stop_at_ctrl_c(lambda: err.print(STOPPING)) as stop:
-            yield stop
+        with display.live(), stop_at_signals(lambda: err.print(STOPPING)) as stopping:
+            yield stopping
     except (Interrupted, KeyboardInterrupt):
         err.print("\nStopped. What is finished is kept; run the same command to go on:")
         err.print(f"  harness {shlex.join(sys.argv[1:])}", soft_wrap=True)
-        raise typer.Exit(Interrupted.exit_code) from None
+        raise typer.Exit(stopping.exit_code) from None
 
 
 def carry_out(

@@ -1,8 +1,11 @@
 """Runs one task: a plain function of the task and a store, in this process under a debugger or anywhere."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from harness.config.plan.plan import TrainingRun
 from harness.config.plan.rungs import IntermediateResult
@@ -107,3 +110,20 @@ def _lost(task: Task, ctx: Context) -> frozenset[str]:
         for steps in run.checkpoints
         if not ctx.workspace.checkpoint(run.run_id, steps).done
     )
+
+
+CGROUP_QUOTAS = (  # version 2: quota and period in one file; version 1: in two
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+
+
+def usable_cpus(quotas: Sequence[Sequence[str]] = CGROUP_QUOTAS) -> int:
+    """How many CPUs this process may use: by its affinity (`taskset`, `srun -c`) and its cgroup's quota."""
+    room = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for files in quotas:
+        with suppress(OSError, ValueError):
+            quota, period = " ".join(Path(file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                room = min(room, int(quota) / int(period))
+    return max(1, int(room))

@@ -112,7 +112,7 @@ EVENTS = {
     "node lost": "a node of the cluster was lost with its workers",
     "tried again": "a task was tried again, from its last checkpoint",
     "made again": "a part of the store was found damaged and made again",
-    "stopped": "the sweep was stopped by Ctrl-C",
+    "stopped": "the sweep was stopped by a signal",
     "driver lost": "the driver was killed or lost its cluster, and was started again",
 }
 

@@ -242,6 +242,29 @@ def test_an_address_is_of_a_cluster(sweep: Path, tmp_path: Path, capsys: pytest.
     assert "--address is of a Ray cluster" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "localhost"])
+def test_an_address_that_ray_cannot_use_is_told_in_one_line(
+    address: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness("run", sweep, "-w", tmp_path, "--address", address) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: no Ray cluster at {address}") and "not the dashboard's" in said
+
+
+def test_a_folder_too_long_for_rays_sockets_is_told_in_one_line(sweep: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "from harness.cli.main import main; main()", "run", sweep, "-w", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(long)},
+    )
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert said.startswith("error: Ray cannot start on this machine") and "TMPDIR=/tmp" in said
+
+
 @pytest.mark.parametrize("given", ["option", "environment"])
 def test_rays_client_is_refused_in_one_line_that_names_ray_job_submit(
     given: str,

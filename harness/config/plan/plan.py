@@ -98,7 +98,7 @@ class ResolvedArm:
 class Trial:
     """One point of the sweep. `params` are the axis values by dotted name, for people and for columns.
 
-    An axis that is not applied is null.
+    An axis that is not applied is None; a value that is null is "none".
     """
 
     index: int
@@ -240,6 +240,9 @@ def expand(sweep: SweepConfig, known: PointsAndTrials = ()) -> Plan:
     return builder.plan()
 
 
+NULL = "none"  # an axis value that is null, in columns; an axis that is not applied is null there
+
+
 def param_label(value: Any) -> Any:
     """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`."""
     match value:
@@ -249,6 +252,14 @@ def param_label(value: Any) -> Any:
             return ", ".join(map(str, value))
         case plain:
             return plain
+
+
+def _label_at(point: Point, axis: str) -> Any:
+    """The label of an axis' value; None if the axis is not applied, `none` if its value is null."""
+    if axis not in point:
+        return None
+    label = param_label(point[axis])
+    return NULL if label is None else label
 
 
 class _Builder:
@@ -272,7 +283,7 @@ class _Builder:
             index=len(self.trials),
             trial_id=trial_id,
             config=config,
-            params={name: param_label(point.get(name)) for name in self.sweep.axes},
+            params={name: _label_at(point, name) for name in self.sweep.axes},
             run_id=run_id,
             arms={arm.name: self._arm(config, arm) for arm in self.sweep.arms},
         )

@@ -8,7 +8,6 @@ loading, encoding and scoring.
 import heapq
 import itertools
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from harness.engine.tasks import (
     arms_of_trial,
     missing_tasks,
 )
+from harness.engine.worker import usable_cpus
 from harness.errors import ArtifactError
 from harness.store.artifact import is_manifest
 from harness.store.workspace import Place, PlaceKind, Workspace
@@ -191,7 +191,7 @@ def workers(compute: ComputeConfig) -> int:
     """How many processes work at once: as many as told, or as this machine has CPUs and GPUs for."""
     if compute.max_concurrent:
         return compute.max_concurrent
-    room = (os.cpu_count() or 1) / compute.cpus_per_trial
+    room = usable_cpus() / compute.cpus_per_trial
     if compute.gpus_per_trial:
         room = min(room, gpus() * compute.training_workers / compute.gpus_per_trial)
     return max(1, int(room))

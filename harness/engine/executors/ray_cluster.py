@@ -2,14 +2,20 @@
 
 import contextlib
 import logging
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from harness.config.loading.files import one_line
 from harness.config.schema.compute import ComputeConfig
+from harness.engine.worker import usable_cpus
 from harness.errors import HarnessError, WorkspaceError
 from harness.store.workspace import Workspace
 
@@ -69,21 +75,59 @@ def connected(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
+    _send_token(address)
+    handler = signal.getsignal(signal.SIGTERM)
     # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
     try:
         ray.init(
             # Without an address Ray would join whatever cluster was last started on this machine.
             address=address or "local",
+            num_cpus=None if address else usable_cpus(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
-    except ConnectionError as error:
-        raise HarnessError(f"no Ray cluster at {address} (--address or RAY_ADDRESS): {error}") from None
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise HarnessError(_why_not(address, error)) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would abort
     try:
         yield address is None
     finally:
         ray.shutdown()
+
+
+TOKEN_FILE = "~/.ray/auth_token"  # where Ray keeps one
+
+
+def _send_token(address: str | None) -> None:
+    """Where an address is given and a token is there, Ray sends it only if it is told to."""
+    has_token = (
+        Path(os.path.expanduser(TOKEN_FILE)).is_file()
+        or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    )
+    if address is not None and has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _why_not(address: str | None, error: Exception) -> str:
+    """One line: what Ray says, and what would do."""
+    said = one_line(str(error), 160)
+    if address is None:
+        return (
+            f"Ray cannot start on this machine: {said}. It needs a HOME it can write to and a short TMPDIR "
+            "(TMPDIR=/tmp); --executor local needs no Ray"
+        )
+    if "://" in address or ":" not in address:
+        return (
+            f"no Ray cluster at {address} (--address or RAY_ADDRESS): give auto, or HOST:PORT of the head's "
+            "GCS, as 10.0.0.1:6379, not the dashboard's"
+        )
+    return (
+        f"no Ray cluster that answers at {address} (--address or RAY_ADDRESS): {said}. If it needs a token, "
+        "set RAY_AUTH_TOKEN"
+    )
 
 
 def workers(compute: ComputeConfig) -> int:

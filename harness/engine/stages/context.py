@@ -83,7 +83,7 @@ class Context:
     def go_on(self) -> None:
         """Raise Interrupted if all are to stop; called where nothing would be lost."""
         if self.stop():
-            raise Interrupted("stopped by Ctrl-C; what is finished is kept, and the same command goes on")
+            raise Interrupted("stopped as requested; what is finished is kept, and the same command goes on")
 
     def images_per_batch(self, model: "Model", settings: SamplerSettings) -> int:
         """How many images are generated in one batch: as configured, or as the model has memory for."""

@@ -102,6 +102,23 @@ def test_a_conditional_axis_is_null_where_it_is_not_applied_and_its_doubles_are_
     assert ranks == [8, 8, 2, 2, 8, 8]  # where it is not applied: as the sweep says without axes
 
 
+def test_a_null_that_is_a_value_is_told_from_an_axis_that_is_not_applied(tmp_path: Path) -> None:
+    axes = {
+        "training.min_snr_gamma": [None, 5],
+        "adapter.kind": ["lora", "dora"],
+        RANK: {"values": [2], "when": {"adapter.kind": "dora"}},
+    }
+    plan = expand(load(tmp_path, axes=axes))
+    assert [tuple(trial.params.values()) for trial in plan.trials] == [
+        ("none", "lora", None),
+        ("none", "dora", 2),
+        (5, "lora", None),
+        (5, "dora", 2),
+    ]
+    trained = [trial.config.trained.training.min_snr_gamma for trial in plan.trials]
+    assert trained == [None, None, 5, 5]
+
+
 def test_a_condition_looks_into_whole_sections_and_behind_other_conditions(tmp_path: Path) -> None:
     axes = {
         "adapter.vectors": {"values": [2, 3], "when": {"adapter.kind": "textual_inversion"}},

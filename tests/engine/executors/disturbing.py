@@ -59,11 +59,19 @@ def press_ctrl_c(process: "subprocess.Popen[str]") -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def stopped_by_ctrl_c(process: "subprocess.Popen[str]", command: list[str], workspace: Path) -> int:
-    """Press it while the one run is trained: it is told how to go on. The step of the checkpoint kept."""
-    press_ctrl_c(process)
+def stopped(
+    process: "subprocess.Popen[str]", command: list[str], workspace: Path, *, by: signal.Signals
+) -> int:
+    """Stop it while the one run is trained: it is told how to go on. The step of the checkpoint kept.
+
+    Ctrl-C reaches all processes of the command; Slurm, Kubernetes and `timeout` end the driver alone.
+    """
+    if by is signal.SIGINT:
+        press_ctrl_c(process)
+    else:
+        process.send_signal(by)
     _, said = process.communicate(timeout=HANGS)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 128 + by and "Traceback" not in said
     said = " ".join(said.split())
     assert "Stopping. Waiting for what is under way" in said
     assert f"run the same command to go on: {' '.join(['harness', *command[1:]])}" in said
