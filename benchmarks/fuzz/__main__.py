@@ -1,7 +1,7 @@
 """Damaged and hostile inputs by the thousand, from a fixed seed.
 
-    python -m benchmarks.fuzz --seed 0
-    python -m benchmarks.fuzz --seed 0 --kind sweeps
+python -m benchmarks.fuzz --seed 0
+python -m benchmarks.fuzz --seed 0 --kind sweeps
 """
 
 import argparse
@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.fuzz.kinds import KINDS
 from benchmarks.fuzz.cases import Tally, run
+from benchmarks.fuzz.kinds import KINDS
 from benchmarks.machine import markdown
 
 

@@ -1,7 +1,7 @@
 """Damaged adapters: LoRAs in every layout, LoHa, LoKr, DoRA, embeddings and pickles.
 
-One is wrongly taken when a tensor of it neither acts nor is told as left out; when `check` takes it, and then it
-cannot be read or does not fit the model's layers; or when what acts is not finite.
+One is wrongly taken when a tensor of it neither acts nor is told as left out; when `check` takes it, and
+then it cannot be read or does not fit the model's layers; or when what acts is not finite.
 """
 
 import io
@@ -29,7 +29,15 @@ from harness.diffusion.adapters.files import read_adapter
 State = dict[str, torch.Tensor]
 RANK = 2
 WORD = "wrong"
-ODD_NAMES = ("x" * 3000, "lora_A", "a\nb", "\u202e", "unet.lora_A.weight", "unet..lora_A.weight", "__metadata__")
+ODD_NAMES = (
+    "x" * 3000,
+    "lora_A",
+    "a\nb",
+    "\u202e",
+    "unet.lora_A.weight",
+    "unet..lora_A.weight",
+    "__metadata__",
+)
 
 
 def damaged_adapters(folder: Path, *, seed: int, count: int) -> Cases:
@@ -50,7 +58,11 @@ def damaged_adapters(folder: Path, *, seed: int, count: int) -> Cases:
         file.write_bytes(content)
         arm = {"name": "given", "negative": WORD, "adapters": [{"file": str(file)}]}
         path = folder / "sweep.yaml"
-        path.write_text(yaml.safe_dump({**sweep, "arms": [{"name": "placebo", "negative": WORD}, *sweep["arms"][3:], arm]}))
+        path.write_text(
+            yaml.safe_dump(
+                {**sweep, "arms": [{"name": "placebo", "negative": WORD}, *sweep["arms"][3:], arm]}
+            )
+        )
 
         def read(path: Path = path, file: Path = file) -> None:
             load_plan(path)
@@ -63,7 +75,9 @@ def _layers() -> dict[str, tuple[int, ...]]:
     """Layers of each part and kind, by `<part>.<module>`."""
     shapes = module_shapes(EmojiModel())
     found = {}
-    for part, words in zip(PARTS, (("attn1.to_q", "attn2.to_k", "conv1"), ("q_proj",), ("q_proj",)), strict=True):
+    for part, words in zip(
+        PARTS, (("attn1.to_q", "attn2.to_k", "conv1"), ("q_proj",), ("q_proj",)), strict=True
+    ):
         for word in words:
             module = next(name for name in sorted(shapes[part]) if name.endswith(word))
             found[f"{part}.{module}"] = shapes[part][module]
@@ -93,7 +107,9 @@ def _dora(layers: dict[str, tuple[int, ...]]) -> State:
 
 def _flat(name: str) -> str:
     part, _, module = name.partition(".")
-    start = dict(zip(PARTS, ("lora_unet_", "lora_te1_text_model.", "lora_te2_text_model."), strict=True))[part]
+    start = dict(zip(PARTS, ("lora_unet_", "lora_te1_text_model.", "lora_te2_text_model."), strict=True))[
+        part
+    ]
     return (start + module.removeprefix("text_model.")).replace(".", "_")
 
 
@@ -143,25 +159,44 @@ KINDS: dict[str, Callable[[dict[str, tuple[int, ...]]], State]] = {
 def _metadata(kind: str, layers: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     if kind == "embedding":
         return {"word": WORD}
-    config = {f"{part}.{key}": value for part in PARTS for key, value in (("r", RANK), ("lora_alpha", 4), ("use_rslora", False))}
+    config = {
+        f"{part}.{key}": value
+        for part in PARTS
+        for key, value in (("r", RANK), ("lora_alpha", 4), ("use_rslora", False))
+    }
     return {METADATA_KEY: config} if kind in ("peft", "dora") else {}
 
 
-def _changed(state: State, metadata: dict[str, Any], is_pickle: bool, dice: random.Random) -> tuple[str, bytes]:
+def _changed(
+    state: State, metadata: dict[str, Any], is_pickle: bool, dice: random.Random
+) -> tuple[str, bytes]:
     """The file of an adapter in which something is another: a tensor, a name, the metadata or bytes."""
     key = dice.choice(sorted(state))
     tensor = state[key]
-    kind = dice.choice(("name", "drop", "shape", "number", "dtype", "more", "metadata", "header", "bytes", "bytes"))
+    kind = dice.choice(
+        ("name", "drop", "shape", "number", "dtype", "more", "metadata", "header", "bytes", "bytes")
+    )
     done = f"{kind} of {key}"
     match kind:
         case "name":
-            other = dice.choice((dice.choice(ODD_NAMES), _misspelt(key, dice), key.replace("unet", "text_encoder", 1)))
+            other = dice.choice(
+                (dice.choice(ODD_NAMES), _misspelt(key, dice), key.replace("unet", "text_encoder", 1))
+            )
             state = {(other if name == key else name): value for name, value in state.items()}
             done = f"{key} named {other!r:.80}"
         case "drop":
             del state[key]
         case "shape":
-            shapes = ((), (0,), (1,), (*tensor.shape, 1), tensor.shape[::-1], (1, *tensor.shape), (0, 3), (7, 7))
+            shapes = (
+                (),
+                (0,),
+                (1,),
+                (*tensor.shape, 1),
+                tensor.shape[::-1],
+                (1, *tensor.shape),
+                (0, 3),
+                (7, 7),
+            )
             state[key] = _numbers(*(shape := dice.choice(shapes)))
             done = f"{key} of shape {shape}"
         case "number":
@@ -170,17 +205,36 @@ def _changed(state: State, metadata: dict[str, Any], is_pickle: bool, dice: rand
             state[key].view(-1)[0] = value
             done = f"{key} with {value}"
         case "dtype":
-            dtype = dice.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn))
+            dtype = dice.choice(
+                (
+                    torch.float16,
+                    torch.bfloat16,
+                    torch.float64,
+                    torch.int8,
+                    torch.int64,
+                    torch.bool,
+                    torch.float8_e4m3fn,
+                )
+            )
             state[key] = tensor.to(dtype)
             done = f"{key} as {dtype}"
         case "more":
-            names = ("lora_unet_x.alpha", f"{key}.alpha", "bundle_emb.x.clip_l", "emb_params", "x", key.replace("0", "1"))
+            names = (
+                "lora_unet_x.alpha",
+                f"{key}.alpha",
+                "bundle_emb.x.clip_l",
+                "emb_params",
+                "x",
+                key.replace("0", "1"),
+            )
             state[name := dice.choice(names)] = _numbers(*dice.choice(((), (2, 2), tuple(tensor.shape))))
             done = f"{name} besides"
         case "metadata" if metadata and not is_pickle:
             done, metadata = mutated(metadata, dice)
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    content = _pickled(state, dice) if is_pickle else save({k: t.contiguous() for k, t in state.items()}, texts)
+    content = (
+        _pickled(state, dice) if is_pickle else save({k: t.contiguous() for k, t in state.items()}, texts)
+    )
     if kind == "header" and not is_pickle:
         done, content = _with_header(content, dice)
     if kind == "bytes":
@@ -204,7 +258,15 @@ def _with_header(content: bytes, dice: random.Random) -> tuple[str, bytes]:
 
 
 def _pickled(state: State, dice: random.Random) -> bytes:
-    odd: tuple[Any, ...] = (state, state, {"state_dict": state}, list(state), {1: _numbers(2)}, {"x": _Code()}, _numbers(2))
+    odd: tuple[Any, ...] = (
+        state,
+        state,
+        {"state_dict": state},
+        list(state),
+        {1: _numbers(2)},
+        {"x": _Code()},
+        _numbers(2),
+    )
     file = io.BytesIO()
     torch.save(dice.choice(odd), file)
     return file.getvalue()
@@ -219,10 +281,14 @@ class _Code:
 
 def _check_taken(file: Path) -> None:
     layout = read_layout(file)
-    acting = [key for layers in layout.layers.values() for layer in layers.values() for key in layer.keys.values()]
+    acting = [
+        key for layers in layout.layers.values() for layer in layers.values() for key in layer.keys.values()
+    ]
     told = [key for keys in layout.left_out.values() for key in keys]
     if layout.kind == "low_rank":
-        assert sorted([*acting, *told]) == sorted(layout.header.shapes), "a tensor neither acts nor is left out"
+        assert sorted([*acting, *told]) == sorted(layout.header.shapes), (
+            "a tensor neither acts nor is left out"
+        )
     adapter = read_adapter(file, device=torch.device("cpu"), dtype=torch.float32)
     if adapter.embedding is not None:
         assert all(bool(t.isfinite().all()) for t in adapter.embedding.learnt_ND), "not finite"

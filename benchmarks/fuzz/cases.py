@@ -83,13 +83,14 @@ def _badly_said(error: str, path: str) -> str | None:
 
 
 JUNK: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 64, 2**31, 2**63, 2**64, 10**30, -(10**30), 0.0, -0.0, 0.5, 1.5, -1e-9,
-    1e-300, 1e308, float("nan"), float("inf"), -float("inf"), "", " ", "8", "1e3", "nan", "true", "x" * 10_000,
-    "é" * 50, "e\u0301", "\x00", "a\nb", "\x1b[31m", "\u202egnp", "\u2028", "\ufeff", "$x$", "[/x]", "<script>",
-    "{prompt}", "{{", "%s", "..", "../..", "/etc/passwd", "/dev/zero", "~none/x", "con.png", "(x:1.3)", "[x]",
-    "((x", "(x)1.2", "BREAK", "<lora:x:1>", "('a', 'b').and()", "('a', 'b').swap()", [], [[]], [None], [0, 0],
-    [1, 2, 3], ["a", "a"], {}, {"": 1}, {"kind": None}, {"kind": "x"}, {"kind": ["x"]}, {"min": 1, "max": 0},
-    {"when": {}, "values": []}, {"a": {"b": {"c": []}}},
+    None, True, False, 0, 1, -1, 2, 7, 64, 2**31, 2**63, 2**64, 10**30, -(10**30), 0.0, -0.0, 0.5, 1.5,
+    -1e-9, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"), "", " ", "8", "1e3", "nan", "true",
+    "x" * 10_000, "é" * 50, "e\u0301", "\x00", "a\nb", "\x1b[31m", "\u202egnp", "\u2028", "\ufeff", "$x$",
+    "[/x]", "<script>", "{prompt}", "{{", "%s", "..", "../..", "/etc/passwd", "/dev/zero", "~none/x",
+    "con.png", "(x:1.3)", "[x]", "((x", "(x)1.2", "BREAK", "<lora:x:1>", "('a', 'b').and()",
+    "('a', 'b').swap()", [], [[]], [None], [0, 0], [1, 2, 3], ["a", "a"], {}, {"": 1}, {"kind": None},
+    {"kind": "x"}, {"kind": ["x"]}, {"min": 1, "max": 0}, {"when": {}, "values": []},
+    {"a": {"b": {"c": []}}},
 )  # fmt: skip
 
 
@@ -113,7 +114,9 @@ def mutated(tree: Any, dice: random.Random, *, junk: tuple[Any, ...] = JUNK) -> 
     tree = copy.deepcopy(tree)
     *heads, last = path = dice.choice(list(places(tree)))
     parent, name = at(tree, heads), ".".join(map(str, path))
-    match dice.choice(("replace", "replace", "replace", "remove", "misspell", "take", "swap", "repeat", "scale")):
+    match dice.choice(
+        ("replace", "replace", "replace", "remove", "misspell", "take", "swap", "repeat", "scale")
+    ):
         case "remove":
             del parent[last]
             return f"{name} removed", tree

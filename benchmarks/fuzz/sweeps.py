@@ -1,8 +1,8 @@
 """Mutated sweeps, and YAML texts.
 
-A sweep is wrongly taken when a key that was misspelt, or a number that is none, is taken; when a value that it
-gives is another in what was read; or when a trial has not the values of its axes. A text is wrongly taken when
-what was read is no plain data, reads otherwise once written as JSON, or lost a key that was given twice.
+A sweep is wrongly taken when a key that was misspelt, or a number that is none, is taken; when a value that
+it gives is another in what was read; or when a trial has not the values of its axes. A text is wrongly taken
+when what was read is no plain data, reads otherwise once written as JSON, or lost a key that was given twice.
 """
 
 import json
@@ -117,17 +117,21 @@ def _check_trials(plan: Plan) -> None:
 
 
 TOKENS = (
-    "&a ", "*a", "&a [*a]", "!!python/object/apply:os.system [x]", "!x ", "? ", ": ", "- ", "<<: ", "<<: *a", "{", "}",
-    "[", "]", "[" * 100, "{a: " * 100, "- " * 100, "|", ">-\n", "'", '"', "#", "%YAML 1.1\n---\n", "---\n", "...\n",
-    "\t", "\r", "\n", "\x00", "\x85", "\u2028", "\ufeff", "\ufffe", "\x7f", "\\", "0x1F", "0o17", "1_000", "12:30",
-    "1e400", "-.inf", ".nan", "9" * 60, "~", "null", "yes", "2001-01-01", "=", "@", "`", "\\ud800", '"\\ud800"',
-    '"\\x41"', "é", "😀", "x" * 1000,
+    "&a ", "*a", "&a [*a]", "!!python/object/apply:os.system [x]", "!x ", "? ", ": ", "- ", "<<: ",
+    "<<: *a", "{", "}", "[", "]", "[" * 100, "{a: " * 100, "- " * 100, "|", ">-\n", "'", '"', "#",
+    "%YAML 1.1\n---\n", "---\n", "...\n", "\t", "\r", "\n", "\x00", "\x85", "\u2028", "\ufeff", "\ufffe",
+    "\x7f", "\\", "0x1F", "0o17", "1_000", "12:30", "1e400", "-.inf", ".nan", "9" * 60, "~", "null",
+    "yes", "2001-01-01", "=", "@", "`", "\\ud800", '"\\ud800"', '"\\x41"', "é", "😀", "x" * 1000,
 )  # fmt: skip
 
 
 def yaml_texts(folder: Path, *, seed: int, count: int) -> Cases:
     """Shipped sweeps' texts and random JSON, with marks of YAML put in, bytes damaged or lines doubled."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(SWEEPS.rglob("*.yaml")) if "clusters" not in path.parts]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in sorted(SWEEPS.rglob("*.yaml"))
+        if "clusters" not in path.parts
+    ]
     file = folder / "text.yaml"
     for number in range(count):
         dice = random.Random(f"text {seed} {number}")
@@ -172,7 +176,9 @@ def _random_value(dice: random.Random, depth: int) -> Any:
             return [_random_value(dice, depth - 1) for _ in range(dice.randrange(4))]
         case "map":
             return {_word(dice): _random_value(dice, depth - 1) for _ in range(dice.randrange(4))}
-    return dice.choice((None, True, False, dice.randrange(-9, 10**9), round(dice.uniform(-1, 1), 5), _word(dice)))
+    return dice.choice(
+        (None, True, False, dice.randrange(-9, 10**9), round(dice.uniform(-1, 1), 5), _word(dice))
+    )
 
 
 def _word(dice: random.Random) -> str:

@@ -20,7 +20,15 @@ from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
 from harness.config.weights.header import PICKLES, not_finite, read_header
-from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, adapter_path, described, read_layout
+from harness.config.weights.layout import (
+    CLIP_KEYS,
+    LORA_FILE,
+    Layer,
+    Layout,
+    adapter_path,
+    described,
+    read_layout,
+)
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
 from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError

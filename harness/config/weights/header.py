@@ -49,7 +49,7 @@ def _of_safetensors(path: Path) -> Header:
         raise ModelError(f"{path} cannot be read ({error}); give a whole .safetensors file") from error
 
 
-# Of each type of numbers that has some that are none: the numpy type of its bits, and the bits that all are set there.
+# Of each type that has NaN: the type of its bits, and the bits that are all set in what is not finite.
 NOT_FINITE = {
     "F64": ("<u8", 0x7FF0 << 48),
     "F32": ("<u4", 0x7F80 << 16),
@@ -69,7 +69,9 @@ def not_finite(path: Path) -> str | None:
         if about.get("dtype") in NOT_FINITE:
             kind, bits = NOT_FINITE[about["dtype"]]
             begin, end = about["data_offsets"]
-            numbers = np.frombuffer(content, kind, (end - begin) // np.dtype(kind).itemsize, 8 + length + begin)
+            numbers = np.frombuffer(
+                content, kind, (end - begin) // np.dtype(kind).itemsize, 8 + length + begin
+            )
             if ((numbers & np.dtype(kind).type(bits)) == bits).any():
                 return str(name)
     return None

@@ -55,7 +55,9 @@ def read_adapter(path: Path, *, device: torch.device, dtype: torch.dtype) -> Ada
     tensors = _tensors(path)
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise ModelError(f"adapter {path} has NaN or infinity in {one_line(key, 100)}: its training failed")
+            raise ModelError(
+                f"adapter {path} has NaN or infinity in {one_line(key, 100)}: its training failed"
+            )
     if layout.kind == "embedding":
         return Adapter(embedding=_embedding(layout, {k: t.to(device, dtype) for k, t in tensors.items()}))
     unet, first, second = (
