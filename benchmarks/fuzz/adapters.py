@@ -42,7 +42,7 @@ ODD_NAMES = (
 
 def damaged_adapters(folder: Path, *, seed: int, count: int) -> Cases:
     """Adapters of a few layers of the embedded model, as an arm of a sweep names them."""
-    layers = _layers()
+    layers = some_layers()
     sweep = {
         **read_yaml(SWEEPS / f"{SHIPPED[0]}.yaml"),
         "axes": {"adapter.rank": [2]},
@@ -71,8 +71,8 @@ def damaged_adapters(folder: Path, *, seed: int, count: int) -> Cases:
         yield f"{kind}{file.suffix}: {done}", read
 
 
-def _layers() -> dict[str, tuple[int, ...]]:
-    """Layers of each part and kind, by `<part>.<module>`."""
+def some_layers() -> dict[str, tuple[int, ...]]:
+    """Layers of the embedded model, of each part and kind, by `<part>.<module>`."""
     shapes = module_shapes(EmojiModel())
     found = {}
     for part, words in zip(
@@ -96,13 +96,14 @@ def _lora(layers: dict[str, tuple[int, ...]], down: str, up: str) -> State:
     return state
 
 
-def _peft(layers: dict[str, tuple[int, ...]]) -> State:
+def peft(layers: dict[str, tuple[int, ...]]) -> State:
+    """A LoRA on these layers, as PEFT and diffusers name its tensors."""
     return _lora(layers, ".lora_A.weight", ".lora_B.weight")
 
 
 def _dora(layers: dict[str, tuple[int, ...]]) -> State:
     magnitudes = {f"{name}.lora_magnitude_vector": _numbers(shape[0]) + 1 for name, shape in layers.items()}
-    return {**_peft(layers), **magnitudes}
+    return {**peft(layers), **magnitudes}
 
 
 def _flat(name: str) -> str:
@@ -146,7 +147,7 @@ def _embedding(layers: dict[str, tuple[int, ...]]) -> State:
 
 
 KINDS: dict[str, Callable[[dict[str, tuple[int, ...]]], State]] = {
-    "peft": _peft,
+    "peft": peft,
     "old diffusers": lambda layers: _lora(layers, ".lora.down.weight", ".lora.up.weight"),
     "dora": _dora,
     "kohya": _kohya,

@@ -17,11 +17,13 @@ from typing import Any
 
 import psutil
 from PIL import Image, ImageDraw
+from safetensors.torch import save
 
+from benchmarks.fuzz.adapters import peft, some_layers
 from benchmarks.fuzz.cases import JUNK, Cases, damaged, mutated
 from harness.config.loading.image_folder import MOST_ELONGATED, MOST_PIXELS, SHORTEST_SIDE, read_image
 from harness.config.loading.tokens import model_digest
-from harness.config.plan.plan import ResolvedArm, cells
+from harness.config.plan.plan import ResolvedAdapter, ResolvedArm, cells
 from harness.config.schema.evaluation import CfgGuider, Prompt
 from harness.config.schema.model import EmojiModel
 from harness.diffusion.models import load_model
@@ -226,6 +228,18 @@ DECIDES = (
 def _generated(folder: Path) -> Path:
     config = EmojiModel()
     config = config.model_copy(update={"digest": model_digest(config)})
+    file = folder / "a.safetensors"
+    file.write_bytes(save(peft(some_layers())))
+    adapter = ResolvedAdapter(
+        run_id=None,
+        steps=None,
+        weights="last",
+        file=file,
+        hub=None,
+        digest="0" * 64,
+        scale=1.0,
+        branch="negative",
+    )
     arm = ResolvedArm(
         arm_id="0123456789abcdef",
         arm="wrong",
@@ -240,11 +254,11 @@ def _generated(folder: Path) -> Path:
         size=None,
         noise="per_prompt",
         refiner_start=None,
-        adapters=(),
+        adapters=(adapter,),
         merge=None,
     )
     (cell,) = cells(arm, [Prompt(text="a (red)++ fox", split="test")], (7,), "test")
     generate_cells(
-        [Part(arm=arm, cells=[cell], folder=folder)], load_model(config, device="cpu"), lambda _: folder
+        [Part(arm=arm, cells=[cell], folder=folder)], load_model(config, device="cpu"), lambda _: file
     )
     return folder / f"{cell.image_id}.png"

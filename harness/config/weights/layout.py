@@ -107,8 +107,8 @@ def adapter_path(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise ModelError(
-        f"adapter {path} cannot be read: it has neither {LORA_FILE} nor {EMBEDDING_FILE} nor {PEFT_FILE}; "
-        "give the file itself"
+        f"adapter {path} cannot be read: give the file itself; this folder has neither {LORA_FILE} nor "
+        f"{EMBEDDING_FILE} nor {PEFT_FILE}"
     )
 
 

@@ -177,7 +177,7 @@ def _check_model(config: ModelConfig) -> None:
     if found != config.digest:
         raise ModelError(
             f"the weights of the model are not those the image was drawn with: their hash is {found}, and "
-            f"was {config.digest}"
+            f"was {one_line(config.digest, 64)}"
         )
 
 
@@ -192,11 +192,12 @@ def _find(adapter: ResolvedAdapter, *, sha256: str, image: Path, workspace: Path
             others.append(place)
     if others:
         raise ModelError(
-            f"adapter {others[0]} has other weights than the image was drawn with; their hash was {sha256}"
+            f"adapter {one_line(others[0])} has other weights than the image was drawn with; their hash was "
+            f"{one_line(sha256, 64)}"
         )
     raise ModelError(
-        f"the adapter with hash {sha256} is not found; looked for it in "
-        f"{', '.join(str(place) for place in places)}. Give the workspace that it was trained in, or put its "
+        f"the adapter with hash {one_line(sha256, 64)} is not found; looked for it in "
+        f"{', '.join(map(one_line, places))}. Give the workspace that it was trained in, or put its "
         "file beside the image"
     )
 
