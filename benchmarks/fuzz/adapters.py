@@ -6,6 +6,7 @@ then it cannot be read or does not fit the model's layers; or when what acts is 
 
 import io
 import json
+import math
 import random
 import struct
 from collections.abc import Callable
@@ -297,6 +298,9 @@ def _check_taken(file: Path) -> None:
     shapes = module_shapes(EmojiModel())
     for part, layers in zip(PARTS, (adapter.unet, adapter.text_encoder, adapter.text_encoder_2), strict=True):
         for module, layer in layers.items():
-            product = layer.scale * (layer.up.flatten(1) @ layer.down.flatten(1))
-            assert product.numel() == torch.Size(shapes[part][module]).numel(), f"{module} does not fit"
-            assert bool(product.isfinite().all()), f"{module} is not finite"
+            size = layer.up.flatten(1).shape[0] * layer.down.flatten(1).shape[1]
+            assert size == torch.Size(shapes[part][module]).numel(), f"{module} does not fit"
+            finite = math.isfinite(layer.scale) and bool(
+                layer.up.isfinite().all() & layer.down.isfinite().all()
+            )
+            assert finite, f"{module} is not finite"
