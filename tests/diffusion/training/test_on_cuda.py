@@ -127,13 +127,6 @@ def test_a_run_alone_with_and_without_checkpointing(
     assert any(name.startswith(("text_encoder.", "clip_l")) for name in saved[2].adapter)
 
 
-def test_words_are_learnt_in_one_pack(cuda: FakeCuda, on_cuda: Model, images: Path) -> None:
-    words = [TextualInversion(), TextualInversion(vectors=2)]
-    saved = pack(on_cuda, images, words)
-    assert [one[2].adapter["clip_g"].shape[0] for one in saved] == [4, 2]
-    assert all(on_cpu(checkpoint) and checkpoint.ema for one in saved for checkpoint in one.values())
-
-
 def test_a_step_never_waits_for_the_device(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, tmp_path: Path
 ) -> None:
