@@ -177,7 +177,7 @@ def read_image(file: Path) -> Image.Image:
         raise ConfigError(f"recipe.path: {error}") from error
 
 
-def decoded(file: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, dict[str, str]]:
+def decoded(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[Image.Image, dict[str, str]]:
     """The image upright as its EXIF orientation says, 8-bit RGB, transparency laid on white; and its texts.
 
     Raises ConfigError for what cannot be read, is animated, or is larger or longer than any training image.
