@@ -109,9 +109,8 @@ def _dora(layers: dict[str, tuple[int, ...]]) -> State:
 
 def _flat(name: str) -> str:
     part, _, module = name.partition(".")
-    start = dict(zip(PARTS, ("lora_unet_", "lora_te1_text_model.", "lora_te2_text_model."), strict=True))[
-        part
-    ]
+    starts = ("lora_unet_", "lora_te1_text_model.", "lora_te2_text_model.")
+    start = next(start for own, start in zip(PARTS, starts, strict=True) if own == part)
     return (start + module.removeprefix("text_model.")).replace(".", "_")
 
 

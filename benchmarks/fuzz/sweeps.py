@@ -136,7 +136,8 @@ def yaml_texts(folder: Path, *, seed: int, count: int) -> Cases:
     for number in range(count):
         dice = random.Random(f"text {seed} {number}")
         value = _random_value(dice, 4)
-        text, expected = json.dumps(value, ensure_ascii=dice.random() < 0.5), (value,)
+        text = json.dumps(value, ensure_ascii=dice.random() < 0.5)
+        expected: tuple[Any, ...] = (value,)
         if dice.random() < 0.6:
             text, expected = dice.choice(texts), ()
         doubled = False

@@ -62,10 +62,8 @@ def test_an_adapter_with_nan_is_refused_before_any_work(dtype: str, value: str, 
 
 
 def test_where_an_adapter_has_nan_is_said(tmp_path: Path) -> None:
-    lora(
-        tmp_path / "mine.safetensors",
-        **{f"unet.{TO_Q}.lora_A.weight": np.full((2, 1280), np.nan, np.float32)},
-    )
+    odd: dict[str, Any] = {f"unet.{TO_Q}.lora_A.weight": np.full((2, 1280), np.nan, np.float32)}
+    lora(tmp_path / "mine.safetensors", **odd)
     said = refused(tmp_path, arms=with_file("mine.safetensors"))
     assert "arms.foreign.adapters[0].file: mine.safetensors has NaN or infinity in unet.mid_block" in said
 

@@ -180,6 +180,6 @@ def test_an_adapter_with_nan_is_not_read(one: Path, tmp_path: Path, value: float
     key = next(key for key in state if "lora_B" in key)
     state[key][0] = value
     for write, name in ((save_file, "nan.safetensors"), (torch.save, "nan.bin")):
-        write(state, tmp_path / name)  # type: ignore[operator]
+        write(state, tmp_path / name)
         with pytest.raises(ModelError, match=f"{name} has NaN or infinity in {key}"):
             read_adapter(tmp_path / name, device=torch.device("cpu"), dtype=torch.float16)

@@ -167,7 +167,7 @@ def test_what_cannot_be_drawn_again_says_why(arm: ResolvedArm, emoji: Model, tmp
         redraw(others, workspace=None, output=again)
     file = tmp_path / "hosts"
     file.write_bytes(b"127.0.0.1 localhost")
-    stranger = {
+    stranger: dict[str, object] = {
         "run_id": None,
         "steps": None,
         "weights": "last",
