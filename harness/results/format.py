@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from harness.config.loading.files import one_line
+from harness.config.loading.files import one_line, visible
 
 MISSING = "—"
 MOST_LETTERS = 20_000  # as the longest text of a sweep
@@ -14,7 +14,7 @@ MARKUP = re.compile(r"[\\`*|$~&]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])|(?<=\
 
 def markdown(text: object) -> str:
     """A user's text within a line of Markdown, or a table's cell, as the letters that it is."""
-    return MARKUP.sub(r"\\\g<0>", one_line(text, MOST_LETTERS))
+    return MARKUP.sub(r"\\\g<0>", visible(str(text)).replace("\n", " "))
 
 
 def code(text: object) -> str:
