@@ -59,7 +59,7 @@ DOORS = {  # library: the rooms or modules that import it, annotations and funct
 }
 BROAD_EXCEPTS = {  # function: why no narrower class will do
     "config.loading.image_folder._orientation": "metadata does not decide whether pixels can be read",
-    "config.loading.image_folder.read_image": "a damaged file leads Pillow's decoders to any error",
+    "config.loading.image_folder.decoded": "a damaged file leads Pillow's decoders to any error",
     "config.loading.tokens._tokenizer": "tokenizers raises bare Exception for whatever it cannot read",
     "engine.queue.Queue._begin_with": "kept, and raised when the executor's own loop has ended",
     "engine.executors.local._outcome": "a trial that fails is a row with its reason",

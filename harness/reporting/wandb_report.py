@@ -7,7 +7,7 @@ deleted. Panels name only keys that the sweep's runs have.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from harness.reporting.wandb_runs import (
     flat_names,
 )
 from harness.results.contrast import Contrast, text
-from harness.results.format import interval, metric_name, p_text, percent, plain, signed
+from harness.results.format import interval, markdown, metric_name, p_text, percent, plain, signed
 from harness.results.headline import verdict
 from harness.results.study import Study
 from harness.results.tables import FACTS
@@ -65,11 +65,11 @@ def build(results: "Results", runs: Sequence[Run], config: WandbTracking) -> Any
         width="fluid",
         blocks=[
             wr.CalloutBlock(text=found.headline),
-            wr.MarkdownBlock(text=_bullets(found.facts)),
+            wr.MarkdownBlock(text=_bullets(map(markdown, found.facts))),
             wr.TableOfContents(),
             wr.H2(text="Against the controls"),
             wr.MarkdownBlock(text=page.controls(found.contrasts)),
-            *([wr.MarkdownBlock(text=_bullets(found.cautions))] if found.cautions else []),
+            *([wr.MarkdownBlock(text=_bullets(map(markdown, found.cautions)))] if found.cautions else []),
             *page.trials(),
             *page.training(),
             *page.images(),
@@ -157,7 +157,7 @@ class _Blocks:
             for c in contrasts
         ]
         selected = study.labels.get(study.selected or "", "no trial")
-        return f"{metric_name(study.primary)}, {selected}, {where}:\n\n{_table(head, rows)}"
+        return f"{metric_name(study.primary)}, {markdown(selected)}, {where}:\n\n{_table(head, rows)}"
 
     def trials(self) -> Iterator[Any]:
         """Which settings do it: parallel coordinates, importance, a scatter plot per axis, the comparer."""
@@ -246,7 +246,7 @@ class _Blocks:
         sweep = self.results.sweep
         config = {key: value for key, value in sweep.items() if key not in FACTS}
         yield wr.H2(text="Methods")
-        yield wr.MarkdownBlock(text=_bullets(list(self._facts())))
+        yield wr.MarkdownBlock(text=_bullets(self._facts()))
         yield wr.P(text=f"To run it again, save this as {sweep['name']}.json:")
         code = json.dumps(config, indent=1, ensure_ascii=False)
         yield wr.CodeBlock(code=code, language="json")
@@ -257,7 +257,7 @@ class _Blocks:
         sweep, analysis = self.results.sweep, self.results.sweep["analysis"]
         splits = [prompt["split"] for prompt in sweep["prompts"]]
         model = sweep["model"]
-        yield f"Model: {model.get('source', model['kind'])}, `{model['digest']}`"
+        yield f"Model: {markdown(model.get('source', model['kind']))}, `{model['digest']}`"
         scorers = self.results.scores[["metric", "metric_version", "weights_hash"]].drop_duplicates()
         for row in scorers.to_dict("records"):
             weights = text(row["weights_hash"])
@@ -325,13 +325,13 @@ def _shortened(title: str) -> str:
     return title if len(title) <= LONGEST_TITLE else title[: LONGEST_TITLE - 1] + "…"
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(map(markdown, row)) + " |" for row in cells)
 
 
 def _without_ids(value: Any) -> Any:

@@ -9,12 +9,13 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from harness.config.loading.files import one_line
 from harness.store.training_record import RECORD, TrainingRecord
 from harness.store.workspace import REPORT
 
@@ -31,6 +32,7 @@ CONTRAST_COLUMNS = {  # column of the summary → last part of the key in W&B
     "win_rate": "win_rate",
     "n_prompts": "n_prompts",
 }
+MOST_NAME = 128  # letters of a run's name
 STEP = "train/step"  # the x axis of `train/…` and `eval/…`
 LOSS = "train/loss"
 VALIDATION_LOSS = "train/validation_loss"
@@ -128,7 +130,7 @@ def trial_identity(sweep: Mapping[str, Any], trial: Mapping[Any, Any]) -> dict[s
     axes = {names[axis]: _plain(trial[axis]) for axis in sweep["axes"] if axis in trial}
     return {
         "run_id": f"{sweep['name']}-{trial['trial_id']}",
-        "name": " ".join(f"{name}={value}" for name, value in axes.items()) or trial["trial_id"],
+        "name": _run_name(f"{name}={value}" for name, value in axes.items()) or trial["trial_id"],
         "group": sweep["name"],
         "job_type": "trial",
         "config": {
@@ -138,6 +140,11 @@ def trial_identity(sweep: Mapping[str, Any], trial: Mapping[Any, Any]) -> dict[s
             "trial_config": json.loads(trial["config"]),
         },
     }
+
+
+def _run_name(parts: Iterable[str]) -> str:
+    """On one line, and no longer than W&B takes."""
+    return one_line(" ".join(parts), MOST_NAME)
 
 
 def _trial_runs(results: "Results", workspace: "Workspace", shown: "_Images") -> Iterator[Run]:
@@ -179,7 +186,7 @@ def _control_runs(results: "Results", shown: "_Images") -> Iterator[Run]:
             }
             yield Run(
                 run_id=f"{results.sweep['name']}-control-{arm_id}",
-                name=" ".join([str(arm), *(f"{name}={value}" for name, value in fixed.items())]),
+                name=_run_name([str(arm), *(f"{name}={value}" for name, value in fixed.items())]),
                 group=results.sweep["name"],
                 job_type="control",
                 tags=("control",),
@@ -341,7 +348,7 @@ class _Images:
 
     def _shown(self, arm: str, arm_id: str, prompt: str, seed: int) -> Shown:
         row = self.found.get((arm_id, prompt, seed))
-        caption = f"{prompt} · seed {seed} · {arm}"
+        caption = f"{one_line(prompt, 1000)} · seed {seed} · {arm}"
         if row is None:
             return Shown(path=None, sha256=None, caption=f"{caption}: no image")
         value = "–" if pd.isna(row["value"]) else format(row["value"], ".2f")

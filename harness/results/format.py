@@ -1,9 +1,33 @@
 """Numbers and names as people read them. A missing number is an em dash, never 0."""
 
 import math
+import re
 from typing import Any
 
+from harness.config.loading.files import one_line, visible
+
 MISSING = "—"
+MOST_LETTERS = 20_000  # as the longest text of a sweep
+# What would act in Markdown, or in HTML and formulas within it; not every bracket or sign.
+MARKUP = re.compile(r"[\\`*|$~&]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|!(?=\[)")
+
+
+def markdown(text: object) -> str:
+    """A user's text within a line of Markdown, or a table's cell, as the letters that it is."""
+    return MARKUP.sub(r"\\\g<0>", visible(str(text)).replace("\n", " "))
+
+
+def code(text: object) -> str:
+    """A user's text as a span of code in Markdown."""
+    shown = one_line(text, MOST_LETTERS)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    space = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def figure_text(text: object) -> str:
+    """A user's text in a figure: short, on one line, and none of it a formula of matplotlib."""
+    return one_line(text, 60).replace("$", r"\$")
 
 
 def decimals_for(width: float) -> int:
@@ -87,7 +111,7 @@ def axis_name(axis: str) -> str:
 
 def axis_value(axis: str, value: object) -> str:
     """A value of an axis with its unit or name: `rank 8`, `200 steps`, `keywords`."""
-    shown = MISSING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    shown = MISSING if value is None else f"{value:g}" if isinstance(value, float) else one_line(value)
     if axis == "training.steps":
         return f"{shown} steps"
     return f"{axis_name(axis)} {shown}" if "." in axis else shown

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.config.loading.files import one_line
 from harness.config.loading.image_folder import find_images, name_of, read_captions
 from harness.config.loading.tokens import EMOJI_FOLDER, cached_file, hub_file, local_folder, too_long
 from harness.config.plan.plan import Plan, adapter_trial
@@ -18,8 +19,16 @@ from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
-from harness.config.weights.header import PICKLES, read_header
-from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, described, read_layout
+from harness.config.weights.header import PICKLES, not_finite, read_header
+from harness.config.weights.layout import (
+    CLIP_KEYS,
+    LORA_FILE,
+    Layer,
+    Layout,
+    adapter_path,
+    described,
+    read_layout,
+)
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
 from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError
@@ -48,6 +57,7 @@ def check_adapters(
                     file = _found(path, hub, download=download)
                     if file is not None:
                         layout = read_layout(file)
+                        yield from (f"{name}.file: {file.name} {fault}" for fault in _odd_numbers(file))
                         yield from (f"{name}.file: {fault}" for fault in _misfits(file, layout, model))
                         yield from (f"{where}: {file.name} {f}" for f in _inert(layout, sweep, arm, adapter))
                 except HarnessError as error:
@@ -123,6 +133,13 @@ def about_adapters(plan: Plan) -> list[str]:
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
         for text, names in alike.items()
     ]
+
+
+def _odd_numbers(file: Path) -> Iterator[str]:
+    """Of a pickle they are known once torch reads it."""
+    file = adapter_path(file)
+    if file.suffix not in PICKLES and (tensor := not_finite(file)) is not None:
+        yield f"has NaN or infinity in {one_line(tensor, 100)}: its training failed"
 
 
 def _misfits(file: Path, layout: Layout, model: ModelConfig) -> Iterator[str]:

@@ -170,7 +170,15 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_image(file: Path) -> Image.Image:
-    """The image upright as its EXIF orientation says, 8-bit RGB, transparency laid on white.
+    """An image of a user's folder, as `decoded` gives it. Raises ConfigError where it cannot be taken."""
+    try:
+        return decoded(file)[0]
+    except ConfigError as error:
+        raise ConfigError(f"recipe.path: {error}") from error
+
+
+def decoded(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[Image.Image, dict[str, str]]:
+    """The image upright as its EXIF orientation says, 8-bit RGB, transparency laid on white; and its texts.
 
     Raises ConfigError for what cannot be read, is animated, or is larger or longer than any training image.
     """
@@ -178,24 +186,26 @@ def read_image(file: Path) -> Image.Image:
         with warnings.catch_warnings(), file.open("rb") as stream:
             warnings.simplefilter("ignore")  # of Pillow, about metadata that is not used
             _check_shape(*_webp_size(stream))  # Pillow makes room for a WebP before it tells its size
-            with Image.open(stream, formats=FORMATS) as opened:
+            with Image.open(stream, formats=formats) as opened:
                 _check_shape(*opened.size)
                 if getattr(opened, "is_animated", False) and opened.format != "MPO":
                     raise ConfigError("it is animated; save one frame of it")
+                opened.verify()  # a PNG's checksums, which decoding passes over
+            stream.seek(0)
+            with Image.open(stream, formats=formats) as opened:
                 turn = TURNS.get(_orientation(opened))
                 image = _rgb(opened)
+                texts = {str(key): str(text) for key, text in opened.info.items() if isinstance(text, str)}
     except ConfigError as error:
-        raise ConfigError(f"recipe.path: {one_line(file)} cannot be taken: {error}") from None
+        raise ConfigError(f"{one_line(file)} cannot be taken: {error}") from None
     except UnidentifiedImageError:
+        allowed = " or ".join(", ".join(formats).rsplit(", ", 1))
         raise ConfigError(
-            f"recipe.path: {one_line(file)} cannot be read as an image: its content is not "
-            f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            f"{one_line(file)} cannot be read as an image: its content is not {allowed}"
         ) from None
     except Exception as error:  # a damaged file leads Pillow's decoders to any error
-        raise ConfigError(
-            f"recipe.path: {one_line(file)} cannot be read as an image: {one_line(error)}"
-        ) from error
-    return image if turn is None else image.transpose(turn)
+        raise ConfigError(f"{one_line(file)} cannot be read as an image: {one_line(error)}") from error
+    return (image if turn is None else image.transpose(turn)), texts
 
 
 def _check_shape(width: int, height: int) -> None:

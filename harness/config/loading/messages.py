@@ -53,7 +53,7 @@ def truths(raw: Any, held: Any, where: str = "") -> Iterator[str]:
 
 def told(where: str, lines: Sequence[str]) -> str:
     """Faults, a line each, with the file that they are in: the first few, and each cut where it is long."""
-    shown = [f"{where}: {one_line(line, MOST_LETTERS)}" for line in lines[:MOST_FAULTS]]
+    shown = [one_line(f"{where}: {line}", MOST_LETTERS) for line in lines[:MOST_FAULTS]]
     if len(lines) > MOST_FAULTS:
         shown.append(f"{where}: and {len(lines) - MOST_FAULTS} more faults")
     return "\n".join(shown)

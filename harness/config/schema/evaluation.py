@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.config.schema.adapter import AdapterConfig, HubFile
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, SamplerSteps, Seed, Text
@@ -85,12 +85,6 @@ GuiderConfig = Annotated[
     Annotated[CfgGuider | CfgZeroStarGuider | ApgGuider, Field(discriminator="kind")],
     BeforeValidator(_refuse_perturbed),
 ]
-
-
-def read_guider(raw: Any) -> GuiderConfig:
-    """A guider as `model_dump` wrote it. Raises pydantic.ValidationError, a ValueError, for anything else."""
-    guider: GuiderConfig = TypeAdapter(GuiderConfig).validate_python(raw)
-    return guider
 
 
 class ArmAdapter(Frozen):

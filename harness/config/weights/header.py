@@ -4,6 +4,7 @@ A .safetensors file has a header. A .bin file is a pickle in a zip archive: it i
 knows tensors and plain containers alone, so that nothing in it can run.
 """
 
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import ModelError
@@ -45,6 +47,34 @@ def _of_safetensors(path: Path) -> Header:
             return Header(shapes=shapes, metadata=file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read ({error}); give a whole .safetensors file") from error
+
+
+# Of each type that has NaN: the type of its bits, and the bits that are all set in what is not finite.
+NOT_FINITE = {
+    "F64": ("<u8", 0x7FF0 << 48),
+    "F32": ("<u4", 0x7F80 << 16),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("u1", 0x7C),
+    "F8_E4M3": ("u1", 0x7F),
+}
+
+
+def not_finite(path: Path) -> str | None:
+    """The first tensor of a .safetensors file, which `read_header` took, that has a NaN or an infinity."""
+    content = np.memmap(path, np.uint8, "r")
+    length = int(content[:8].view("<u8")[0])
+    header = json.loads(bytes(content[8 : 8 + length]))
+    for name, about in header.items():
+        if about.get("dtype") in NOT_FINITE:
+            kind, bits = NOT_FINITE[about["dtype"]]
+            begin, end = about["data_offsets"]
+            numbers = np.frombuffer(
+                content, kind, (end - begin) // np.dtype(kind).itemsize, 8 + length + begin
+            )
+            if ((numbers & np.dtype(kind).type(bits)) == bits).any():
+                return str(name)
+    return None
 
 
 def _of_pickle(path: Path) -> Header:

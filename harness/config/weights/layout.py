@@ -13,6 +13,7 @@ what it is without it; else the file is refused.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 EMBEDDING_FILE = "learned_embeds.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CLIP_KEYS = ("clip_l", "clip_g")
+MOST_ALPHA = 1_000_000  # also of a rank
 
 Role = str  # down, up, mid, magnitude, alpha; hada_w1_a …; lokr_w1 …; oft_r
 ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
@@ -107,8 +109,8 @@ def adapter_path(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise ModelError(
-        f"adapter {path} cannot be read: it has neither {LORA_FILE} nor {EMBEDDING_FILE} nor {PEFT_FILE}; "
-        "give the file itself"
+        f"adapter {path} cannot be read: give the file itself; this folder has neither {LORA_FILE} nor "
+        f"{EMBEDDING_FILE} nor {PEFT_FILE}"
     )
 
 
@@ -224,7 +226,7 @@ def _layer(
     if "alpha" in keys and header.shapes[keys["alpha"]] not in ((), (1,)):
         raise ModelError(f"{keys['alpha']} must be one number")
     if any(role.startswith(("hada", "lokr")) for role in keys):
-        _check_family(where, keys)
+        _check_family(where, keys, header)
     else:
         _check_lora(where, keys, header)
     if "alpha" in keys or f"{part}.lora_alpha" not in config:
@@ -268,7 +270,7 @@ def _check_lora(where: str, keys: Mapping[Role, str], header: Header) -> None:
             )
 
 
-def _check_family(where: str, keys: Mapping[Role, str]) -> None:
+def _check_family(where: str, keys: Mapping[Role, str], header: Header) -> None:
     """LoHa has four factors; LoKr two, each whole or of two."""
     roles = keys.keys() - {"alpha"}
     if roles & {"lokr_t2", "hada_t1", "hada_t2", "magnitude"}:
@@ -284,6 +286,25 @@ def _check_family(where: str, keys: Mapping[Role, str]) -> None:
     ]
     if roles not in allowed:
         raise ModelError(f"{where} is no whole LoHa or LoKr; it has {', '.join(sorted(roles))}")
+    shapes = {role: header.shapes[keys[role]] for role in roles}
+    if not _fit_together(shapes):
+        told = ", ".join(f"{role} {shape}" for role, shape in sorted(shapes.items()))
+        raise ModelError(f"{where} is a LoHa or LoKr whose factors do not fit together: {told}")
+
+
+def _fit_together(shapes: Mapping[Role, tuple[int, ...]]) -> bool:
+    """Whether each pair of factors has one rank, and a LoHa's two products one shape."""
+    if not all(len(shape) in (2, 4) and 0 not in shape for shape in shapes.values()):
+        return False
+    first = {role: shape for role, shape in shapes.items() if role.endswith("_a")}
+    if any(len(shape) != 2 or shape[1] != shapes[f"{role[:-1]}b"][0] for role, shape in first.items()):
+        return False
+    products = [
+        (shapes[f"hada_w{n}_a"][0], math.prod(shapes[f"hada_w{n}_b"][1:]))
+        for n in "12"
+        if f"hada_w{n}_a" in shapes
+    ]
+    return len(set(products)) < 2
 
 
 def _config(path: Path, header: Header) -> dict[str, Any]:
@@ -312,8 +333,8 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
 def _check_entry(key: str, value: Any) -> None:
     name = key.rpartition(".")[2]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name in ("lora_alpha", "alpha", "r") and not (is_number and value > 0):
-        raise ValueError(f"{key} must be a number above 0")
+    if name in ("lora_alpha", "alpha", "r") and not (is_number and 0 < value <= MOST_ALPHA):
+        raise ValueError(f"{key} must be a number above 0, at most {MOST_ALPHA:,}")
     if name == "alpha_pattern" and value:
         if not isinstance(value, dict) or not all(isinstance(v, int | float) for v in value.values()):
             raise ValueError(f"{key} must map names to numbers")

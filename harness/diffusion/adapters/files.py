@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from harness.config.loading.files import one_line
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
 from harness.config.weights.header import PICKLES
 from harness.config.weights.layout import (
@@ -52,6 +53,11 @@ def read_adapter(path: Path, *, device: torch.device, dtype: torch.dtype) -> Ada
     path = adapter_path(path)
     layout = read_layout(path)
     tensors = _tensors(path)
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise ModelError(
+                f"adapter {path} has NaN or infinity in {one_line(key, 100)}: its training failed"
+            )
     if layout.kind == "embedding":
         return Adapter(embedding=_embedding(layout, {k: t.to(device, dtype) for k, t in tensors.items()}))
     unet, first, second = (

@@ -16,11 +16,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from harness import __version__
+from harness.config.loading.files import one_line
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.evaluation import Scheduler, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.config.weights.header import PICKLES
 from harness.config.weights.layout import adapter_path
+from harness.errors import ModelError
 
 PARAMETERS, HARNESS = "parameters", "harness"
 LIBRARIES = ("torch", "diffusers", "transformers", "compel")
@@ -137,13 +139,17 @@ def about_adapter(adapter: ResolvedAdapter, path: Path) -> dict[str, Any]:
 def weights_hash(path: Path) -> tuple[dict[str, Any], str]:
     """A safetensors file's header, and the sha256 of the rest: kohya's model hash, which A1111 shows.
 
-    `path` may be the folder that an adapter was saved in. Raises ModelError where there is none in it.
+    `path` may be the folder that an adapter was saved in. Raises ModelError where there is none.
     """
     path = adapter_path(path)
     with path.open("rb") as file:
         if path.suffix in PICKLES:  # without such a header: all of it
             return {}, hashlib.file_digest(file, "sha256").hexdigest()
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except (ValueError, RecursionError):
+            raise ModelError(f"adapter {one_line(path)} is no whole .safetensors file") from None
         return header, hashlib.file_digest(file, "sha256").hexdigest()
 
 

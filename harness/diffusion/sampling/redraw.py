@@ -4,24 +4,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from harness.config.loading.files import one_line
+from harness.config.loading.image_folder import decoded
 from harness.config.loading.tokens import hub_file, model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
-from harness.config.schema.adapter import HubFile
-from harness.config.schema.evaluation import MergeConfig, read_guider
+from harness.config.schema.base import Frozen
+from harness.config.schema.evaluation import ArmAdapter, ArmConfig, Prompt, SamplerConfig
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.models import load_model
 from harness.diffusion.sampling import png
 from harness.diffusion.sampling.generate import generate_row, sampler_settings
 from harness.errors import ConfigError, ModelError
-from harness.store.artifact import is_adapter
+from harness.store.artifact import is_adapter, is_inside
 from harness.store.workspace import Workspace
 
+ADAPTER_FIELDS = ("scale", "branch", "weights", "file", "hub", "digest")
 ROUNDING = 2  # levels of 255: products of another number of rows are summed up in another order
 
 
@@ -68,9 +71,13 @@ def redraw(image: Path, *, workspace: Path | str | None, output: Path) -> Redraw
     png.save(drawn, output, {**chunks, png.HARNESS: text})
     return RedrawResult(
         output=output,
-        equal=pixels_sha256 == about.raw["pixels_sha256"],
+        equal=pixels_sha256 == about.pixels_sha256,
         difference=_difference(was, drawn),
-        versions={n: (then, now[n]) for n, then in about.raw["versions"].items() if now[n] != then},
+        versions={
+            name: (then, now.get(name, "none"))
+            for name, then in about.versions.items()
+            if now.get(name) != then
+        },
     )
 
 
@@ -82,72 +89,87 @@ class _About:
     arm: ResolvedArm
     cell: Cell
     hashes: tuple[str, ...]
+    pixels_sha256: str
+    versions: dict[str, str]
 
 
 def _read(image: Path) -> tuple[Image.Image, dict[str, str]]:
-    try:
-        with Image.open(image) as opened:
-            opened.load()  # text after the pixels is there only then
-            text = {str(key): str(value) for key, value in opened.info.items() if isinstance(value, str)}
-            chunks = {key: text[key] for key in (png.PARAMETERS, png.HARNESS) if key in text}
-            was = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"{image} cannot be read as an image ({error})") from error
-    if png.HARNESS not in chunks:
+    was, texts = decoded(image, formats=("PNG",))
+    if png.HARNESS not in texts:
         raise ConfigError(
-            f"{image} does not say how it was made: it has no text chunk {png.HARNESS!r}. Give a PNG of a "
-            "workspace's images/ as it was written; other programs drop such text when they save"
+            f"{one_line(image)} does not say how it was made: no text chunk {png.HARNESS!r}. Give a PNG "
+            "of a workspace's images/ as it was written; other programs drop such text when they save"
         )
-    return was, chunks
+    return was, {key: texts[key] for key in (png.PARAMETERS, png.HARNESS) if key in texts}
 
 
 def _about(image: Path, chunks: dict[str, str]) -> _About:
     try:
         raw = json.loads(chunks[png.HARNESS])
-        return _About(
+        about = _About(
             raw=raw,
             arm=_arm_of(raw["arm"]),
-            cell=Cell(**raw["cell"], arm_id=raw["arm"]["arm_id"], tags=(), split="test"),
-            hashes=tuple(adapter["sha256"] for adapter in raw["arm"]["adapters"]),
+            cell=_cell_of(raw["cell"], raw["arm"]["arm_id"]),
+            hashes=tuple(str(adapter["sha256"]) for adapter in raw["arm"]["adapters"]),
+            pixels_sha256=str(raw["pixels_sha256"]),
+            versions={str(name): str(version) for name, version in raw["versions"].items()},
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{image}: its text chunk {png.HARNESS!r} is damaged, or of another version of the harness "
-            f"({error!r})"
+            f"{one_line(image)}: its text chunk {png.HARNESS!r} is damaged, or of another version of the "
+            f"harness ({type(error).__name__}: {one_line(error, 80)})"
         ) from error
+    return about
+
+
+def _cell_of(raw: dict[str, Any], arm_id: Any) -> Cell:
+    """Its prompt and its seed, as a sweep could have given them."""
+    prompt, seed = _checked(Prompt, {"text": raw["prompt"], "split": "test"}), raw["noise_seed"]
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError("noise_seed must be a whole number from 0 to 2 ** 63 - 1")
+    return Cell(**{**raw, "prompt": prompt.text}, arm_id=str(arm_id), tags=(), split="test")
 
 
 def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
+    """Each setting within what a sweep may give, so that a stranger's file asks for nothing else."""
     model: type[EmojiModel] | type[SdxlModel] = EmojiModel if raw["model"]["kind"] == "emoji" else SdxlModel
+    sampler = _checked(SamplerConfig, {name: raw[name] for name in SamplerConfig.model_fields})
+    given = [{name: adapter[name] for name in ADAPTER_FIELDS} for adapter in raw["adapters"]]
+    own = {"name": "redraw", "negative": raw["negative"], "adapters": given, "merge": raw["merge"]}
+    arm = _checked(ArmConfig, own)
     return ResolvedArm(
-        arm_id=raw["arm_id"],
-        arm="redraw",
-        model=model.model_validate(raw["model"]),
-        negative=raw["negative"],
-        guidance=raw["guidance"],
-        guidance_interval=None if raw["guidance_interval"] is None else tuple(raw["guidance_interval"]),
-        guidance_rescale=raw["guidance_rescale"],
-        guider=read_guider(raw["guider"]),
-        steps=raw["steps"],
-        scheduler=raw["scheduler"],
-        size=None if raw["size"] is None else tuple(raw["size"]),
-        refiner_start=raw["refiner_start"],
-        noise=raw["noise"],
+        arm_id=str(raw["arm_id"]),
+        arm=arm.name,
+        model=_checked(model, raw["model"]),
+        negative=arm.negative,
+        **{name: getattr(sampler, name) for name in SamplerConfig.model_fields},
         adapters=tuple(
             ResolvedAdapter(
-                run_id=adapter["run_id"],
-                steps=adapter["steps"],
-                weights=adapter["weights"],
-                file=None if adapter["file"] is None else Path(adapter["file"]),
-                hub=None if adapter["hub"] is None else HubFile.model_validate(adapter["hub"]),
-                digest=adapter["digest"],
-                scale=adapter["scale"],
-                branch=adapter["branch"],
+                **{name: getattr(adapter, name) for name in ADAPTER_FIELDS}, **_trained_by(about, adapter)
             )
-            for adapter in raw["adapters"]
+            for adapter, about in zip(arm.adapters, raw["adapters"], strict=True)
         ),
-        merge=None if raw["merge"] is None else MergeConfig.model_validate(raw["merge"]),
+        merge=arm.merge,
     )
+
+
+def _trained_by(raw: dict[str, Any], adapter: ArmAdapter) -> dict[str, Any]:
+    """The training run and its checkpoint, which are a folder's name; null for a file."""
+    run_id, steps = raw["run_id"], raw["steps"]
+    is_run = (
+        type(run_id) is str and is_inside(run_id) and "/" not in run_id and type(steps) is int and steps > 0
+    )
+    if adapter.is_file != (run_id is None) or not (adapter.is_file or is_run):
+        raise ValueError("an adapter must be a file, or of a run_id and steps")
+    return {"run_id": run_id, "steps": steps}
+
+
+Kind = TypeVar("Kind", bound=Frozen)
+
+
+def _checked(kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """What `model_dump` wrote as JSON. Raises pydantic.ValidationError, a ValueError, for anything else."""
+    return kind.model_validate_json(json.dumps(fields), strict=True)
 
 
 def _check_model(config: ModelConfig) -> None:
@@ -155,7 +177,7 @@ def _check_model(config: ModelConfig) -> None:
     if found != config.digest:
         raise ModelError(
             f"the weights of the model are not those the image was drawn with: their hash is {found}, and "
-            f"was {config.digest}"
+            f"was {one_line(config.digest, 64)}"
         )
 
 
@@ -170,11 +192,12 @@ def _find(adapter: ResolvedAdapter, *, sha256: str, image: Path, workspace: Path
             others.append(place)
     if others:
         raise ModelError(
-            f"adapter {others[0]} has other weights than the image was drawn with; their hash was {sha256}"
+            f"adapter {one_line(others[0])} has other weights than the image was drawn with; their hash was "
+            f"{one_line(sha256, 64)}"
         )
     raise ModelError(
-        f"the adapter with hash {sha256} is not found; looked for it in "
-        f"{', '.join(str(place) for place in places)}. Give the workspace that it was trained in, or put its "
+        f"the adapter with hash {one_line(sha256, 64)} is not found; looked for it in "
+        f"{', '.join(map(one_line, places))}. Give the workspace that it was trained in, or put its "
         "file beside the image"
     )
 

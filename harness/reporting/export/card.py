@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.config.loading.files import visible
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
@@ -13,7 +14,17 @@ from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
 from harness.reporting.export.usage import usage_text
 from harness.results.contrast import Contrast, is_own
-from harness.results.format import MISSING, count, interval, p_clause, p_text, plain, signed
+from harness.results.format import (
+    MISSING,
+    code,
+    count,
+    interval,
+    markdown,
+    p_clause,
+    p_text,
+    plain,
+    signed,
+)
 from harness.results.guidance import guidance_text
 from harness.results.headline import claim
 from harness.results.judges import second_opinions
@@ -85,8 +96,10 @@ def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Examp
             for example in examples
         ],
     }
-    # JSON is YAML, and quotes whatever a prompt may hold.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
+    # JSON is YAML, and quotes whatever a prompt may hold. So do YAML's escapes of what is not printed.
+    lines = [
+        f"{key}: {visible(json.dumps(value, ensure_ascii=False))}" for key, value in front.items() if value
+    ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -104,12 +117,12 @@ def _summary(subject: Subject) -> str:
         what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
     trained_on = recipe.count - training.holdout if recipe.count else None
     images = count(trained_on, "image") if trained_on else "images"
-    varied = ", ".join(f"`{axis}: {_value(value)}`" for axis, value in subject.varied.items())
+    varied = ", ".join(code(f"{axis}: {_value(value)}") for axis, value in subject.varied.items())
     return (
         f"{what} for {subject.base_text}, trained for {count(training.steps, 'step')} on {images} of "
-        f"the recipe `{subject.recipe_text}` under the prompt `{training.prompt}`.\n\n"
+        f"the recipe {code(subject.recipe_text)} under the prompt {code(training.prompt)}.\n\n"
         f"It is trial {subject.index}{f' ({varied})' if varied else ''} of the sweep "
-        f"`{subject.results.sweep['name']}`, which asks: *{subject.results.sweep['question']}*"
+        f"`{subject.results.sweep['name']}`, which asks: *{markdown(subject.results.sweep['question'])}*"
     )
 
 
@@ -154,7 +167,7 @@ def _arm_text(subject: Subject, evidence: Evidence) -> str:
     arm, sampler = _arm(subject, evidence), subject.results.sweep["sampler"]
     merged = f", merged by {arm['merge']['method']}" if arm["merge"] else ""
     return (
-        f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt `{arm['negative']}`, "
+        f"{' and '.join(map(_acting, arm['adapters']))}{merged}, negative prompt {code(arm['negative'])}, "
         f"guidance {guidance_text(arm, sampler)}, {', '.join(_sampled(sampler))}"
     )
 
@@ -246,7 +259,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _cell(value: Any) -> str:
     """A value inside a table, where a bar would end the cell."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else _value(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown(text)
 
 
 def _value(value: Any) -> str:

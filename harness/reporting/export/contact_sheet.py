@@ -4,6 +4,7 @@ import io
 
 from PIL import Image, ImageDraw, ImageFont
 
+from harness.config.loading.files import one_line
 from harness.errors import ArtifactError
 from harness.reporting.export.evidence import Evidence, Pair, Tile
 from harness.store.workspace import Workspace
@@ -29,7 +30,7 @@ def contact_sheet(evidence: Evidence, workspace: Workspace) -> Image.Image:
         pen.text((_left(column), GAP), _cut(pen, arm, title, TILE), font=title, fill=colour)
     for place, pair in enumerate(evidence.pairs):
         top = GAP + HEAD + place * row_height
-        caption = _cut(pen, f"{pair.prompt}  ·  seed {pair.seed}", text, width - 2 * GAP)
+        caption = _cut(pen, one_line(f"{pair.prompt} · seed {pair.seed}"), text, width - 2 * GAP)
         pen.text((GAP, top), caption, font=text, fill=INK)
         for column, arm in enumerate(evidence.arms):
             _tile(sheet, (_left(column), top + CAPTION), workspace, pair.shots[arm])

@@ -12,6 +12,7 @@ from harness.diffusion.adapters.adapter import EMA
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject
 from harness.results.contrast import is_own
+from harness.results.format import code
 
 DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
@@ -135,6 +136,6 @@ def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative:
         )
     return (
         f"A1111: put `{name}.safetensors` into `models/Lora/`, write `<lora:{name}:{scale:g}>` in the prompt "
-        f"and `{negative}` in the negative prompt. ComfyUI: `models/loras/`, a *Load LoRA* node with "
-        f"strength {scale:g}, and `{negative}` as the negative prompt."
+        f"and {code(negative)} in the negative prompt. ComfyUI: `models/loras/`, a *Load LoRA* node with "
+        f"strength {scale:g}, and {code(negative)} as the negative prompt."
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config.loading.files import one_line
 from harness.results.contrast import known
 from harness.results.format import MISSING, axis_name, axis_value
 from harness.results.study import Study
@@ -187,7 +188,7 @@ def _values(study: Study, axis: str) -> list[object]:
 def _short(study: Study, axis: str, value: object) -> str:
     if value is None:
         return MISSING
-    return axis_value("", value) if is_numeric(study, axis) or "." not in axis else str(value)
+    return axis_value("", value) if is_numeric(study, axis) or "." not in axis else one_line(value)
 
 
 def _groups(study: Study, rest: list[str], grid: list[str | None]) -> Iterator[tuple[str, pd.DataFrame]]:

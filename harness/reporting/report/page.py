@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.config.loading.files import visible
 from harness.errors import WorkspaceError
 from harness.reporting.report.data import as_script, page_data
 from harness.reporting.report.figures.curves import family_curves
@@ -192,6 +193,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=lambda shown: visible(shown) if type(shown) is str else shown,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

@@ -1,9 +1,10 @@
 """How a sweep shows itself: the verdict, the selected trial against its controls, the best trials, counts."""
 
+import html
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
+from harness.config.loading.files import visible
 from harness.results.contrast import Contrast, known
 from harness.results.format import count, interval, listed, metric_name, p_text, percent, signed
 from harness.results.headline import verdict
@@ -59,6 +60,11 @@ def as_html(results: "Results") -> str:
         f"<p>{escape(FRAMES)}</p>",
     ]
     return "".join(parts)
+
+
+def escape(text: str) -> str:
+    """HTML in which every letter is itself, and control characters are to be seen."""
+    return html.escape(visible(text))
 
 
 def _numbers(study: Study, c: Contrast) -> list[str]:

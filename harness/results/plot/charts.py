@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import ConfigError
-from harness.results.format import MISSING, axis_name, decimals_for, interval, metric_name, signed
+from harness.results.format import (
+    MISSING,
+    axis_name,
+    decimals_for,
+    figure_text,
+    interval,
+    metric_name,
+    signed,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +59,8 @@ def heat_map(summary: pd.DataFrame, *, x: str, y: str, ax: "Axes | None" = None)
             colour = "white" if abs(mean) > 0.6 * limit else "black"
             text = f"{signed(mean, decimals)}\n{limits}"
             ax.text(j, i, text, ha="center", va="center", weight=weight, color=colour, fontsize=8)
-    ax.set_xticks(range(len(columns)), [str(value) for value in columns])
-    ax.set_yticks(range(len(rows)), [str(value) for value in rows])
+    ax.set_xticks(range(len(columns)), [*map(figure_text, columns)])
+    ax.set_yticks(range(len(rows)), [*map(figure_text, rows)])
     ax.set_xlabel(axis_name(x))
     ax.set_ylabel(axis_name(y))
     ax.figure.colorbar(image, ax=ax, label="difference")
@@ -65,6 +73,8 @@ def dose_response(
     """Mean difference with its interval over a numeric column, a line for each value of `by`."""
     ax = ax or _axes()
     frame = _needed(summary, x, *by, MEAN, LOW, HIGH).dropna(subset=[MEAN])
+    if not pd.api.types.is_numeric_dtype(frame[x]):
+        raise ConfigError(f"dose_response: {x} has words; give a column of numbers, or draw a forest of it")
     ax.axhline(0, color=FLAT, linewidth=1)
     groups = list(frame.groupby(list(by), sort=False)) if by else [((), frame)]
     apart = 0.008 * float(frame[x].max() - frame[x].min()) if len(groups) > 1 else 0.0
@@ -164,8 +174,8 @@ def metric_by_metric(pairs: pd.DataFrame, *, x: str, y: str, ax: "Axes | None" =
 
 
 def listed_names(values: pd.Series) -> str:
-    """The names in a column, each once."""
-    return ", ".join(dict.fromkeys(values.astype(str)))
+    """The names in a column, each once, for a figure."""
+    return figure_text(", ".join(dict.fromkeys(values.astype(str))))
 
 
 def _axes(height: float = 4.0) -> "Axes":
@@ -200,7 +210,7 @@ def _cell(table: pd.DataFrame, key: tuple[Hashable, Hashable], column: str) -> f
 def _label(columns: Sequence[str], key: Any) -> str:
     values = key if isinstance(key, tuple) else (key,)
     words = (
-        f"{axis_name(column)} {value:g}" if isinstance(value, int | float) else str(value)
+        f"{axis_name(column)} {value:g}" if isinstance(value, int | float) else figure_text(value)
         for column, value in zip(columns, values, strict=False)
     )
     return " · ".join(words)
@@ -226,4 +236,6 @@ def _ticks(values: pd.Series) -> list[tuple[str, float]]:
     found = dict(zip(values.tolist(), places.tolist(), strict=True))
     if len(found) > 8:
         found = {value: place for value, place in found.items() if place in (0.0, 1.0)}
-    return [(f"{v:.3g}" if isinstance(v, int | float) else str(v), place) for v, place in found.items()]
+    return [
+        (f"{v:.3g}" if isinstance(v, int | float) else figure_text(v), place) for v, place in found.items()
+    ]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.errors import ConfigError
 from harness.results.contrast import known
-from harness.results.format import MISSING, axis_name, decimals_for, plain, signed
+from harness.results.format import MISSING, axis_name, decimals_for, figure_text, plain, signed
 from harness.results.plot.charts import listed_names
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def grid(
 
 
 def _value_name(name: str, value: Hashable) -> str:
-    return str(value) if name in ("arm", "prompt") else f"{axis_name(name)} {value}"
+    return figure_text(value if name in ("arm", "prompt") else f"{axis_name(name)} {value}")
 
 
 def _with_differences(results: "Results", metric: str | None) -> pd.DataFrame:
@@ -145,12 +145,12 @@ def _pair(row: dict[Hashable, Any]) -> list[tuple[str | None, str]]:
         sides.append((image_id, plain(None if value is None else float(value), 2)))
     difference = known(row["difference"])
     words = f"{sides[1][1]} ({signed(None if difference is None else float(difference), 2)})"
-    prompt = textwrap.shorten(f"{row['prompt']} · {row['seed']}", 34, placeholder="…")
+    prompt = figure_text(textwrap.shorten(f"{row['prompt']} · {row['seed']}", 34, placeholder="…"))
     return [(sides[0][0], f"{sides[0][1]}\n{prompt}"), (sides[1][0], f"{words}\n")]
 
 
 def _caption(row: dict[Hashable, Any]) -> str:
-    prompt = textwrap.shorten(str(row["prompt"]), 26, placeholder="…")
+    prompt = figure_text(textwrap.shorten(str(row["prompt"]), 26, placeholder="…"))
     return f"{row['arm']} · seed {row['seed']}\n{prompt}"
 
 

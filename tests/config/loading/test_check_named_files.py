@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from harness.config.loading.check_named_files import about_adapters
 from harness.config.plan.plan import expand
 from harness.config.schema.sweep import SweepConfig
+from harness.config.weights.header import not_finite
 from harness.errors import ConfigError
-from tests.config.example import load, lora
+from tests.config.example import TO_Q, load, lora
 
 
 def with_file(name: str, **more: Any) -> list[dict[str, Any]]:
@@ -39,6 +42,30 @@ def test_a_lora_of_sdxl_is_taken_and_what_is_left_out_is_said(tmp_path: Path) ->
         "mine.safetensors: layers: unet 2; left out: 1 × bundle_emb.x.clip_l (embeddings bundled with the "
         "LoRA: give them as a file of their own)"
     ]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "448"])
+def test_an_adapter_with_nan_is_refused_before_any_work(dtype: str, value: str, tmp_path: Path) -> None:
+    numbers = torch.ones(3, 5, dtype=torch.float32)
+    numbers[1, 2] = float(value)
+    state = {
+        "odd": torch.zeros(3, dtype=torch.uint8),
+        "a": torch.ones(2, 2),
+        "b": numbers.to(getattr(torch, dtype)),
+    }
+    save_torch(state, tmp_path / "mine.safetensors", {"word": "x"})
+    is_finite = bool(state["b"].float().isfinite().all())
+    assert not_finite(tmp_path / "mine.safetensors") == (None if is_finite else "b")
+
+
+def test_where_an_adapter_has_nan_is_said(tmp_path: Path) -> None:
+    odd: dict[str, Any] = {f"unet.{TO_Q}.lora_A.weight": np.full((2, 1280), np.nan, np.float32)}
+    lora(tmp_path / "mine.safetensors", **odd)
+    said = refused(tmp_path, arms=with_file("mine.safetensors"))
+    assert "arms.foreign.adapters[0].file: mine.safetensors has NaN or infinity in unet.mid_block" in said
 
 
 def test_a_folder_that_an_adapter_was_saved_in(tmp_path: Path) -> None:

@@ -253,6 +253,10 @@ def test_quickstart_never_trains_on_what_it_evaluates() -> None:
         ("adapter={rank: 16}", "adapter.rank: 16 is used by no trial"),
         ("axes.training.learning_rate={low: 1, high: 2}", "a grid takes every value"),
         ("axes.trainnig.steps=[1]", "axes.trainnig.steps is not known; did you mean axes.training.steps, "),
+        (
+            "training.learning_rte=1",
+            "training.learning_rte is not known; did you mean training.learning_rate",
+        ),
         (f"question='{'x' * 30_000}'", "question: "),
     ],
 )

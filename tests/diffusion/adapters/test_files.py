@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
-from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, adapter_path
 from harness.diffusion.adapters.adapter import Adapter
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.adapters.kohya import to_kohya
@@ -172,3 +172,14 @@ class TestFilesThatCannotAct:
             save_file(tensors, tmp_path / EMBEDDING_FILE)
             with pytest.raises(ModelError, match="as many vectors in clip_l as in clip_g"):
                 read(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_nan_is_not_read(one: Path, tmp_path: Path, value: float):
+    state = load_file(adapter_path(one))
+    key = next(key for key in state if "lora_B" in key)
+    state[key][0] = value
+    for write, name in ((save_file, "nan.safetensors"), (torch.save, "nan.bin")):
+        write(state, tmp_path / name)
+        with pytest.raises(ModelError, match=f"{name} has NaN or infinity in {key}"):
+            read_adapter(tmp_path / name, device=torch.device("cpu"), dtype=torch.float16)

@@ -390,6 +390,9 @@ def test_loha_and_lokr_act_as_peft_has_them(
     assert difference(by_us(model, tmp_path / kind), merged) <= 2
 
 
+PROJ_IN = "lora_unet_mid_block_attentions_0_proj_in"
+
+
 class TestRefused:
     def refused(self, tmp_path: Path, state: State, metadata: dict[str, str] | None = None) -> str:
         file = tmp_path / "foreign.safetensors"
@@ -399,6 +402,26 @@ class TestRefused:
         text = str(caught.value)
         assert "foreign.safetensors" in text and len(text) < 300, text
         return text
+
+    @pytest.mark.parametrize(
+        ("role", "shape"),
+        [
+            ("hada_w1_a", (8,)),
+            ("hada_w1_a", (8, 3)),
+            ("hada_w2_a", (6, 2)),
+            ("hada_w2_b", ()),
+            ("hada_w2_b", (2, 4)),
+        ],
+    )
+    def test_factors_that_do_not_fit_together(
+        self, tmp_path: Path, role: str, shape: tuple[int, ...]
+    ) -> None:
+        whole = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 6), "hada_w2_a": (8, 2), "hada_w2_b": (2, 6)}
+        state = {f"{PROJ_IN}.{name}": torch.zeros(size) for name, size in {**whole, role: shape}.items()}
+        assert "do not fit together" in self.refused(tmp_path, state)
+        halves = {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2), "lokr_w2_b": (3, 4)}
+        state = {f"{PROJ_IN}.{name}": torch.zeros(size) for name, size in halves.items()}
+        assert "do not fit together" in self.refused(tmp_path, state)
 
     @pytest.mark.parametrize(
         ("key", "words"),
@@ -427,6 +450,7 @@ class TestRefused:
         for config, words in (
             ({"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"a|(b+)+": 2}}, "no plain name"),
             ({"unet.lora_alpha": "8"}, "must be a number above 0"),
+            ({"unet.lora_alpha": 4e300}, "must be a number above 0, at most 1,000,000"),
             ({"unet.lora_bias": True}, "cannot act row by row"),
         ):
             text = self.refused(tmp_path, lora(pipeline), {"lora_adapter_metadata": json.dumps(config)})

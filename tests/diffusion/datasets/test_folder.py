@@ -354,3 +354,14 @@ def test_images_changed_after_the_sweep_was_read_are_an_error(images: Path) -> N
     gradient(10, 10).save(images / "new.png")
     with pytest.raises(ConfigError, match="have changed"):
         next(samples(recipe, resolution=16))
+
+
+def test_a_png_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    """Pillow decodes such pixels as they come."""
+    gradient(64, 64).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    checksum = content.rindex(b"IEND") - 5  # the last byte of that of the pixels
+    content[checksum] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.png cannot be read as an image: .*IDAT"):
+        read_image(tmp_path / "a.png")

@@ -1,6 +1,7 @@
 """An image is drawn again from its file alone."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.fuzz.images import IMAGES
 from harness.config.loading.tokens import model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells
 from harness.config.schema.evaluation import ApgGuider, Prompt
@@ -163,4 +165,36 @@ def test_what_cannot_be_drawn_again_says_why(arm: ResolvedArm, emoji: Model, tmp
     others = changed(image, tmp_path / "others.png", "arm.model.digest", "0" * 64)
     with pytest.raises(ModelError, match="not those the image was drawn with"):
         redraw(others, workspace=None, output=again)
+    file = tmp_path / "hosts"
+    file.write_bytes(b"127.0.0.1 localhost")
+    stranger: dict[str, object] = {
+        "run_id": None,
+        "steps": None,
+        "weights": "last",
+        "file": str(file),
+        "hub": None,
+        "digest": None,
+    }
+    stranger |= {"scale": 1.0, "branch": "negative", "sha256": "0"}
+    for path, value, why in [
+        ("arm.guidance", "/etc/passwd", "guidance"),
+        ("arm.guidance_interval", "ab", "guidance_interval"),
+        ("arm.steps", 10**9, "steps"),
+        ("arm.size", [2**20, 2**20], "size"),
+        ("cell.noise_seed", -1, "noise_seed must be"),
+        ("cell.prompt", "", "text"),
+        ("versions", None, "NoneType"),
+        ("arm.adapters", [{**stranger, "run_id": "../..", "steps": 1, "file": None}], "run_id and steps"),
+        ("arm.adapters", [{**stranger, "branch": "all"}], "branch"),
+    ]:
+        odd = changed(image, tmp_path / "odd.png", path, value)
+        with pytest.raises(ConfigError, match=f"is damaged, or of another version.*{why}"):
+            redraw(odd, workspace=None, output=again)
+    odd = changed(image, tmp_path / "odd.png", "arm.adapters", [stranger])
+    with pytest.raises(ModelError, match=r"hosts is no whole \.safetensors file"):
+        redraw(odd, workspace=None, output=again)
+    for name in ("PNG bomb", "JPEG bomb", "WebP bomb", "EPS"):
+        odd.write_bytes(IMAGES[name](random.Random(0)))
+        with pytest.raises(ConfigError, match=r"odd\.png cannot be"):
+            redraw(odd, workspace=None, output=again)
     assert not again.exists()

@@ -1,6 +1,6 @@
 """Training on a CUDA device that is not there (see `tests/fake_cuda.py`), and half precision on the CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,7 +49,7 @@ def cuda() -> Iterator[FakeCuda]:
 def pack(
     model: Model,
     images: Path,
-    adapters: list[LowRankAdapter],
+    adapters: Sequence[AdapterConfig],
     resume: list[Checkpoint] | None = None,
     **how: Any,
 ) -> list[dict[int, Checkpoint]]:
@@ -111,6 +111,20 @@ def test_a_word_is_learnt_and_resumed(
     saved[1].write(tmp_path)
     again = run_training(**asked, resume=Checkpoint.read(tmp_path)).saved
     assert list(again) == [2] and on_cpu(again[2])
+
+
+TEXT = LowRankAdapter(rank=4, text_encoders=True, blocks=("mid_block",))
+
+
+@pytest.mark.parametrize("adapter", [TEXT, TextualInversion()], ids=["text encoders", "word"])
+def test_a_run_alone_with_and_without_checkpointing(
+    cuda: FakeCuda, on_cuda: Model, images: Path, adapter: AdapterConfig
+) -> None:
+    """Each way in one precision: a word is learnt without checkpointing elsewhere."""
+    checkpointing = on_cuda.config.precision == ("bf16" if adapter is TEXT else "fp16")
+    (saved,) = pack(on_cuda, images, [adapter], checkpointing=checkpointing)
+    assert list(saved) == [1, 2] and all(map(on_cpu, saved.values()))
+    assert any(name.startswith(("text_encoder.", "clip_l")) for name in saved[2].adapter)
 
 
 def test_a_step_never_waits_for_the_device(

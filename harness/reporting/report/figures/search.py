@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from harness.config.loading.files import one_line
 from harness.config.schema.search import LossObjective, OptunaSearch
 from harness.reporting.report.figures.svg import BLUE, INK, MUTED, ORANGE, RULE, inline, page_style
 from harness.reporting.report.layout import is_numeric
@@ -130,7 +131,7 @@ def _scatter(study: Study, table: pd.DataFrame, axes: Sequence[str]) -> Markup:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
+    return one_line(name, 18)
 
 
 def _scaled(values: Floats) -> Floats:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup, escape
 
+from harness.config.loading.files import one_line
 from harness.reporting.report.images import arm_images
 from harness.results.contrast import Contrast
 from harness.results.format import signed
@@ -58,7 +59,7 @@ def _points(study: Study, contrast: Contrast) -> list[Point]:
     pairs = pairs.assign(difference=pairs["value"] - pairs["value_control"]).dropna(subset=["difference"])
     return [
         Point(
-            prompt=str(some["prompt"].iloc[0]),
+            prompt=one_line(some["prompt"].iloc[0]),
             difference=float(some["difference"].mean()),
             pairs=tuple(zip(some["row_control"].astype(int), some["row"].astype(int), strict=True)),
         )

@@ -20,6 +20,7 @@ MARKERS = "osD^vP"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a dollar of a prompt begins no formula
     "svg.fonttype": "none",  # text stays text: selectable, and drawn in the page's font
     "svg.hashsalt": "harness",  # the same figure has the same ids
     "font.family": "sans-serif",
