@@ -1,6 +1,6 @@
-"""Adapters and captions that a sweep names, opened before any work.
+"""Models, adapters and captions that a sweep names, opened before any work.
 
-What the adapters are, whether the model has their layers, and whether a caption would be cut.
+What models and adapters are, whether the model has their layers, and whether a caption would be cut.
 """
 
 import functools
@@ -18,6 +18,7 @@ from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
+from harness.config.weights import checkpoint
 from harness.config.weights.header import PICKLES, read_header
 from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, described, read_layout
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
@@ -25,6 +26,12 @@ from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError
 
 TOKENS = "embeddings.token_embedding"
+
+
+def check_models(configs: Sequence[TrialConfig]) -> Iterator[str]:
+    """Every fault of a model whose parts are files."""
+    for model in dict.fromkeys(config.model for config in configs):
+        yield from (f"model.{fault}" for fault in checkpoint.model_faults(model))
 
 
 def check_adapters(
@@ -111,17 +118,21 @@ def _long_captions(folder: Path, prompt: str, model: ModelConfig) -> Iterator[st
         yield f"with the caption of {found[0][0]} it {found[0][1]}{others}; shorten it"
 
 
-def about_adapters(plan: Plan) -> list[str]:
-    """What the adapters' files hold, alike ones in one line, what is left out of them included."""
+def about_files(plan: Plan) -> list[str]:
+    """What models' and adapters' files hold, alike ones in one line, what is left out of them included."""
     adapters = (adapter for arm in plan.arms.values() for adapter in arm.adapters)
     files = dict.fromkeys(_found(a.file, a.hub, download=False) for a in adapters if a.run_id is None)
     alike: dict[str, list[str]] = {}
     for file in files:
         if file is not None:
             alike.setdefault(described(read_layout(file)), []).append(file.name)
+    models = map(checkpoint.described, dict.fromkeys(trial.config.model for trial in plan.trials))
     return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
-        for text, names in alike.items()
+        *(text for text in models if text is not None),
+        *(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in alike.items()
+        ),
     ]
 
 
@@ -175,6 +186,8 @@ def module_shapes(model: ModelConfig) -> Shapes:
             return _of_folder(EMOJI_FOLDER / "base", None)
         case SdxlModel(source=source) if source in PUBLISHED:
             return {part: {**modules} for part, modules in sdxl_shapes().items()}
+        case SdxlModel(source=source) if checkpoint.is_file(source):
+            return checkpoint.module_shapes(model)
         case SdxlModel(source=source, revision=revision, variant=variant):
             folder = local_folder(source)
             if folder is None:

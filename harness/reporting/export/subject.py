@@ -11,6 +11,7 @@ from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.sweep import Trained, TrialConfig
+from harness.config.weights.checkpoint import has_sdxl_blocks
 from harness.errors import ArtifactError, ConfigError
 from harness.store.artifact import is_adapter
 
@@ -47,9 +48,6 @@ def _last_part(text: str) -> str:
 def is_local(source: str) -> bool:
     """True for a folder of this machine, false for a hub id."""
     return _last_part(source) != source
-
-
-SGM_LAYERS = 2  # per block of SDXL's UNet, which kohya's names of its blocks are made for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +175,5 @@ def _safe(name: str) -> str:
 def _has_sdxl_blocks(model: ModelConfig) -> bool:
     if isinstance(model, EmojiModel):
         return False
-    config = Path(model.source) / "unet" / "config.json"
-    if not is_local(model.source) or not config.is_file():
-        return True
-    return json.loads(config.read_text())["layers_per_block"] == SGM_LAYERS
+    folder = model.config or model.source
+    return not is_local(folder) or has_sdxl_blocks(Path(folder)) is not False

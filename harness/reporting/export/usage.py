@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.evaluation import negative_text
-from harness.config.schema.model import EmojiModel
+from harness.config.schema.model import CHECKPOINT, EmojiModel
 from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
 from harness.diffusion.adapters.adapter import EMA
 from harness.reporting.export.evidence import Evidence
@@ -102,8 +102,10 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
         )
     else:
         imports = ["import torch", *imports]
-        base = json.dumps(subject.base or "path/to/the/base")
-        pipe = f'StableDiffusionXLPipeline.from_pretrained({base}, torch_dtype=torch.float16).to("cuda")'
+        in_a_file = subject.config.model.source.endswith(CHECKPOINT)
+        base = json.dumps(subject.base or f"path/to/the/base{CHECKPOINT if in_a_file else ''}")
+        method = "from_single_file" if in_a_file else "from_pretrained"
+        pipe = f'StableDiffusionXLPipeline.{method}({base}, torch_dtype=torch.float16).to("cuda")'
     lines = [
         *imports,
         "from diffusers import StableDiffusionXLPipeline",

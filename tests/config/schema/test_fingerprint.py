@@ -40,6 +40,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
             "digest": "abc",
         },
     ),
+    (SdxlModel(source="sdxl.safetensors"), {"config": "folder"}),
     (KeywordsRecipe(keywords=("ugly",)), {**DRAWN, "keywords": ["bad"], "emphasis": 1, "guidance": [3]}),
     (PLAIN, {**DRAWN, "prompts": ["a dog"], "count": 3, "guidance": 2}),
     (
