@@ -20,7 +20,15 @@ from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
 from harness.config.weights import checkpoint
 from harness.config.weights.header import PICKLES, read_header
-from harness.config.weights.layout import CLIP_KEYS, LORA_FILE, Layer, Layout, described, read_layout
+from harness.config.weights.layout import (
+    CLIP_KEYS,
+    LORA_FILE,
+    Layer,
+    Layout,
+    described,
+    oft_block_size,
+    read_layout,
+)
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
 from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError
@@ -154,18 +162,29 @@ def _misfits(file: Path, layout: Layout, model: ModelConfig) -> Iterator[str]:
             if own is None:
                 yield f"{file.name} acts on {part}.{module}, which the model has not: it is of another model"
                 return
+            if "oft_R" in layer.keys and len(own) > 2:
+                yield f"{file.name} turns the inputs of the convolution {part}.{module}, which cannot be done"
+                return
             made = _made_for(layer, layout)
-            if made != (own[0], math.prod(own[1:])):
+            if any(
+                size not in (None, has) for size, has in zip(made, (own[0], math.prod(own[1:])), strict=True)
+            ):
+                takes, gives = ("as many" if size is None else size for size in reversed(made))
                 yield (
-                    f"{file.name} is of another model: its {part}.{module} takes {made[1]} numbers and gives "
-                    f"{made[0]}, and the model's {math.prod(own[1:])} and {own[0]}"
+                    f"{file.name} is of another model: its {part}.{module} takes {takes} numbers and gives "
+                    f"{gives}, and the model's {math.prod(own[1:])} and {own[0]}"
                 )
                 return
 
 
-def _made_for(layer: Layer, layout: Layout) -> tuple[int, int]:
-    """The outputs of the module, and its inputs times the kernel's size."""
+def _made_for(layer: Layer, layout: Layout) -> tuple[int | None, int | None]:
+    """The outputs of the module, and its inputs times the kernel's size; None for what OFT does not tell."""
     shapes = {role: layout.header.shapes[key] for role, key in layer.keys.items()}
+    if "oft_R" in shapes:
+        blocks, numbers = shapes["oft_R"]
+        return None, blocks * (oft_block_size(numbers) or 0)
+    if "oft_blocks" in shapes:
+        return math.prod(shapes["oft_blocks"][:2]), None
     if "hada_w1_a" in shapes:
         return shapes["hada_w1_a"][0], math.prod(shapes["hada_w1_b"][1:])
     if "down" not in shapes:

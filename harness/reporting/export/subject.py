@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.sweep import Trained, TrialConfig
@@ -83,7 +83,7 @@ class Subject:
     def word(self) -> str:
         """What the prompt must hold for the adapter to be called: DreamBooth's prompt, or the learnt word."""
         _, adapter, training = self.trained
-        return training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
+        return adapter.word if isinstance(adapter, TextualInversion) else training.prompt
 
     @cached_property
     def base(self) -> str | None:
