@@ -160,8 +160,8 @@ class TestOneFile:
     def test_predicts_what_its_marks_say(self, tmp_path: Path):
         folder = tiny_sdxl(tmp_path / "sdxl", prediction_type="epsilon")
         plain = write_original(folder, tmp_path / "plain.safetensors")
-        marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
-        marked = write_original(folder, tmp_path / "marked.safetensors", **marks)
+        nothing = torch.zeros(0)
+        marked = write_original(folder, tmp_path / "marked.safetensors", v_pred=nothing, ztsnr=nothing)
         said = write_original(
             folder, tmp_path / "said.safetensors", metadata={"modelspec.prediction_type": "v"}
         )

@@ -27,6 +27,7 @@ from harness.reporting.export import export_trial
 from harness.results.sweep_results import Results
 from harness.store.artifact import sha256
 from harness.store.workspace import Workspace
+from tests.diffusion.adapters.adapters import products
 from tests.diffusion.models.test_sdxl import difference
 from tests.reporting.export.example import finished
 
@@ -219,7 +220,7 @@ def test_tensors_alone_are_the_adapter(tmp_path: Path, kind: str) -> None:
     save_file(load_file(out / "pytorch_lora_weights.safetensors"), tmp_path / "bare.safetensors")
     checkpoint = tmp_path / str(results.trials["adapter_path"].iloc[1])
     with_header, bare, own = (
-        read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet
+        products(read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet)
         for path in (out / "pytorch_lora_weights.safetensors", tmp_path / "bare.safetensors", checkpoint)
     )
     for name, layer in own.items():
