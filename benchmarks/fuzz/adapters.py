@@ -25,6 +25,7 @@ from harness.config.loading.load import load_plan
 from harness.config.schema.model import EmojiModel
 from harness.config.weights.layout import METADATA_KEY, read_layout
 from harness.config.weights.names import PARTS
+from harness.diffusion.adapters.adapter import RotatedLayer
 from harness.diffusion.adapters.files import read_adapter
 
 State = dict[str, torch.Tensor]
@@ -297,6 +298,9 @@ def _check_taken(file: Path) -> None:
     shapes = module_shapes(EmojiModel())
     for part, layers in zip(PARTS, (adapter.unet, adapter.text_encoder, adapter.text_encoder_2), strict=True):
         for module, layer in layers.items():
+            if isinstance(layer, RotatedLayer):
+                assert bool(layer.turn_kbb.isfinite().all()), f"{module} is not finite"
+                continue
             size = layer.up.flatten(1).shape[0] * layer.down.flatten(1).shape[1]
             assert size == torch.Size(shapes[part][module]).numel(), f"{module} does not fit"
             finite = math.isfinite(layer.scale) and bool(

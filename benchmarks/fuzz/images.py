@@ -258,7 +258,7 @@ def _generated(folder: Path) -> Path:
         adapters=(adapter,),
         merge=None,
     )
-    (cell,) = cells(arm, [Prompt(text="a (red)++ fox", split="test")], (7,), "test")
+    (cell,) = cells(arm, (Prompt(text="a (red)++ fox", split="test"),), (7,), "test")
     generate_cells(
         [Part(arm=arm, cells=[cell], folder=folder)], load_model(config, device="cpu"), lambda _: file
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.loading.check_named_files import about_adapters
+from harness.config.loading.check_named_files import about_files
 from harness.config.loading.check_sweep import without_effect
 from harness.config.loading.files import visible
 from harness.config.plan.cost import runs_of_one_length
@@ -95,7 +95,7 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}")
-    for line in (*_added(plan), *without_effect(sweep), *_left_out(plan), *about_adapters(plan)):
+    for line in (*_added(plan), *without_effect(sweep), *_left_out(plan), *about_files(plan)):
         out.print(line)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):

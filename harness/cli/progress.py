@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -100,7 +101,7 @@ class Display:
         width, share = options.max_width, self._share()
         elapsed = duration(self._clock() - self._began)
         facts = [f"{100 * share:.0f} %", f"{elapsed} so far", *filter(None, [self._left()])]
-        spinner = self._spinner.render(console.get_time())
+        spinner = cast(Text, self._spinner.render(console.get_time()))  # a spinner without a text of its own
         title = Text.assemble(spinner, " ", (self._heading, "bold"), ": ", ", ".join(self._under_way()))
         yield _fitted(title, width)
         bar = ProgressBar(total=1.0, completed=share, width=min(WIDEST_BAR, width - 4))

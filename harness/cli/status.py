@@ -56,7 +56,7 @@ def status(
 
 def _state(found: "Status") -> str:
     """Running, finished or not, for how long so far, and the last sign of life."""
-    parts = [found.state]
+    parts: list[str] = [found.state]
     if found.seconds:
         parts.append(f"{duration(found.seconds)} of work so far")
     if found.seen is not None:

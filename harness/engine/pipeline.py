@@ -252,7 +252,7 @@ def _noting(ctx: Context, events: Events) -> Context:
         if kind in get_args(Event):
             events.add(cast(Event, kind), count)
         else:
-            events.made(kind, count)
+            events.made(cast(Kind, kind), count)
         ctx.report(kind, count)
 
     return replace(ctx, report=report)

@@ -1,6 +1,7 @@
 """A few damaged inputs of each kind: all are refused in one line, or are read as what they are."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,7 @@ def test_what_goes_wrong_is_counted() -> None:
         "empty": (ConfigError("a\n\nb"), "empty line"),
         "right": (ConfigError("x.yaml: a is not known"), None),
     }
-    tally = run(
-        [(name, lambda error=error: raising(error)) for name, (error, _) in errors.items()], path="folder"
-    )
+    tally = run([(name, partial(raising, error)) for name, (error, _) in errors.items()], path="folder")
     assert (tally.cases, tally.refused, tally.taken) == (6, 4, 0)
     told = [(name, why) for name, (_, why) in errors.items() if why]
     assert len(tally.faults) == len(told)

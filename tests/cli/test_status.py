@@ -65,7 +65,12 @@ def test_the_page_is_opened_or_named(
     assert harness("open", folder) == 2
     assert f"harness report {folder}" in capsys.readouterr().err
     assert harness("report", folder) == 0
-    monkeypatch.setattr(webbrowser, "open", lambda uri: bool(opened.append(uri)))
+
+    def no_browser(uri: str) -> bool:
+        opened.append(uri)
+        return False
+
+    monkeypatch.setattr(webbrowser, "open", no_browser)
     assert harness("open", folder) == 0
     assert opened == [page.as_uri()] and f"no browser can be opened here; the page is {page}" in (
         capsys.readouterr().out

@@ -126,7 +126,9 @@ def test_figures(results: NotebookResults, one: pd.DataFrame, tmp_path: Path) ->
     }
     for name, axes in drawn.items():
         with matplotlib.rc_context({"svg.fonttype": "none"}):
-            axes.figure.savefig(tmp_path / "a.svg")
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            figure.savefig(tmp_path / "a.svg")
         text = (tmp_path / "a.svg").read_text()
         assert ("$x_$" in text and "&lt;script&gt;" in text) or name == "images", name
         assert "\\$" not in text and "font-style: italic" not in text

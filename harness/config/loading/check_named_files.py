@@ -1,6 +1,6 @@
-"""Adapters and captions that a sweep names, opened before any work.
+"""Models, adapters and captions that a sweep names, opened before any work.
 
-What the adapters are, whether the model has their layers, and whether a caption would be cut.
+What models and adapters are, whether the model has their layers, and whether a caption would be cut.
 """
 
 import functools
@@ -19,6 +19,7 @@ from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.sweep import SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
+from harness.config.weights import checkpoint
 from harness.config.weights.header import PICKLES, not_finite, read_header
 from harness.config.weights.layout import (
     CLIP_KEYS,
@@ -27,6 +28,7 @@ from harness.config.weights.layout import (
     Layout,
     adapter_path,
     described,
+    oft_block_size,
     read_layout,
 )
 from harness.config.weights.names import PARTS, TEXT_BODY, Part
@@ -34,6 +36,12 @@ from harness.config.weights.sdxl import PUBLISHED, Shapes, sdxl_shapes
 from harness.errors import HarnessError, ModelError
 
 TOKENS = "embeddings.token_embedding"
+
+
+def check_models(configs: Sequence[TrialConfig]) -> Iterator[str]:
+    """Every fault of a model whose parts are files."""
+    for model in dict.fromkeys(config.model for config in configs):
+        yield from (f"model.{fault}" for fault in checkpoint.model_faults(model))
 
 
 def check_adapters(
@@ -121,17 +129,21 @@ def _long_captions(folder: Path, prompt: str, model: ModelConfig) -> Iterator[st
         yield f"with the caption of {found[0][0]} it {found[0][1]}{others}; shorten it"
 
 
-def about_adapters(plan: Plan) -> list[str]:
-    """What the adapters' files hold, alike ones in one line, what is left out of them included."""
+def about_files(plan: Plan) -> list[str]:
+    """What models' and adapters' files hold, alike ones in one line, what is left out of them included."""
     adapters = (adapter for arm in plan.arms.values() for adapter in arm.adapters)
     files = dict.fromkeys(_found(a.file, a.hub, download=False) for a in adapters if a.run_id is None)
     alike: dict[str, list[str]] = {}
     for file in files:
         if file is not None:
             alike.setdefault(described(read_layout(file)), []).append(file.name)
+    models = map(checkpoint.described, dict.fromkeys(trial.config.model for trial in plan.trials))
     return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
-        for text, names in alike.items()
+        *(text for text in models if text is not None),
+        *(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in alike.items()
+        ),
     ]
 
 
@@ -160,18 +172,29 @@ def _misfits(file: Path, layout: Layout, model: ModelConfig) -> Iterator[str]:
             if own is None:
                 yield f"{file.name} acts on {part}.{module}, which the model has not: it is of another model"
                 return
+            if "oft_R" in layer.keys and len(own) > 2:
+                yield f"{file.name} turns the inputs of the convolution {part}.{module}, which cannot be done"
+                return
             made = _made_for(layer, layout)
-            if made != (own[0], math.prod(own[1:])):
+            if any(
+                size not in (None, has) for size, has in zip(made, (own[0], math.prod(own[1:])), strict=True)
+            ):
+                takes, gives = ("as many" if size is None else size for size in reversed(made))
                 yield (
-                    f"{file.name} is of another model: its {part}.{module} takes {made[1]} numbers and gives "
-                    f"{made[0]}, and the model's {math.prod(own[1:])} and {own[0]}"
+                    f"{file.name} is of another model: its {part}.{module} takes {takes} numbers and gives "
+                    f"{gives}, and the model's {math.prod(own[1:])} and {own[0]}"
                 )
                 return
 
 
-def _made_for(layer: Layer, layout: Layout) -> tuple[int, int]:
-    """The outputs of the module, and its inputs times the kernel's size."""
+def _made_for(layer: Layer, layout: Layout) -> tuple[int | None, int | None]:
+    """The outputs of the module, and its inputs times the kernel's size; None for what OFT does not tell."""
     shapes = {role: layout.header.shapes[key] for role, key in layer.keys.items()}
+    if "oft_R" in shapes:
+        blocks, numbers = shapes["oft_R"]
+        return None, blocks * (oft_block_size(numbers) or 0)
+    if "oft_blocks" in shapes:
+        return math.prod(shapes["oft_blocks"][:2]), None
     if "hada_w1_a" in shapes:
         return shapes["hada_w1_a"][0], math.prod(shapes["hada_w1_b"][1:])
     if "down" not in shapes:
@@ -192,6 +215,8 @@ def module_shapes(model: ModelConfig) -> Shapes:
             return _of_folder(EMOJI_FOLDER / "base", None)
         case SdxlModel(source=source) if source in PUBLISHED:
             return {part: {**modules} for part, modules in sdxl_shapes().items()}
+        case SdxlModel(source=source) if checkpoint.is_file(source):
+            return checkpoint.module_shapes(model)
         case SdxlModel(source=source, revision=revision, variant=variant):
             folder = local_folder(source)
             if folder is None:

@@ -28,7 +28,7 @@ from harness.config.schema.recipe import FolderRecipe, GeneratedRecipe
 from harness.config.schema.search import FifoScheduler, LossObjective, OptunaSearch, RungObjective
 from harness.config.schema.sweep import Objective, SweepConfig, TrialConfig
 from harness.config.schema.training import CAPTION
-from harness.config.weights.sdxl import PUBLISHED
+from harness.config.weights.checkpoint import predicted
 from harness.errors import ConfigError
 
 
@@ -240,10 +240,10 @@ def _model(sweep: SweepConfig, config: TrialConfig) -> Iterator[str]:
 
 def _min_snr(config: TrialConfig) -> Iterator[str]:
     """Where the model is known to predict ε, what is said of v does nothing."""
-    model, training = config.model, config.training
-    if training is None or training.min_snr_v == "kohya" or not isinstance(model, SdxlModel):
+    training = config.training
+    if training is None or training.min_snr_v == "kohya":
         return
-    if model.prediction_type == "epsilon" or (model.prediction_type is None and model.source in PUBLISHED):
+    if predicted(config.model) == "epsilon":
         yield "training.min_snr_v is of models that predict v, and model predicts epsilon; remove it"
 
 

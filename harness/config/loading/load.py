@@ -20,7 +20,7 @@ from harness.config.loading.check_axes import (
     with_checked_axes,
     with_checked_values,
 )
-from harness.config.loading.check_named_files import check_adapters, check_captions
+from harness.config.loading.check_named_files import check_adapters, check_captions, check_models
 from harness.config.loading.check_sweep import (
     check_combinations,
     check_disjoint_prompts,
@@ -159,6 +159,8 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     # Where more points are to come, the corners show what they could be.
     samples = [*trials, *corners] if isinstance(sweep.search, OptunaSearch) else trials
     raise_if(files.check_digests(sweep, samples))
+    configs = [config for _, config in samples]
+    raise_if(check_models(configs))
     raise_if(_beside_their_axes(raw, sweep))
     raise_if(check_distinct(sweep, trials))
     raise_if(check_combinations(sweep, samples))
@@ -166,7 +168,6 @@ def _loaded(raw: dict[str, Any], folder: Path, *, download: bool) -> tuple[Sweep
     raise_if(check_prompt_syntax(sweep, samples))
     raise_if(check_words(sweep, samples))
     raise_if(check_prompt_lengths(sweep, samples))
-    configs = [config for _, config in samples]
     raise_if(check_adapters(sweep, configs, download=download))
     raise_if(check_captions(sweep.arms, configs))
     return sweep, trials

@@ -23,11 +23,12 @@ from harness.config.schema.metric import (
     MetricConfig,
     PreferenceMetric,
 )
-from harness.config.schema.model import ModelConfig, SdxlModel
+from harness.config.schema.model import CHECKPOINT, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe, RecipeConfig
 from harness.config.schema.search import Axis, values_of, with_values
 from harness.config.schema.sweep import SweepConfig
 from harness.config.schema.training import PriorConfig
+from harness.config.weights.checkpoint import is_file
 from harness.config.weights.layout import PEFT_CONFIG, PEFT_FILE, adapter_path
 from harness.errors import ConfigError, ModelError
 
@@ -87,11 +88,15 @@ class LocalFiles:
         )
 
     def check_digests(self, sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
-        """An axis that changes a model's folder would leave the model with another folder's digest."""
+        """An axis that changes a model's folder or file would leave the model with another one's digest."""
         varied = [name for name in sweep.axes if name.startswith("model.")]
         for _, config in trials if varied else ():
-            if self._digest(config.model) != config.model.digest:
-                yield f"axes.{varied[0]} chooses between local folders; give whole models as axes.model"
+            try:
+                is_right = self._digest(config.model) == config.model.digest
+            except ConfigError:  # its path is relative to the sweep, and nothing is there
+                is_right = False
+            if not is_right:
+                yield f"axes.{varied[0]} chooses between local folders or files; give whole axes.model"
                 return
 
     def _absolute(self, path: str | Path) -> Path:
@@ -172,8 +177,8 @@ class LocalFiles:
 
     def _model(self, model: ModelConfig) -> ModelConfig:
         if isinstance(model, SdxlModel):
-            named = {name: getattr(model, name) for name in ("source", "refiner", "vae")}
-            found = {name: self._source(source) for name, source in named.items() if source}
+            named = {name: getattr(model, name) for name in ("source", "config", "refiner", "vae")}
+            found = {name: self._source(name, source) for name, source in named.items() if source}
             model = model.model_copy(update=found)
         digest = self._digest(model)
         _expect(model.digest, digest, model.kind)
@@ -187,15 +192,17 @@ class LocalFiles:
             self.digests[key] = model_digest(model)
         return self.digests[key]
 
-    def _source(self, source: str) -> str:
-        """A hub id as it is; a folder, if there is one or it can be nothing else, by its absolute path."""
+    def _source(self, name: str, source: str) -> str:
+        """A hub id as it is; a folder or file, where there is one or it must be one, by its absolute path."""
         if source == "random":
             return source
         path = self._absolute(source)
-        if path.is_dir():
+        can_be_a_file = name != "config" and is_file(source)
+        if path.is_dir() or (can_be_a_file and path.is_file()):
             return str(path)
-        if source.startswith((".", "/", "~")):
-            raise ConfigError(f"{path} is not a folder")
+        if path.is_file() or can_be_a_file or name == "config" or source.startswith((".", "/", "~")):
+            or_file = "" if name == "config" else f" or a {CHECKPOINT} file"
+            raise ConfigError(f"{name}: {path} is not a folder{or_file}")
         return source
 
     def _encoder(self, encoder: str) -> str:

@@ -1,17 +1,21 @@
 """What a model's files tell of prompts and weights, without torch."""
 
 import functools
+import gzip
 import hashlib
+import importlib.util
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.schema.adapter import HubFile
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
+from harness.config.weights.checkpoint import is_file
 from harness.config.weights.layout import LORA_FILE
+from harness.config.weights.sdxl import PUBLISHED
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,8 +23,11 @@ if TYPE_CHECKING:
 
 
 EMOJI_FOLDER = Path(__file__).parents[2] / "diffusion" / "models" / "emoji"
-DIGESTED = {".json", ".txt", ".model", ".safetensors", ".bin"}
+CONFIGURATION = {".json", ".txt", ".model"}
+DIGESTED = CONFIGURATION | {".safetensors", ".bin"}
 CLIP_TOKENS = 77
+CLIP_MERGES = 49152 - 256 - 2  # the vocabulary file holds more lines than CLIP (Radford et al. 2021) uses
+START, END = "<|startoftext|>", "<|endoftext|>"
 OLDER_TOKENIZER = ("vocab.json", "merges.txt")
 
 # compel's weights: `(two words)++`, `(two words)1.3`, `word++`, `word-`
@@ -52,36 +59,43 @@ def too_long(config: ModelConfig, prompt: str, *, verbatim: bool = False) -> str
     `verbatim`: all of its signs are letters.
     """
     text = prompt if verbatim else plain_text(prompt)
-    for folder in _tokenizer_folders(config):
-        if folder is not None:
-            tokens, limit = _token_count(folder, text)
-            if tokens > limit:
-                return (
-                    f"has {tokens} tokens, and the model's {folder.name} takes {limit} (two of them mark "
-                    "start and end)"
-                )
+    for name, (tokenizer, limit) in _tokenizers(config):
+        tokens = len(tokenizer.encode(text).ids)
+        if tokens > limit:
+            return (
+                f"has {tokens} tokens, and the model's {name} takes {limit} (two of them mark start and end)"
+            )
     return None
 
 
 def model_digest(config: ModelConfig) -> str | None:
-    """The sha256 of weights and configuration in the model's local folders; None if there is none."""
-    folders = [folder for folder in _local_folders(config) if folder is not None]
-    if not folders:
-        return None
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if _is_content(path)):
+    """The sha256 of weights and configuration in the model's local folders and files; None if there are none.
+
+    A file's name is no part of it, and of the folder `config` no weights are.
+    """
+    named = [(_local(source), DIGESTED) for source in _sources(config)]
+    if isinstance(config, SdxlModel):
+        named.append((_local(config.config), CONFIGURATION))
+    digest, here = hashlib.sha256(), False
+    for place, suffixes in named:
+        if place is None:
+            continue
+        here = True
+        is_folder = place.is_dir()
+        files = sorted(p for p in place.rglob("*") if _is_content(p, suffixes)) if is_folder else [place]
+        for path in files:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+            name = path.relative_to(place).as_posix() if is_folder else ""
+            digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest() if here else None
 
 
-def _is_content(path: Path) -> bool:
+def _is_content(path: Path, suffixes: Set[str]) -> bool:
     """False for the older form of a tokenizer beside the newer: it is there for older libraries alone."""
     if path.name in OLDER_TOKENIZER and path.with_name("tokenizer.json").is_file():
         return False
-    return path.suffix in DIGESTED
+    return path.suffix in suffixes
 
 
 def local_folder(source: str | None) -> Path | None:
@@ -101,25 +115,44 @@ def local_folder(source: str | None) -> Path | None:
     return None
 
 
-def _local_folders(config: ModelConfig) -> list[Path | None]:
-    match config:
-        case EmojiModel():
-            return [EMOJI_FOLDER]
-        case SdxlModel():
-            return [local_folder(config.source), local_folder(config.refiner), local_folder(config.vae)]
+def local_file(source: str | None) -> Path | None:
+    """The file that a source names, or None if it is a folder or a hub id. It need not be there."""
+    return Path(source).expanduser() if source is not None and is_file(source) else None
 
 
-def _tokenizer_folders(config: ModelConfig) -> list[Path | None]:
-    names = ("tokenizer", "tokenizer_2")
+def _local(source: str | None) -> Path | None:
+    file = local_file(source)
+    if file is not None and not file.is_file():
+        raise ConfigError(f"model file {file} does not exist; give a .safetensors file")
+    return file or local_folder(source)
+
+
+def _sources(config: ModelConfig) -> list[str | None]:
     match config:
         case EmojiModel():
-            folders = [EMOJI_FOLDER / "base" / name for name in names]
-            return [folder for folder in folders if folder.is_dir()]  # else loading says what is missing
+            return [str(EMOJI_FOLDER)]
         case SdxlModel():
-            folder = local_folder(config.source)
-            if folder is not None:
-                return [folder / name for name in names]
-            return [_cached(config.source, config.revision, name) for name in names]
+            return [config.source, config.refiner, config.vae]
+
+
+def _tokenizers(config: ModelConfig) -> Iterator[tuple[str, tuple["Tokenizer", int]]]:
+    """The model's tokenizers by name, each with its limit, as far as they are on this machine."""
+    folder: Path | None = EMOJI_FOLDER / "base"
+    if isinstance(config, SdxlModel):
+        if config.config is None and (config.source in PUBLISHED or is_file(config.source)):
+            yield "tokenizer", (_published_tokenizer(), CLIP_TOKENS)
+            return
+        folder = local_folder(config.config or config.source)
+    for name in ("tokenizer", "tokenizer_2"):
+        if folder is None:
+            assert isinstance(config, SdxlModel)
+            found = _cached(config.source, config.revision, name)
+        elif isinstance(config, EmojiModel) and not (folder / name).is_dir():
+            found = None  # loading says what is missing
+        else:
+            found = folder / name
+        if found is not None:
+            yield name, _tokenizer(found)
 
 
 def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
@@ -160,21 +193,19 @@ def cached_file(hub_id: str, revision: str | None, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _token_count(folder: Path, text: str) -> tuple[int, int]:
-    tokenizer, limit = _tokenizer(folder)
-    return len(tokenizer.encode(text).ids), limit
-
-
 @functools.lru_cache(maxsize=8)
 def _tokenizer(folder: Path) -> tuple["Tokenizer", int]:
     """A CLIP tokenizer and its limit, from `tokenizer.json` or from the older `vocab.json` + `merges.txt`."""
     from tokenizers import Tokenizer
+    from tokenizers.models import BPE
 
     try:
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         else:
-            tokenizer = _from_vocabulary(folder)
+            tokenizer = _clip_tokenizer(
+                *BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            )
         config = json.loads((folder / "tokenizer_config.json").read_text())
     except Exception as error:  # tokenizers raises bare Exception for whatever it cannot read
         raise ConfigError(
@@ -185,16 +216,17 @@ def _tokenizer(folder: Path) -> tuple["Tokenizer", int]:
     return tokenizer, min(int(config.get("model_max_length", CLIP_TOKENS)), CLIP_TOKENS)
 
 
-def _from_vocabulary(folder: Path) -> "Tokenizer":
+@functools.cache
+def _published_tokenizer() -> "Tokenizer":
+    return _clip_tokenizer(*clip_vocabulary())
+
+
+def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> "Tokenizer":
     """CLIP's tokenizer (Radford et al. 2021): lower case, byte-level BPE, `</w>` at the end of a word."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    start, end = "<|startoftext|>", "<|endoftext|>"
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    model = models.BPE.from_file(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token=end, end_of_word_suffix="</w>"
-    )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -202,6 +234,31 @@ def _from_vocabulary(folder: Path) -> "Tokenizer":
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    vocabulary = tokenizer.get_vocab()
-    tokenizer.post_processor = processors.BertProcessing((end, vocabulary[end]), (start, vocabulary[start]))
+    tokenizer.post_processor = processors.BertProcessing((END, vocabulary[END]), (START, vocabulary[START]))
     return tokenizer
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The pieces and merges of CLIP's tokenizer, which is SDXL's, from the file that open_clip brings along.
+
+    Raises ConfigError where it is not there.
+    """
+    package = importlib.util.find_spec("open_clip")
+    path = Path(package.origin or "").with_name("bpe_simple_vocab_16e6.txt.gz") if package else None
+    if path is None or not path.is_file():
+        raise ConfigError(
+            "the model takes CLIP's tokenizers, whose vocabulary comes with open_clip_torch: install it, or "
+            "give a folder in diffusers' layout with tokenizer/ and tokenizer_2/ as model.config"
+        )
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    merges = [(first, second) for first, second in map(str.split, lines[1 : CLIP_MERGES + 1])]
+    letters = _letters()
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
+    return {piece: number for number, piece in enumerate(pieces)}, merges
+
+
+def _letters() -> list[str]:
+    """The signs that stand for bytes in byte-level BPE (Radford et al. 2019): printable ones as they are."""
+    spans = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
+    printable = [byte for first, last in spans for byte in range(ord(first), ord(last) + 1)]
+    return [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]

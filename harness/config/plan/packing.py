@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from harness.config.plan.plan import Plan, TrainingRun
-from harness.config.schema.adapter import TextualInversion
+from harness.config.schema.adapter import LowRankAdapter, TextualInversion
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.model import ModelConfig
 
@@ -16,6 +16,8 @@ def trained_alone(run: TrainingRun) -> str | None:
     """Why a run is not trained beside others; None if it can be."""
     if isinstance(run.adapter, TextualInversion):
         return "textual inversion learns words, which stand in the text encoders for all rows"
+    if not isinstance(run.adapter, LowRankAdapter):
+        return f"{run.adapter.kind} is trained by PEFT's own layers, which act on all rows"
     if run.training.optimizer.kind == "adamw_8bit":
         return "adamw_8bit keeps its moments in blocks, which a pack's padding would shift"
     return None
@@ -67,7 +69,7 @@ def packs(runs: Sequence[TrainingRun], size: int) -> list[list[TrainingRun]]:
 
 
 def _likeness(run: TrainingRun) -> tuple[int, int]:
-    assert not isinstance(run.adapter, TextualInversion)
+    assert isinstance(run.adapter, LowRankAdapter)
     return run.adapter.rank, rows_per_step(run) * run.checkpoints[-1]
 
 

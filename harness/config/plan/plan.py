@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from harness.config.plan.axes import Point, PointsAndTrials, trial_points
@@ -244,8 +244,13 @@ NULL = "none"  # an axis value that is null, in columns; an axis that is not app
 
 
 def param_label(value: Any) -> Any:
-    """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`."""
+    """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`.
+
+    A model is named by the end of its source.
+    """
     match value:
+        case {"kind": "sdxl", "source": str(source)}:
+            return PurePath(source).name
         case dict():
             return value.get("name") or value.get("kind") or value.get("prompt")
         case list() | tuple():

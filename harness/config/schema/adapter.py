@@ -21,6 +21,31 @@ def _each_once_in_order(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(values)))
 
 
+Targets = Annotated[
+    tuple[Target, ...],
+    Field(min_length=1, description="which of the UNet's layers"),
+    AfterValidator(_each_once_in_order),
+]
+Blocks = Annotated[
+    tuple[Block, ...] | None,
+    Field(min_length=1, description="where in the UNet, as up_blocks.0 or mid_block; null: everywhere"),
+    AfterValidator(lambda blocks: None if blocks is None else _each_once_in_order(blocks)),
+]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"]
+
+
+def _alpha_value(alpha: Alpha, rank: int) -> float:
+    """The number that the mode stands for: PEFT's `lora_alpha`."""
+    match alpha:
+        case "rank":
+            return float(rank)
+        case "sqrt_rank":
+            return math.sqrt(rank)
+        case number:
+            return float(number)
+
+
 class LowRankAdapter(Frozen):
     """LoRA (Hu et al. 2021): W + scale · B A, of low rank.
 
@@ -36,23 +61,15 @@ class LowRankAdapter(Frozen):
     """
 
     kind: Literal["lora", "rslora", "dora"] = "lora"
-    rank: Annotated[int, Field(ge=1, le=4096)] = 8
-    alpha: Annotated[float, Field(gt=0)] | Literal["rank", "sqrt_rank"] = "rank"
+    rank: Rank = 8
+    alpha: Alpha = "rank"
     init: Annotated[
         Literal["kaiming", "gaussian", "orthogonal"],
         Field(description="how A starts; gaussian: of deviation 1 / rank, as diffusers' scripts have it"),
     ] = "kaiming"
     dropout: Annotated[float, Field(ge=0, lt=1, description="of the adapter's input, in training")] = 0.0
-    targets: Annotated[
-        tuple[Target, ...],
-        Field(min_length=1, description="which of the UNet's layers"),
-        AfterValidator(_each_once_in_order),
-    ] = ("attention",)
-    blocks: Annotated[
-        tuple[Block, ...] | None,
-        Field(min_length=1, description="where in the UNet, as up_blocks.0 or mid_block; null: everywhere"),
-        AfterValidator(lambda blocks: None if blocks is None else _each_once_in_order(blocks)),
-    ] = None
+    targets: Targets = ("attention",)
+    blocks: Blocks = None
     text_encoders: Annotated[bool, Field(description="train both text encoders too")] = False
     text_encoder_targets: Annotated[
         tuple[TextTarget, ...],
@@ -71,18 +88,68 @@ class LowRankAdapter(Frozen):
     @property
     def alpha_value(self) -> float:
         """The number that the mode stands for: PEFT's `lora_alpha`."""
-        match self.alpha:
-            case "rank":
-                return float(self.rank)
-            case "sqrt_rank":
-                return math.sqrt(self.rank)
-            case number:
-                return float(number)
+        return _alpha_value(self.alpha, self.rank)
 
     @property
     def scale(self) -> float:
         """What B A is multiplied by."""
         return self.alpha_value / (math.sqrt(self.rank) if self.kind == "rslora" else self.rank)
+
+
+class ProductAdapter(Frozen):
+    """LoHa or LoKr (Yeh et al. 2024), as PEFT makes them: W + alpha / rank · ΔW, of more than `rank`.
+
+    `loha`: ΔW = (A₁ B₁) ∘ (A₂ B₂), both of rank `rank`. `lokr`: ΔW = W₁ ⊗ W₂; W₂ is of rank `rank`, or whole
+    where that has no more numbers. They are trained on the UNet alone, and each run alone.
+    """
+
+    kind: Literal["loha", "lokr"]
+    rank: Rank = 8
+    alpha: Alpha = "rank"
+    factor: Annotated[
+        int | None,
+        Field(ge=2, le=4096, description="lokr: the size of W₁; null: as near as can be to that of W₂"),
+    ] = None
+    targets: Targets = ("attention",)
+    blocks: Blocks = None
+
+    @model_validator(mode="after")
+    def _all_of_it_is_used(self) -> "ProductAdapter":
+        if self.factor is not None and self.kind == "loha":
+            raise ValueError("factor is of lokr, and not used by loha; remove it")
+        return self
+
+    @property
+    def alpha_value(self) -> float:
+        """The number that the mode stands for: PEFT's `alpha`."""
+        return _alpha_value(self.alpha, self.rank)
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return self.alpha_value / self.rank
+
+
+class OftAdapter(Frozen):
+    """OFT (Qiu et al. 2023), as PEFT makes it: W R, where R turns the layer's inputs block by block.
+
+    R = (I − Q)(I + Q)⁻¹ for a skew-symmetric Q, so that it is orthogonal. It is trained on the UNet's linear
+    layers alone, and each run alone.
+    """
+
+    kind: Literal["oft"]
+    block_size: Annotated[
+        int,
+        Field(ge=2, le=4096, description="of R; the nearest that divides a layer's inputs"),
+    ] = 32
+    targets: Targets = ("attention",)
+    blocks: Blocks = None
+
+    @model_validator(mode="after")
+    def _linear_layers(self) -> "OftAdapter":
+        if "convolutions" in self.targets:
+            raise ValueError("targets: convolutions cannot be turned by oft; allowed: linear layers")
+        return self
 
 
 class TextualInversion(Frozen):
@@ -140,10 +207,12 @@ def _lora_unless_said(raw: Any) -> Any:
 
 
 AdapterConfig = Annotated[  # one that is trained
-    LowRankAdapter | TextualInversion, Field(discriminator="kind"), BeforeValidator(_lora_unless_said)
+    LowRankAdapter | ProductAdapter | OftAdapter | TextualInversion,
+    Field(discriminator="kind"),
+    BeforeValidator(_lora_unless_said),
 ]
 TrialAdapter = Annotated[
-    LowRankAdapter | TextualInversion | GivenAdapter,
+    LowRankAdapter | ProductAdapter | OftAdapter | TextualInversion | GivenAdapter,
     Field(discriminator="kind"),
     BeforeValidator(_lora_unless_said),
 ]

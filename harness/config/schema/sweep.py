@@ -9,6 +9,8 @@ from harness.config.schema.adapter import (
     AdapterConfig,
     GivenAdapter,
     LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
     TextualInversion,
     TrialAdapter,
 )
@@ -71,6 +73,8 @@ class TrialConfig(Frozen):
         match adapter:
             case TextualInversion(word=word):
                 _check_textual_inversion(word, training)
+            case ProductAdapter(kind=kind) | OftAdapter(kind=kind):
+                _check_rates(kind, training)
             case LowRankAdapter(text_encoders=False) if training.text_encoder_learning_rate is not None:
                 raise ValueError(
                     "training.text_encoder_learning_rate is not used: set adapter.text_encoders: true, "
@@ -96,7 +100,8 @@ def _check_sections(
             raise ValueError(f"{name} is missing")
 
 
-def _check_textual_inversion(word: str, training: TrainingConfig) -> None:
+def _check_rates(kind: str, training: TrainingConfig) -> None:
+    """A kind with all of its parameters at one rate has no others."""
     unused = [
         name
         for name, used in (
@@ -106,7 +111,11 @@ def _check_textual_inversion(word: str, training: TrainingConfig) -> None:
         if not used
     ]
     if unused:
-        raise ValueError(f"training.{unused[0]} is not used by textual_inversion; remove it")
+        raise ValueError(f"training.{unused[0]} is not used by {kind}; remove it")
+
+
+def _check_textual_inversion(word: str, training: TrainingConfig) -> None:
+    _check_rates("textual_inversion", training)
     if word not in training.prompt.lower().split() and CAPTION not in training.prompt:
         raise ValueError(f"training.prompt {training.prompt!r} must hold adapter.word {word!r}")
 

@@ -28,10 +28,12 @@ METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank and alpha, 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 EMBEDDING_FILE = "learned_embeds.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "OFT")
+PEFT_TERMS = 5  # of its series, where its settings do not say
 CLIP_KEYS = ("clip_l", "clip_g")
 MOST_ALPHA = 1_000_000  # also of a rank
 
-Role = str  # down, up, mid, magnitude, alpha; hada_w1_a …; lokr_w1 …; oft_r
+Role = str  # down, up, mid, magnitude, alpha; hada_w1_a …; lokr_w1 …; oft_R, oft_blocks
 ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
     (role, re.compile(rf"(?:{pattern})$"))
     for role, pattern in (
@@ -45,7 +47,9 @@ ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
         ("alpha", r"\.alpha"),
     )
 )
-FAMILIES = re.compile(r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?$")
+FAMILIES = re.compile(
+    r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12])|oft_R(?=\.weight)|oft_blocks)(?:\.weight)?$"
+)
 PREFIXES: tuple[tuple[str, Part], ...] = (  # the longest first
     ("text_encoders.clip_l.transformer.", "text_encoder"),
     ("text_encoders.clip_g.transformer.", "text_encoder_2"),
@@ -57,6 +61,7 @@ PREFIXES: tuple[tuple[str, Part], ...] = (  # the longest first
     ("clip_g.", "text_encoder_2"),
     ("unet.", "unet"),
     ("lora_unet_", "unet"),
+    ("oft_unet_", "unet"),
     ("lycoris_", "unet"),
     ("lora_te1_", "text_encoder"),
     ("lora_te2_", "text_encoder_2"),
@@ -68,7 +73,7 @@ REFUSED = (  # what cannot be a part of a LoRA here, and why
     (r"\.lora_B(\.\w+)?\.bias$", "biases of a LoRA (lora_bias), which cannot act row by row"),
     (r"\.(diff|diff_b|w_norm|b_norm|set_weight|modules_to_save\..+)$", "whole weights, not a LoRA"),
     (r"\.(a1|a2|b1|b2)\.weight$|\.on_input$", "of GLoRA or (IA)³, which cannot act row by row"),
-    (r"oft_|boft_", "of OFT, which turns weights instead of adding to them, and cannot act row by row"),
+    (r"oft_diag|oft_s$|\.rescale$", "of an OFT that also scales, or an older one, which cannot be read"),
     (r"^lora_controlnet$", "of a control LoRA, which makes a ControlNet"),
     (
         r"^(emb_params|string_to_\w+|string_to_param\..+)$",
@@ -88,6 +93,7 @@ class Layer:
     alpha: float | None = None
     rank: int | None = None  # as PEFT recorded it, for a LoKr whose factors do not show it
     is_rslora: bool = False
+    neumann_terms: int | None = None  # of OFT's Cayley transform as a series; None: exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +231,13 @@ def _layer(
     where = f"{part}.{module}"
     if "alpha" in keys and header.shapes[keys["alpha"]] not in ((), (1,)):
         raise ModelError(f"{keys['alpha']} must be one number")
+    if any(role.startswith("oft") for role in keys):
+        _check_oft(where, keys, header)
+        is_series = "oft_R" in keys and config.get(f"{part}.use_cayley_neumann", True)
+        return Layer(
+            keys=keys,
+            neumann_terms=config.get(f"{part}.num_cayley_neumann_terms", PEFT_TERMS) if is_series else None,
+        )
     if any(role.startswith(("hada", "lokr")) for role in keys):
         _check_family(where, keys, header)
     else:
@@ -307,6 +320,25 @@ def _fit_together(shapes: Mapping[Role, tuple[int, ...]]) -> bool:
     return len(set(products)) < 2
 
 
+def _check_oft(where: str, keys: Mapping[Role, str], header: Header) -> None:
+    """PEFT keeps each block's numbers above the diagonal, kohya and LyCORIS whole blocks and a constraint."""
+    if "oft_R" in keys:
+        shape = header.shapes[keys["oft_R"]]
+        fits = len(keys) == 1 and len(shape) == 2 and oft_block_size(shape[1]) is not None
+    else:
+        shape = header.shapes[keys["oft_blocks"]]
+        fits = keys.keys() <= {"oft_blocks", "alpha"} and len(shape) == 3 and shape[1] == shape[2]
+    if not fits:
+        what = "a BOFT, which" if len(shape) == 4 else f"no OFT with blocks of {shape} alone, and"
+        raise ModelError(f"{where} is {what} cannot be read")
+
+
+def oft_block_size(numbers: int) -> int | None:
+    """The size of a block with so many numbers above its diagonal; None if there is none."""
+    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
+    return size if numbers > 0 and size * (size - 1) == 2 * numbers else None
+
+
 def _config(path: Path, header: Header) -> dict[str, Any]:
     """rank, alpha and the like of each part, as PEFT names them: of diffusers' header or PEFT's own file."""
     text, prefix = header.metadata.get(METADATA_KEY), ""
@@ -318,6 +350,8 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
     try:
         config = {} if text is None else json.loads(text)
         assert isinstance(config, dict)
+        if config.get("peft_type") == "OFT":  # its r is of another kind, and 0 where blocks have a size
+            config.pop("r", None)
         named = {f"{prefix}{key}": value for key, value in config.items()}
         for key, value in named.items():
             _check_entry(key, value)
@@ -341,10 +375,14 @@ def _check_entry(key: str, value: Any) -> None:
         for pattern in value:
             if re.search(r"[^\w.^$]", pattern):
                 raise ModelError(f"{key} has {pattern!r}, which is no plain name of modules")
+    if name == "num_cayley_neumann_terms" and not (isinstance(value, int) and 1 <= value <= 100):
+        raise ValueError(f"{key} must be a number of terms, from 1 to 100")
     if name in ("lora_bias", "use_qalora") and value:
         raise ModelError(f"it uses {name}, which cannot act row by row; allowed: LoRA, rsLoRA, DoRA")
-    if name == "peft_type" and value not in ("LORA", "LOHA", "LOKR"):
-        raise ModelError(f"it is PEFT's {value}; allowed: LORA, LOHA, LOKR")
+    if name in ("coft", "block_share") and value:
+        raise ModelError(f"it uses {name}, which cannot be read; allowed: OFT with blocks of their own")
+    if name == "peft_type" and value not in PEFT_TYPES:
+        raise ModelError(f"it is PEFT's {value}; allowed: {', '.join(PEFT_TYPES)}")
 
 
 def described(layout: Layout) -> str:

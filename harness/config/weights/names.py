@@ -30,6 +30,7 @@ SGM_OUTSIDE = {  # modules outside the blocks, which no file of the harness has 
 }
 SGM = ("input_blocks", "middle_block", "output_blocks")
 LEVELS = 3  # of SDXL's UNet
+SGM_LAYERS = 2  # `layers_per_block` of a UNet that its names are made for
 PER_LEVEL = 3  # sgm's blocks to a level: two of layers and a downsampler, or three of layers
 COMPOUND = (  # names that hold an underscore of their own
     *("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "proj_in", "proj_out"),

@@ -42,7 +42,19 @@ class LowRankLayer:
     magnitude_O: "torch.Tensor | None" = None
 
 
-LowRank = Mapping[str, LowRankLayer]  # by the name of the module; empty for an adapter without a part here
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RotatedLayer:
+    """What OFT does to one layer W [O, I]: W R on its inputs (PEFT), Rᵀ W on its outputs (kohya, LyCORIS).
+
+    R is block-diagonal; `turn_kbb` are the blocks of R − I.
+    """
+
+    turn_kbb: "torch.Tensor"
+    side: Literal["inputs", "outputs"]
+
+
+AdapterLayer = LowRankLayer | RotatedLayer
+LowRank = Mapping[str, AdapterLayer]  # by the name of the module; empty for an adapter without a part here
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

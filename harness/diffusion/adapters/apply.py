@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from harness.diffusion.adapters.adapter import LowRank, LowRankLayer
+from harness.diffusion.adapters.adapter import AdapterLayer, LowRank, LowRankLayer, RotatedLayer
 from harness.diffusion.adapters.grouped import RANKS, Span, add_low_rank, spans
 from harness.errors import ModelError
 
@@ -133,11 +133,35 @@ def _gain(
     return magnitude_O.float() / norm_O
 
 
-def _fitted(name: str, layer: LowRankLayer, module: torch.nn.Module | None) -> LowRankLayer:
+def _as_product(layer: RotatedLayer, module: torch.nn.Module | None) -> LowRankLayer | None:
+    """W R − W as a product with W itself as one of its factors; None where W has not R's size."""
+    turn_SS = torch.block_diag(*layer.turn_kbb)
+    size = len(turn_SS)
+    match module, layer.side:
+        case torch.nn.Linear(in_features=inputs), "inputs" if inputs == size:
+            weight_OI = module.weight.detach().to(turn_SS)
+            return LowRankLayer(down=turn_SS.T, up=weight_OI, scale=1.0)
+        case torch.nn.Linear(out_features=outputs), "outputs" if outputs == size:
+            return LowRankLayer(down=module.weight.detach().to(turn_SS), up=turn_SS.T, scale=1.0)
+        case torch.nn.Conv2d(out_channels=outputs), "outputs" if outputs == size:
+            up = turn_SS.T[:, :, None, None]
+            return LowRankLayer(down=module.weight.detach().to(turn_SS), up=up, scale=1.0)
+    return None
+
+
+def _fitted(name: str, layer: AdapterLayer, module: torch.nn.Module | None) -> LowRankLayer:
     """The layer as the module takes it: 1 × 1 kernels on a linear layer are flat, flat kernels are not.
 
     Raises ModelError where it was made for another module.
     """
+    if isinstance(layer, RotatedLayer):
+        product, turned = _as_product(layer, module), layer.turn_kbb.shape
+        if product is None:
+            raise ModelError(
+                f"an adapter turns the {layer.side} of {name} in {turned[0]} blocks of {turned[1]}, which "
+                "this model has not; it was trained on another model"
+            )
+        layer = product
     match module:
         case torch.nn.Linear() if layer.down.ndim == 4 and layer.down.shape[2:] == (1, 1):
             layer = replace(layer, down=layer.down.flatten(1), up=layer.up.flatten(1))

@@ -1,10 +1,10 @@
 """Adapters as files, and what is read of them.
 
-A low-rank adapter is written in diffusers' layout, with its configuration in the header, so that stock
+A LoRA is written in diffusers' layout, with its configuration in the header, so that stock
 `load_lora_weights` makes the same function of it. A textual inversion is written as diffusers, A1111 and
-ComfyUI keep SDXL's embeddings: `clip_l` and `clip_g`; where they started stands beside them. Read are these,
-and every layout of `config/weights/layout.py`. LoHa and LoKr (Yeh et al. 2024) are read as exact low-rank
-products, which act row by row as LoRA does:
+ComfyUI keep SDXL's embeddings: `clip_l` and `clip_g`; where they started stands beside them. LoHa, LoKr and
+OFT are written as PEFT's folder. Read are these, and every layout of `config/weights/layout.py`. LoHa and
+LoKr (Yeh et al. 2024) are read as exact low-rank products, which act row by row as LoRA does:
 
     LoHa:  ΔW = (A₁ B₁) ∘ (A₂ B₂), of rank r₁ r₂: columns of `up` are A₁ₛ ∘ A₂ₜ, rows of `down` B₁ₛ ∘ B₂ₜ.
     LoKr:  ΔW = W₁ ⊗ W₂ with W₁ [a, c] and W₂ = U V of rank r: of rank c r or a r, whichever is less.
@@ -24,24 +24,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.config.loading.files import one_line
-from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    AdapterConfig,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
 from harness.config.weights.header import PICKLES
 from harness.config.weights.layout import (
     CLIP_KEYS,
     EMBEDDING_FILE,
     LORA_FILE,
     METADATA_KEY,
+    PEFT_CONFIG,
+    PEFT_FILE,
     Layer,
     Layout,
     adapter_path,
+    oft_block_size,
     read_layout,
 )
 from harness.config.weights.names import PARTS, TEXT_BODY
-from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRankLayer
-from harness.diffusion.adapters.init import configuration
+from harness.diffusion.adapters.adapter import Adapter, AdapterLayer, Embedding, LowRankLayer, RotatedLayer
+from harness.diffusion.adapters.init import LayerAdapter, configuration
 from harness.errors import ModelError
 
 MAGNITUDE = ".lora_magnitude_vector"
+PEFT_NAMES = {"loha": ".hada_", "lokr": ".lokr_", "oft": ".oft_"}  # what follows a module's name
 RECORDED = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")  # of PEFT's configuration
 
 
@@ -93,12 +103,18 @@ def _embedding(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> Embedding
 
 def _layer(
     layer: Layer, tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> LowRankLayer:
+) -> AdapterLayer:
     rank: int | None
+    if "oft_R" in tensors:
+        turn_kbb = _turned_inputs(tensors["oft_R"].float(), layer.neumann_terms)
+        return RotatedLayer(turn_kbb=turn_kbb.to(device, dtype), side="inputs")
+    if "oft_blocks" in tensors:
+        turn_kbb = _turned_outputs(tensors["oft_blocks"].float(), tensors.get("alpha"))
+        return RotatedLayer(turn_kbb=turn_kbb.to(device, dtype), side="outputs")
     if "hada_w1_a" in tensors:
-        down, up, rank = _hadamard(tensors)
+        down, up, rank = _at_most_full(*_hadamard(tensors))
     elif "lokr_w1" in tensors or "lokr_w1_a" in tensors:
-        down, up, rank = _kronecker(tensors)
+        down, up, rank = _at_most_full(*_kronecker(tensors))
     else:
         down, up = tensors["down"], tensors["up"]
         rank = down.shape[0]
@@ -114,6 +130,16 @@ def _layer(
     )
 
 
+def _at_most_full(
+    down: torch.Tensor, up: torch.Tensor, rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor, int | None]:
+    """The product as one matrix beside the identity, where it has more rank than the layer."""
+    if len(down) <= min(len(up), down[0].numel()):
+        return down, up, rank
+    whole = (up.flatten(1).float() @ down.flatten(1).float()).view(-1, *down.shape[1:])
+    return whole, torch.eye(len(up)), rank
+
+
 def _scale(layer: Layer, tensors: Mapping[str, torch.Tensor], rank: int | None) -> float:
     """Without a recorded alpha, alpha is the rank. A LoKr of two whole factors shows no rank: scale 1."""
     rank = layer.rank if rank is None else rank
@@ -124,6 +150,39 @@ def _scale(layer: Layer, tensors: Mapping[str, torch.Tensor], rank: int | None) 
     if layer.alpha is None:
         return 1.0
     return layer.alpha / (math.sqrt(rank) if layer.is_rslora else rank)
+
+
+def _turned_inputs(above_kn: torch.Tensor, terms: int | None) -> torch.Tensor:
+    """R − I of PEFT's OFT: R = (I − Q)(I + Q)⁻¹, or of −Q the series I + 2 Q + 2 Q² + … up to half a term.
+
+    The series of 3 terms is PEFT's of 4.
+    """
+    size = oft_block_size(above_kn.shape[1])
+    assert size is not None, "seen to when the layout was read"
+    q_kbb = torch.zeros(len(above_kn), size, size)
+    rows, columns = torch.triu_indices(size, size, 1)
+    q_kbb[:, rows, columns] = above_kn
+    q_kbb = q_kbb - q_kbb.transpose(1, 2)
+    eye_bb = torch.eye(size)
+    if terms is None:
+        return torch.linalg.solve(eye_bb + q_kbb, eye_bb - q_kbb, left=False) - eye_bb
+    terms = 4 if terms == 3 else terms
+    turn_kbb, power_kbb = torch.zeros_like(q_kbb), q_kbb
+    for place in range(1, terms):
+        is_half = place == terms - 1 and terms > 2
+        turn_kbb = turn_kbb + (1 if is_half else 2) * power_kbb
+        power_kbb = power_kbb @ q_kbb
+    return turn_kbb
+
+
+def _turned_outputs(blocks_kbb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+    """R − I of kohya's and LyCORIS's OFT: R = (I + Q)(I − Q)⁻¹, the norm of all Q at most alpha · outputs."""
+    q_kbb = blocks_kbb - blocks_kbb.transpose(1, 2)
+    most = 0.0 if alpha is None else alpha.item() * blocks_kbb.shape[0] * blocks_kbb.shape[1]
+    if most > 0:
+        q_kbb = q_kbb * min(1.0, most / (torch.linalg.vector_norm(q_kbb).item() + 1e-8))
+    eye_bb = torch.eye(q_kbb.shape[-1])
+    return (eye_bb + q_kbb) @ torch.linalg.inv(eye_bb - q_kbb) - eye_bb
 
 
 def _hadamard(parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -173,6 +232,10 @@ def save_adapter(
     match adapter:
         case LowRankAdapter():
             name, own = LORA_FILE, {METADATA_KEY: json.dumps(_config(state, adapter), sort_keys=True)}
+        case ProductAdapter() | OftAdapter():
+            folder.mkdir(parents=True, exist_ok=True)
+            _save_as_peft(state, adapter, folder, metadata)
+            return
         case TextualInversion():
             name, own = EMBEDDING_FILE, {"word": adapter.word, "vectors": str(adapter.vectors)}
     own["format"] = "pt"
@@ -180,6 +243,17 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_key_in_file(key): tensor.contiguous() for key, tensor in sorted(state.items())}
     (folder / name).write_bytes(with_sorted_metadata(save(tensors, {**metadata, **own})))
+
+
+def _save_as_peft(
+    state: dict[str, torch.Tensor], adapter: LayerAdapter, folder: Path, metadata: dict[str, str]
+) -> None:
+    """A folder that `PeftModel.from_pretrained(unet, folder)` reads."""
+    modules = sorted({key.removeprefix("unet.").rpartition(PEFT_NAMES[adapter.kind])[0] for key in state})
+    config = configuration(adapter, modules).to_dict() | {"target_modules": modules}  # PEFT's is a set
+    tensors = {f"base_model.model.{key.removeprefix('unet.')}": t.contiguous() for key, t in state.items()}
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / PEFT_FILE).write_bytes(with_sorted_metadata(save(tensors, {**metadata, "format": "pt"})))
 
 
 def _key_in_file(key: str) -> str:

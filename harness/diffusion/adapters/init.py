@@ -1,34 +1,57 @@
-"""Fresh low-rank adapters as PEFT makes them (LoRA, rsLoRA, DoRA), and the layers they act on.
+"""Fresh adapters as PEFT makes them, and the layers they act on.
 
 PEFT starts A Kaiming-uniform with a = √5, as LoRA's reference code does, or normal with deviation 1 / rank,
 as diffusers' scripts ask for, and B at zero. DoRA's magnitudes start at the norms of the weights.
 `grouped.py` applies the adapters row by row.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor
+from torch.nn import Parameter
 
-from harness.config.schema.adapter import LowRankAdapter, Target, TextTarget
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, Target, TextTarget
 from harness.config.weights.names import TEXT_PROJECTION
 from harness.errors import ModelError
 
 NAME, LAYER = "default", "layer"  # of the adapter and of its one layer, as PEFT is told
 
 
-def configuration(adapter: LowRankAdapter, modules: list[str]) -> LoraConfig:
+LayerAdapter = LowRankAdapter | ProductAdapter | OftAdapter  # those that act on layers
+
+
+def configuration(adapter: LayerAdapter, modules: list[str]) -> PeftConfig:
     """PEFT's configuration of the adapter on these modules."""
-    return LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha_value,
-        lora_dropout=adapter.dropout,
-        use_rslora=adapter.kind == "rslora",
-        use_dora=adapter.kind == "dora",
-        target_modules=modules,
-    )
+    match adapter:
+        case LowRankAdapter():
+            return LoraConfig(
+                r=adapter.rank,
+                lora_alpha=adapter.alpha_value,
+                lora_dropout=adapter.dropout,
+                use_rslora=adapter.kind == "rslora",
+                use_dora=adapter.kind == "dora",
+                target_modules=modules,
+            )
+        case ProductAdapter(kind="loha"):
+            return LoHaConfig(r=adapter.rank, alpha=adapter.alpha_value, target_modules=modules)
+        case ProductAdapter():
+            return LoKrConfig(
+                r=adapter.rank,
+                alpha=adapter.alpha_value,
+                decompose_factor=adapter.factor or -1,
+                target_modules=modules,
+            )
+        case OftAdapter():
+            return OFTConfig(
+                oft_block_size=adapter.block_size,
+                use_cayley_neumann=False,  # a series that is orthogonal only near the start
+                target_modules=modules,
+            )
 
 
 def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) -> dict[str, Tensor]:
@@ -47,9 +70,36 @@ def fresh_state(modules: Mapping[str, Any], adapter: LowRankAdapter, seed: int) 
     for name, layer in layers.items():
         state[f"{name}.lora_A.weight"] = layer.lora_A[NAME].weight.detach()
         state[f"{name}.lora_B.weight"] = layer.lora_B[NAME].weight.detach()
-        if config.use_dora:
+        if adapter.kind == "dora":
             state[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector[NAME].weight.detach()
     return state
+
+
+@contextmanager
+def peft_layers(unet: Any, adapter: ProductAdapter | OftAdapter, seed: int) -> Iterator[dict[str, Parameter]]:
+    """PEFT's own layers in the place of the UNet's, acting on all rows; on leaving, the UNet is itself.
+
+    Yields their parameters, fp32, by `unet.<module>.<name>`. They depend on `seed` alone.
+    """
+    parameters = {}
+    with ExitStack() as replaced:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # it takes the nearest
+            torch.default_generator.manual_seed(seed)
+            config = configuration(adapter, [LAYER])
+            names = unet_targets(unet, adapter)
+            layers = {name: _wrapped(unet.get_submodule(name), config) for name in names}
+        for name, layer in layers.items():
+            parent, _, own = name.rpartition(".")
+            place, module = unet.get_submodule(parent), unet.get_submodule(name)
+            layer.base_layer = module
+            layer.to(module.weight.device).eval()  # in training PEFT draws a number in every pass
+            for key, parameter in layer.named_parameters():
+                if not key.startswith("base_layer."):
+                    parameters[f"unet.{name}.{key.replace(f'.{NAME}', '')}"] = parameter
+            replaced.callback(setattr, place, own, module)
+            setattr(place, own, layer)
+        yield parameters
 
 
 def _start(layer: Any, adapter: LowRankAdapter) -> None:
@@ -62,10 +112,10 @@ def _start(layer: Any, adapter: LowRankAdapter) -> None:
             layer.orthogonal_init(NAME)
 
 
-def _wrapped(module: Any, config: LoraConfig) -> Any:
+def _wrapped(module: Any, config: PeftConfig) -> Any:
     """PEFT's layer for the module, with its own tensors on the CPU. It does not keep the module's weight."""
     base, weight = _like(module), module.weight.detach()
-    if config.use_dora:
+    if getattr(config, "use_dora", False):
         base.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
     holder = torch.nn.ModuleDict({LAYER: base})
     inject_adapter_in_model(config, holder, adapter_name=NAME)
@@ -110,8 +160,8 @@ TEXT_TARGETS: dict[TextTarget, tuple[str, ...]] = {
 }
 
 
-def unet_targets(unet: torch.nn.Module, adapter: LowRankAdapter) -> list[str]:
-    """The modules that a low-rank adapter acts on, by name. Raises ModelError for blocks that have none."""
+def unet_targets(unet: torch.nn.Module, adapter: LayerAdapter) -> list[str]:
+    """The modules that an adapter acts on, by name. Raises ModelError for blocks that have none."""
     suffixes = tuple(f".{suffix}" for target in adapter.targets for suffix in TARGETS[target])
     names = sorted(name for name, _ in unet.named_modules() if name.endswith(suffixes))
     if adapter.blocks is None:

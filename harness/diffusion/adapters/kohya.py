@@ -25,6 +25,8 @@ SUFFIXES = {  # diffusers' name of a module's tensor: kohya's
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
+    **{f"{name}_{side}": f"{name}_{side}" for name in ("hada_w1", "hada_w2") for side in "ab"},
+    **{f"lokr_w{n}{side}": f"lokr_w{n}{side}" for n in "12" for side in ("", "_a", "_b")},
 }
 PARTS = {  # diffusers' name of the model's part: kohya's
     "unet": "lora_unet",
@@ -34,7 +36,7 @@ PARTS = {  # diffusers' name of the model's part: kohya's
 
 
 def to_kohya(state: State, *, alpha: float, blocks: Blocks = "sgm") -> State:
-    """A low-rank adapter's tensors under kohya's names, each module with its alpha.
+    """A LoRA's, LoHa's or LoKr's tensors under kohya's names, each module with its alpha.
 
     `state` is in diffusers' layout. `alpha` is what kohya divides by the rank: the adapter's scale times its
     rank, whatever its kind. `blocks: diffusers` is for a UNet that has not SDXL's shape.
@@ -47,8 +49,7 @@ def to_kohya(state: State, *, alpha: float, blocks: Blocks = "sgm") -> State:
         name = _kohya_module(key, module, blocks)
         if suffix == "lora_magnitude_vector":
             tensor = _as_dora_scale(tensor, state[f"{module}.lora_B.weight"])
-        if suffix == "lora_A.weight":
-            converted[f"{name}.alpha"] = torch.tensor(float(alpha))
+        converted[f"{name}.alpha"] = torch.tensor(float(alpha))
         converted[f"{name}.{SUFFIXES[suffix]}"] = tensor.contiguous()
     return converted
 

@@ -37,7 +37,12 @@ def _merged_part(
 ) -> dict[str, LowRankLayer]:
     if any(adapter.embedding is not None for adapter, _ in adapters):
         raise ModelError("textual inversion cannot be merged; let it act beside the others, without merge")
-    parts: list[LowRank] = [getattr(adapter, part) for adapter, _ in adapters]
+    given: list[LowRank] = [getattr(adapter, part) for adapter, _ in adapters]
+    parts = [
+        {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLayer)} for layers in given
+    ]
+    if any(len(own) < len(layers) for own, layers in zip(parts, given, strict=True)):
+        raise ModelError("OFT cannot be merged with others; let it act beside them, without merge")
     _check_alike(part, parts)
     weights = [weight for _, weight in adapters]
     return {

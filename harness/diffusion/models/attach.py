@@ -1,4 +1,4 @@
-"""A model with fresh adapters to train: low-rank ones of one or several runs, or vectors for a word.
+"""A model with fresh adapters to train: low-rank ones of one or several runs, or one of another kind.
 
 The UNet's transformer blocks can be compiled; equal blocks are compiled once.
 """
@@ -6,15 +6,16 @@ The UNet's transformer blocks can be compiled; equal blocks are compiled once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, TextualInversion
 from harness.config.weights.layout import CLIP_KEYS
 from harness.diffusion.adapters.adapter import ParameterGroup
 from harness.diffusion.adapters.grouped import spans
+from harness.diffusion.adapters.init import peft_layers
 from harness.diffusion.adapters.packed import Pass, low_rank
 from harness.diffusion.adapters.textual_inversion import stand_in, standing_in, start_vectors, written_out
 from harness.diffusion.models.model import Fresh, Member
@@ -105,18 +106,24 @@ class TrainablePack:
         ]
 
 
-class WordMember:
-    """The vectors of textual inversion, by the keys of their file, and where they started."""
+class LoneMember:
+    """An adapter that is trained alone, by the keys of its tensors; those of `fixed` only come along."""
 
-    def __init__(self, learnt: Mapping[str, torch.nn.Parameter], fixed: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        part: Literal["unet", "text_encoders"],
+        learnt: Mapping[str, torch.nn.Parameter],
+        fixed: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._part: Literal["unet", "text_encoders"] = part
         self._learnt, self._fixed = learnt, fixed
 
     def groups(self) -> list[ParameterGroup]:
-        """The vectors of both encoders, fp32."""
-        return [ParameterGroup(part="text_encoders", side="down", parameters=list(self._learnt.values()))]
+        """All parameters at one rate, fp32."""
+        return [ParameterGroup(part=self._part, side="down", parameters=list(self._learnt.values()))]
 
     def clear_gradients(self) -> None:
-        """Set them to zero: a step in which no row has the word gives none."""
+        """Set them to zero: a step in which no row has a learnt word gives none."""
         for parameter in self._learnt.values():
             parameter.grad = torch.zeros_like(parameter)
 
@@ -162,9 +169,13 @@ def attach(
                 members: Sequence[Member] = [stack.enter_context(_word(pipeline, adapter))]
                 written = stand_in(pipeline, adapter.word)
                 encoders: list[Encode] = [partial(_written_out, words, adapter, written)]
+            case [(ProductAdapter() | OftAdapter()) as adapter]:
+                seed = fresh[0].seed
+                learnt = stack.enter_context(peft_layers(unet, adapter, 0 if seed is None else seed))
+                members, encoders = [LoneMember("unet", learnt, {})], [words.negative]
             case adapters:
                 low = [adapter for adapter in adapters if isinstance(adapter, LowRankAdapter)]
-                assert len(low) == len(fresh), "words are learnt alone, not in a pack"
+                assert len(low) == len(fresh), "these kinds are trained alone, not in a pack"
                 members = stack.enter_context(low_rank(pipeline, low, [one.seed for one in fresh], current))
                 encoders = [
                     partial(PromptEncoder.differentiable, words) if adapter.text_encoders else words.negative
@@ -194,12 +205,13 @@ def _written_out(words: PromptEncoder, adapter: TextualInversion, written: str, 
 
 
 @contextmanager
-def _word(pipeline: Any, adapter: TextualInversion) -> Iterator[WordMember]:
+def _word(pipeline: Any, adapter: TextualInversion) -> Iterator[LoneMember]:
     """The vectors, trainable: they start from a word's own embedding, which draws no numbers."""
     starts = start_vectors(pipeline, adapter.initial or adapter.word, adapter.vectors)
     learnt = [torch.nn.Parameter(start.clone()) for start in starts]
     with standing_in(pipeline, stand_in(pipeline, adapter.word), learnt):
-        yield WordMember(
+        yield LoneMember(
+            "text_encoders",
             dict(zip(CLIP_KEYS, learnt, strict=True)),
             {f"{key}_start": start for key, start in zip(CLIP_KEYS, starts, strict=True)},
         )

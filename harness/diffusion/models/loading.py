@@ -1,7 +1,9 @@
 """From a config to stock diffusers pipelines, with errors that say what to do."""
 
+import tempfile
 import textwrap
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,14 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from harness.config.loading.tokens import EMOJI_FOLDER, local_folder
+from harness.config.loading.tokens import EMOJI_FOLDER, local_file, local_folder
 from harness.config.schema.model import EmojiModel, SdxlModel
+from harness.config.weights.checkpoint import model_faults, read_checkpoint
 from harness.diffusion.models import schedulers
 from harness.diffusion.models.pipelines import DTYPES, Pipelines
 from harness.errors import ModelError
 
+UNREADABLE = (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError)
 SHARED = ("text_encoder_2", "tokenizer_2", "vae")  # what a refiner has from its base
 
 
@@ -36,16 +40,42 @@ def load_sdxl(config: SdxlModel) -> Pipelines:
 
         _be_quiet()
         return _predicting(random_pipelines(config), config)
+    for fault in model_faults(config):
+        raise ModelError(f"model.{fault}")
     options: dict[str, Any] = {"torch_dtype": DTYPES[config.precision]}
     parts = {}
     if config.vae is not None:
-        parts["vae"] = _from_pretrained(AutoencoderKL, config.vae, revision=config.vae_revision, **options)
+        parts["vae"] = _from_pretrained(
+            AutoencoderKL, config.vae, config=config.config, revision=config.vae_revision, **options
+        )
     options["variant"] = config.variant
-    base = _pipeline(StableDiffusionXLPipeline, config.source, revision=config.revision, **options, **parts)
+    base = _pipeline(
+        StableDiffusionXLPipeline,
+        config.source,
+        config=config.config,
+        revision=config.revision,
+        **options,
+        **parts,
+    )
+    _as_marked(base, config)
     refiner = None
     if config.refiner is not None:
         refiner = _refiner(base, config.refiner, revision=config.refiner_revision, **options)
     return _predicting(Pipelines(base=base, refiner=refiner), config)
+
+
+def _as_marked(base: StableDiffusionXLPipeline, config: SdxlModel) -> None:
+    """The scheduler of a file that says what its UNet predicts, and from where the noise was trained."""
+    file = local_file(config.source)
+    if file is None:
+        return
+    checkpoint, changes = read_checkpoint(file), dict[str, Any]()
+    prediction = config.prediction_type or checkpoint.prediction
+    if prediction is not None:
+        changes["prediction_type"] = prediction
+    if checkpoint.zero_terminal_snr and prediction == "v_prediction":
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    base.scheduler = base.scheduler.from_config(base.scheduler.config, **changes)
 
 
 def _predicting(pipelines: Pipelines, config: SdxlModel) -> Pipelines:
@@ -101,13 +131,54 @@ def _check_vae(vae: AutoencoderKL, source: str) -> None:
         )
 
 
-def _from_pretrained(kind: type, source: str, **options: Any) -> Any:
+def _from_file(kind: type, file: Path, config: str | None, **options: Any) -> Any:
+    """From one file, by the configurations of a folder, which nothing is downloaded for."""
+    for unused in ("revision", "variant"):
+        options.pop(unused, None)
+    if kind is AutoencoderKL:
+        options["subfolder"] = "vae"
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if config is None:
+            from harness.diffusion.models.random_weights import write_configuration
+
+            write_configuration(Path(folder), refiner=kind is StableDiffusionXLImg2ImgPipeline)
+        try:
+            found = kind.from_single_file(  # type: ignore[attr-defined]
+                str(file), config=config or folder, local_files_only=True, **options
+            )
+        except UNREADABLE as error:
+            reason = textwrap.shorten(str(error), 120, placeholder=" …")
+            if "meta tensor" in reason:  # what no number was found for
+                reason = "tensors of the model are not in it"
+            raise ModelError(
+                f"{file} cannot be loaded by {config or 'the configuration of SDXL'}: {reason}"
+            ) from error
+    parts = [found] if kind is AutoencoderKL else found.components.values()
+    lost = [
+        n
+        for part in parts
+        if isinstance(part, torch.nn.Module)
+        for n, p in part.named_parameters()
+        if p.is_meta
+    ]
+    if lost:
+        raise ModelError(
+            f"{file} lacks {len(lost)} tensors of the model, {lost[0]} the first; give a whole file"
+        )
+    return found
+
+
+def _from_pretrained(kind: type, source: str, *, config: str | None = None, **options: Any) -> Any:
+    file = local_file(source)
+    if file is not None:
+        return _from_file(kind, file, config, **options)
     folder = local_folder(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind.from_pretrained(source if folder is None else folder, **options)  # type: ignore[attr-defined]
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …")
         if folder is None:
             advice = "check the id and its revision, and the network; or give a local folder"

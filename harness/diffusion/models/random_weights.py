@@ -11,8 +11,6 @@ Sizes are those of the configuration files published with the weights (Podell et
 | VAE                        | 83 653 863    | 248     |
 """
 
-import gzip
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ConfigMixin,
     EulerDiscreteScheduler,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -28,9 +27,9 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from harness.config.loading.tokens import CLIP_MERGES, CLIP_TOKENS, END, clip_vocabulary
 from harness.config.schema.model import SdxlModel
 from harness.diffusion.models.pipelines import DTYPES, Pipelines
-from harness.errors import ModelError
 
 UNET: dict[str, Any] = {
     "sample_size": 128,
@@ -86,9 +85,6 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-TOKENS = 77
-CLIP_MERGES = 49152 - 256 - 2  # the vocabulary file holds more lines than CLIP (Radford et al. 2021) uses
-START, END = "<|startoftext|>", "<|endoftext|>"
 POOL = 2**20 - 3  # a prime, so that no two rows of a weight are the same stretch of it
 
 
@@ -146,11 +142,27 @@ def hollow_pipelines(config: SdxlModel) -> Pipelines:
     return Pipelines(base=base, refiner=refiner)
 
 
+def write_configuration(folder: Path, *, refiner: bool) -> None:
+    """SDXL's configurations and tokenizers, or its refiner's, in diffusers' layout without weights."""
+    own = "random" if refiner else None
+    pipelines = hollow_pipelines(SdxlModel(source="random", refiner=own, vae=None))
+    pipeline: Any = pipelines.refiner if refiner else pipelines.base
+    pipeline.save_config(folder)
+    for name, part in pipeline.components.items():
+        match part:
+            case CLIPTokenizer():
+                part.save_pretrained(folder / name)
+            case CLIPTextModel() | CLIPTextModelWithProjection():
+                part.config.save_pretrained(folder / name)
+            case ConfigMixin():
+                part.save_config(folder / name)
+
+
 def _text_config(sizes: dict[str, Any]) -> CLIPTextConfig:
     return CLIPTextConfig(
         **sizes,
         vocab_size=CLIP_MERGES + 2 * 256 + 2,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=CLIP_TOKENS,
         bos_token_id=CLIP_MERGES + 2 * 256,
         eos_token_id=CLIP_MERGES + 2 * 256 + 1,
     )
@@ -191,23 +203,5 @@ def _stretch(weight: torch.Tensor, pool: torch.Tensor, start: int, deviation: fl
 
 
 def _tokenizer(pad: str) -> CLIPTokenizer:
-    """CLIP's tokenizer, from the vocabulary that open_clip brings along."""
-    package = importlib.util.find_spec("open_clip")
-    path = Path(package.origin or "").with_name("bpe_simple_vocab_16e6.txt.gz") if package else None
-    if path is None or not path.is_file():
-        raise ModelError(
-            "model.source: random needs CLIP's vocabulary, which open_clip_torch brings; install it"
-        )
-    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1]]
-    letters = _letters()
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=TOKENS)
-
-
-def _letters() -> list[str]:
-    """The signs that stand for bytes in byte-level BPE (Radford et al. 2019): printable ones as they are."""
-    spans = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
-    printable = [byte for first, last in spans for byte in range(ord(first), ord(last) + 1)]
-    return [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]
+    vocabulary, merges = clip_vocabulary()
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=CLIP_TOKENS)

@@ -6,20 +6,26 @@ docs/train_network.md), Stability AI's `modelspec.…` 1.0.1, and the harness's 
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, TextualInversion
 from harness.config.schema.model import EmojiModel
-from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, METADATA_KEY
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, METADATA_KEY, PEFT_CONFIG, PEFT_FILE
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.adapters.files import with_sorted_metadata
 from harness.diffusion.adapters.kohya import to_kohya
+from harness.errors import ExportError
 from harness.reporting.export.subject import Subject, portable
 
+FILES = {  # by the kind of adapter; others are LoRA
+    **dict.fromkeys(("loha", "lokr", "oft"), PEFT_FILE),
+    "textual_inversion": EMBEDDING_FILE,
+}
 Layout = Literal["diffusers", "kohya", "both"]
 SDXL = "sdxl_base_v1-0"  # A1111 takes what begins with sdxl_ for SDXL
 SAI = "https://github.com/Stability-AI/generative-models"
@@ -30,9 +36,13 @@ DIFFUSERS = (METADATA_KEY, "format", "word", "vectors")  # entries that readers 
 
 def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:
     """The trial's adapter, and its average where it has one, in each layout. Returns what was written."""
-    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
-    name = LORA_FILE if low_rank else EMBEDDING_FILE
-    written = []
+    adapter, written = subject.trained.adapter, list[Path]()
+    name = FILES.get(adapter.kind, LORA_FILE)
+    if layout == "kohya" and isinstance(adapter, OftAdapter):
+        raise ExportError(
+            "an OFT of PEFT turns a layer's inputs, those of kohya and LyCORIS its outputs, so it has no "
+            "file for them; give --layout diffusers"
+        )
     for variant in ("", EMA):
         source = subject.checkpoint / variant / name
         if variant and not source.is_file():
@@ -40,9 +50,14 @@ def write_files(subject: Subject, folder: Path, layout: Layout) -> list[Path]:
         label = f"{subject.name}_{variant}" if variant else subject.name
         if layout in ("diffusers", "both"):
             written.append(_copy(source, folder / variant / name, subject, label))
-        if layout in ("kohya", "both"):
+            if name == PEFT_FILE:
+                settings = folder / variant / PEFT_CONFIG
+                settings.write_bytes((source.parent / PEFT_CONFIG).read_bytes())
+                written.append(settings)
+        if layout in ("kohya", "both") and not isinstance(adapter, OftAdapter):
             target = folder / f"{label}.safetensors"
-            written.append((_kohya if low_rank else _embedding)(source, target, subject, label))
+            write = _embedding if isinstance(adapter, TextualInversion) else _kohya
+            written.append(write(source, target, subject, label))
     return written
 
 
@@ -70,9 +85,15 @@ def _at_scale_one(text: str, rank: int) -> str:
 
 
 def _kohya(source: Path, target: Path, subject: Subject, label: str) -> Path:
-    adapter = subject.config.adapter
-    assert isinstance(adapter, LowRankAdapter)
-    state = to_kohya(load_file(source), alpha=adapter.scale * adapter.rank, blocks=subject.blocks)
+    adapter, state = subject.trained.adapter, load_file(source)
+    assert isinstance(adapter, LowRankAdapter | ProductAdapter)
+    alpha = adapter.scale * adapter.rank
+    if isinstance(adapter, ProductAdapter):  # into the numbers: of two whole factors no reader knows the rank
+        first = re.compile(r"\.(hada_w1_a|lokr_w1|lokr_w1_a)$")
+        scaled = {key: t * adapter.scale if first.search(key) else t for key, t in state.items()}
+        state = {key.replace("base_model.model.", "unet."): t for key, t in scaled.items()}
+        alpha = adapter.rank
+    state = to_kohya(state, alpha=alpha, blocks=subject.blocks)
     return _write(target, state, {**describe(subject, label), "format": "pt"})
 
 
@@ -142,6 +163,10 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
         "ss_tag_frequency": {subject.recipe_text: {subject.word: recipe.count or 1}},
         "ss_seed": training.seed,
     }
+    if isinstance(adapter, ProductAdapter):
+        entries["ss_network_module"] = "lycoris.kohya"
+        entries["ss_network_dim"] = entries["ss_network_alpha"] = adapter.rank  # the scale is in the numbers
+        entries["ss_network_args"] = {"algo": adapter.kind, "targets": ",".join(adapter.targets)}
     if isinstance(adapter, LowRankAdapter):
         entries["ss_network_module"] = "networks.lora"
         entries["ss_network_dim"] = adapter.rank
@@ -154,14 +179,14 @@ def _kohya_entries(subject: Subject, label: str) -> dict[str, Any]:
 
 
 def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
-    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
+    is_word = isinstance(subject.config.adapter, TextualInversion)
     model, times = subject.config.model, subject.trained.training.timesteps
     is_emoji = isinstance(model, EmojiModel)
     prediction = None if isinstance(model, EmojiModel) else model.prediction_type
     return {
         "sai_model_spec": "1.0.1",
         "architecture": ("emoji" if is_emoji else "stable-diffusion-xl-v1-base")
-        + ("/lora" if low_rank else "/textual-inversion"),
+        + ("/textual-inversion" if is_word else "/lora"),
         "implementation": SAI if subject.blocks == "sgm" else "diffusers",
         "title": label,
         "resolution": _resolution(subject),
@@ -171,7 +196,7 @@ def _modelspec(subject: Subject, label: str) -> dict[str, Any]:
         "usage_hint": f"negative prompt: {subject.word}",
         "prediction_type": {"epsilon": "epsilon", "v_prediction": "v", None: None}[prediction],
         "timestep_range": f"{times.lowest},{times.highest + 1}",
-        "is_negative_embedding": None if low_rank else "true",
+        "is_negative_embedding": "true" if is_word else None,
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.loading.files import visible
-from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.adapter import OftAdapter, TextualInversion
 from harness.config.schema.evaluation import negative_text
 from harness.config.schema.model import EmojiModel
 from harness.reporting.blind_spots import blind_spots
@@ -71,8 +71,11 @@ def card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+NAMES = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA", "loha": "A LoHa", "lokr": "A LoKr"}
+
+
 def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Example]) -> str:
-    low_rank = isinstance(subject.config.adapter, LowRankAdapter)
+    is_word = isinstance(subject.config.adapter, TextualInversion)
     negative = _arm(subject, evidence)["negative"]
     front: dict[str, Any] = {
         "base_model": subject.base,
@@ -84,7 +87,7 @@ def _front_matter(subject: Subject, evidence: Evidence, examples: Sequence[Examp
         "tags": [
             *("text-to-image", "diffusers"),
             *([] if isinstance(subject.config.model, EmojiModel) else ["stable-diffusion-xl"]),
-            *(["lora", "template:sd-lora"] if low_rank else ["textual_inversion"]),
+            *(["textual_inversion"] if is_word else ["lora", "template:sd-lora"]),
             *("negative-prompt", "lora-sweep-harness"),
         ],
         "widget": [
@@ -110,11 +113,13 @@ def _arm(subject: Subject, evidence: Evidence) -> dict[str, Any]:
 
 def _summary(subject: Subject) -> str:
     recipe, adapter, training = subject.trained
-    if isinstance(adapter, LowRankAdapter):
-        names = {"lora": "A LoRA", "rslora": "An rsLoRA", "dora": "A DoRA"}
-        what = f"{names[adapter.kind]} of rank {adapter.rank}"
-    else:
-        what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
+    match adapter:
+        case TextualInversion():
+            what = f"A textual inversion of {adapter.vectors} vectors in each text encoder"
+        case OftAdapter():
+            what = f"An OFT with blocks of {adapter.block_size}"
+        case _:
+            what = f"{NAMES[adapter.kind]} of rank {adapter.rank}"
     trained_on = recipe.count - training.holdout if recipe.count else None
     images = count(trained_on, "image") if trained_on else "images"
     varied = ", ".join(code(f"{axis}: {_value(value)}") for axis, value in subject.varied.items())

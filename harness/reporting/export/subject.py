@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config.schema.adapter import LowRankAdapter
+from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.model import EmojiModel, ModelConfig
 from harness.config.schema.recipe import RecipeConfig
 from harness.config.schema.sweep import Trained, TrialConfig
+from harness.config.weights.checkpoint import has_sdxl_blocks
 from harness.errors import ArtifactError, ConfigError
 from harness.store.artifact import is_adapter
 
@@ -49,9 +50,6 @@ def is_local(source: str) -> bool:
     return _last_part(source) != source
 
 
-SGM_LAYERS = 2  # per block of SDXL's UNet, which kohya's names of its blocks are made for
-
-
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One trial of a finished sweep, and the folder of its adapter."""
@@ -85,7 +83,7 @@ class Subject:
     def word(self) -> str:
         """What the prompt must hold for the adapter to be called: DreamBooth's prompt, or the learnt word."""
         _, adapter, training = self.trained
-        return training.prompt if isinstance(adapter, LowRankAdapter) else adapter.word
+        return adapter.word if isinstance(adapter, TextualInversion) else training.prompt
 
     @cached_property
     def base(self) -> str | None:
@@ -177,7 +175,5 @@ def _safe(name: str) -> str:
 def _has_sdxl_blocks(model: ModelConfig) -> bool:
     if isinstance(model, EmojiModel):
         return False
-    config = Path(model.source) / "unet" / "config.json"
-    if not is_local(model.source) or not config.is_file():
-        return True
-    return json.loads(config.read_text())["layers_per_block"] == SGM_LAYERS
+    folder = model.config or model.source
+    return not is_local(folder) or has_sdxl_blocks(Path(folder)) is not False

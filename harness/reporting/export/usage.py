@@ -4,10 +4,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    AdapterConfig,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
 from harness.config.schema.evaluation import negative_text
-from harness.config.schema.model import EmojiModel
-from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE
+from harness.config.schema.model import CHECKPOINT, EmojiModel
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, PEFT_FILE
 from harness.diffusion.adapters.adapter import EMA
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject
@@ -18,6 +24,10 @@ DORA = (
     "**A DoRA in kohya's layout:** its magnitudes are `dora_scale`, one per output, as LyCORIS's "
     "`wd_on_output` has it. Readers differ: diffusers leaves them out, ComfyUI takes the norm of the base's "
     "weights alone, and older A1111 normalises over inputs. Only diffusers' file is what was measured."
+)
+OFT = (
+    "**An OFT of PEFT** turns the inputs of layers, those of kohya's scripts and of LyCORIS their outputs: "
+    "PEFT alone loads it, at scale 1, and A1111 and ComfyUI do not."
 )
 PROMPT = "a red fox"
 
@@ -35,16 +45,20 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
     negative = negative_text(arm["negative"], prompt) or subject.word
     averaged = own["weights"] == EMA
     name = f"{subject.name}_{EMA}" if averaged else subject.name
-    if LORA_FILE in files or EMBEDDING_FILE in files:
+    if LORA_FILE in files or EMBEDDING_FILE in files or PEFT_FILE in files:
         yield _diffusers(subject, prompt=prompt, negative=negative, scale=own["scale"], averaged=averaged)
     if f"{name}.safetensors" in files and not isinstance(subject.config.model, EmojiModel):
         yield _web_uis(adapter, name=name, negative=negative, scale=own["scale"])
-    if isinstance(adapter, LowRankAdapter):
-        if own["branch"] != "both":
+    if isinstance(adapter, OftAdapter):
+        yield OFT
+    if not isinstance(adapter, TextualInversion):
+        if isinstance(adapter, OftAdapter) and own["branch"] != "both":
+            yield f"The images above were drawn with it on the {own['branch']} guidance branch alone."
+        elif own["branch"] != "both":
             guidance = arm["guidance"] or subject.results.sweep["sampler"]["guidance"]
             file = f"{name}.safetensors"
             yield _one_branch(own["branch"], file if file in files else LORA_FILE)
-            if LORA_FILE in files and not adapter.text_encoders:
+            if LORA_FILE in files and isinstance(adapter, LowRankAdapter) and not adapter.text_encoders:
                 yield _guider(own["branch"], prompt=prompt, negative=negative, guidance=guidance)
         if adapter.kind == "dora" and f"{name}.safetensors" in files:
             yield DORA
@@ -92,6 +106,8 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
             ["from safetensors.torch import load_file"],
             _load_embedding(adapter, averaged=averaged),
         )
+    elif not isinstance(adapter, LowRankAdapter):
+        imports, load = ["from peft import PeftModel"], _load_peft(adapter, scale=scale, averaged=averaged)
     else:
         where = f'subfolder="{EMA}", ' if averaged else ""
         imports, load = [], [f'pipe.load_lora_weights(".", {where}weight_name="{LORA_FILE}")']
@@ -103,8 +119,10 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
         )
     else:
         imports = ["import torch", *imports]
-        base = json.dumps(subject.base or "path/to/the/base")
-        pipe = f'StableDiffusionXLPipeline.from_pretrained({base}, torch_dtype=torch.float16).to("cuda")'
+        in_a_file = subject.config.model.source.endswith(CHECKPOINT)
+        base = json.dumps(subject.base or f"path/to/the/base{CHECKPOINT if in_a_file else ''}")
+        method = "from_single_file" if in_a_file else "from_pretrained"
+        pipe = f'StableDiffusionXLPipeline.{method}({base}, torch_dtype=torch.float16).to("cuda")'
     lines = [
         *imports,
         "from diffusers import StableDiffusionXLPipeline",
@@ -114,6 +132,14 @@ def _diffusers(subject: Subject, *, prompt: str, negative: str, scale: float, av
         f"image = pipe({json.dumps(prompt)}, negative_prompt={json.dumps(negative)}).images[0]",
     ]
     return "diffusers, from this folder:\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _load_peft(adapter: ProductAdapter | OftAdapter, *, scale: float, averaged: bool) -> list[str]:
+    load = [f'unet = PeftModel.from_pretrained(pipe.unet, "{EMA if averaged else "."}")']
+    if scale != 1 and isinstance(adapter, ProductAdapter):
+        load += ["for layer in unet.modules():", '    if hasattr(layer, "set_scale"):']
+        load += [f'        layer.set_scale("default", {scale:g})']
+    return [*load, "pipe.unet = unet.merge_and_unload()"]
 
 
 def _load_embedding(adapter: TextualInversion, *, averaged: bool) -> list[str]:
@@ -128,7 +154,7 @@ def _load_embedding(adapter: TextualInversion, *, averaged: bool) -> list[str]:
     ]
 
 
-def _web_uis(adapter: LowRankAdapter | TextualInversion, *, name: str, negative: str, scale: float) -> str:
+def _web_uis(adapter: AdapterConfig, *, name: str, negative: str, scale: float) -> str:
     if isinstance(adapter, TextualInversion):
         return (
             f"A1111: put `{name}.safetensors` into `embeddings/` and write `{name}` in the negative prompt. "

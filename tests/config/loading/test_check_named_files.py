@@ -10,12 +10,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from harness.config.loading.check_named_files import about_adapters
+from harness.config.loading.check_named_files import about_files
 from harness.config.plan.plan import expand
 from harness.config.schema.sweep import SweepConfig
 from harness.config.weights.header import not_finite
 from harness.errors import ConfigError
 from tests.config.example import TO_Q, load, lora
+from tests.diffusion.original import write_original
 
 
 def with_file(name: str, **more: Any) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ def test_a_lora_of_sdxl_is_taken_and_what_is_left_out_is_said(tmp_path: Path) ->
     bundled: dict[str, Any] = {"bundle_emb.x.clip_l": np.ones((1, 768), np.float32)}
     lora(tmp_path / "mine.safetensors", **bundled)
     sweep = load(tmp_path, arms=with_file("mine.safetensors"))
-    assert about_adapters(expand(sweep)) == [
+    assert about_files(expand(sweep)) == [
         "mine.safetensors: layers: unet 2; left out: 1 × bundle_emb.x.clip_l (embeddings bundled with the "
         "LoRA: give them as a file of their own)"
     ]
@@ -99,6 +100,19 @@ def test_against_the_embedded_model(tmp_path: Path) -> None:
     lora(tmp_path / "sdxl.safetensors")
     text = refused(tmp_path, arms=with_file("sdxl.safetensors"), model={"kind": "emoji"})
     assert "sdxl.safetensors" in text and "another model" in text
+
+
+def test_a_model_in_one_file_is_described(tmp_path: Path, tiny_folder: Path) -> None:
+    file = write_original(tiny_folder, tmp_path / "mine.safetensors", v_pred=torch.zeros(0))
+    model = {"kind": "sdxl", "source": str(file), "config": str(tiny_folder), "vae": None}
+    assert about_files(expand(load(tmp_path, model=model))) == [
+        "mine.safetensors: SDXL in one file (UNet, two text encoders, VAE), predicts v"
+    ]
+    training = {"min_snr_gamma": 5, "min_snr_v": "diffusers"}
+    load(tmp_path, model=model, training=training)
+    assert "predicts epsilon" in refused(
+        tmp_path, model={**model, "prediction_type": "epsilon"}, training=training
+    )
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:

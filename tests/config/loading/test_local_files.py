@@ -1,12 +1,15 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from harness.config.plan.plan import expand
 from harness.errors import ConfigError
-from tests.config.example import load
+from tests.config.example import load, lora
+from tests.diffusion.original import write_original
 
 
 @pytest.fixture
@@ -80,6 +83,72 @@ def test_local_model_has_a_digest_and_a_hub_model_has_none(tmp_path: Path) -> No
     assert digests["one"] not in (None, digests["./two"])
     with pytest.raises(ConfigError, match=r"model: .*/three is not a folder"):
         load_model_only(tmp_path, "./three")
+
+
+def test_a_model_in_one_file_is_its_content(tmp_path: Path, tiny_folder: Path) -> None:
+    """Moved, it is the same model; another file of the same name, or read otherwise, is another."""
+    model = {"kind": "sdxl", "config": str(tiny_folder), "vae": None}
+
+    def trial_id(source: str, **more: Any) -> str:
+        trial = expand(load(tmp_path, model={**model, "source": source, **more})).trials[0]
+        assert trial.config.model.digest is not None
+        return trial.trial_id
+
+    write_original(tiny_folder, tmp_path / "one.safetensors")
+    first = trial_id("one.safetensors")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "one.safetensors").rename(tmp_path / "there" / "moved.safetensors")
+    assert trial_id("there/moved.safetensors") == first
+    write_original(tiny_folder, tmp_path / "one.safetensors", v_pred=torch.zeros(0))
+    assert trial_id("one.safetensors") != first
+    shutil.copytree(tiny_folder, tmp_path / "otherwise")
+    scheduler = tmp_path / "otherwise" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("trailing", "leading"))
+    assert trial_id("there/moved.safetensors", config="otherwise") != first
+    (tmp_path / "otherwise" / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # not read
+    trial_id("there/moved.safetensors", config="otherwise")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            {"source": "none.safetensors"},
+            "model: source: {0}/none.safetensors is not a folder",
+        ),
+        ({"source": "old.ckpt"}, "model: source: {0}/old.ckpt is not a folder or a .safetensors file"),
+        (
+            {"source": "lora.safetensors"},
+            "model.source: {0}/lora.safetensors is an adapter: give it to an arm",
+        ),
+        ({"source": "org/name", "config": "x"}, "model: config is of a source in one .safetensors file"),
+        ({"source": "lora.safetensors", "config": "x"}, "model: config: {0}/x is not a folder"),
+        (
+            {"source": "lora.safetensors", "revision": "x"},
+            "model: revision is of a hub id, and source is a file",
+        ),
+        ({"source": "org/name", "vae": "lora.safetensors"}, "model.vae: {0}/lora.safetensors is an adapter"),
+    ],
+)
+def test_what_is_no_model_is_said_before_work(tmp_path: Path, model: dict[str, Any], words: str) -> None:
+    (tmp_path / "old.ckpt").write_bytes(b"pickle")
+    lora(tmp_path / "lora.safetensors")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, model={"kind": "sdxl", "vae": None, **model})
+    text = str(caught.value)
+    assert words.format(tmp_path) in text and "\n" not in text
+    assert len(text) - len(str(tmp_path)) < 300
+
+
+def test_an_axis_over_files_must_give_whole_models(tmp_path: Path, tiny_folder: Path) -> None:
+    write_original(tiny_folder, tmp_path / "one.safetensors")
+    write_original(tiny_folder, tmp_path / "two.safetensors", v_pred=torch.zeros(0))
+    model = {"kind": "sdxl", "config": str(tiny_folder), "vae": None}
+    models = [{**model, "source": f"{name}.safetensors"} for name in ("one", "two")]
+    with pytest.raises(ConfigError, match=r"axes\.model\.source chooses between local folders or files"):
+        load(tmp_path, model=models[0], axes={"model.source": ["one.safetensors", "two.safetensors"]})
+    trials = expand(load(tmp_path, model=None, axes={"model": models})).trials
+    assert [trial.params["model"] for trial in trials] == ["one.safetensors", "two.safetensors"]
 
 
 def load_model_only(folder: Path, source: str) -> Any:

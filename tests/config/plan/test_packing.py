@@ -7,7 +7,7 @@ import pytest
 
 from harness.config.plan.packing import packs, trained_alone
 from harness.config.plan.plan import Dataset, TrainingRun
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, TextualInversion
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.training import TrainingConfig
@@ -62,6 +62,8 @@ def test_alone_they_stay_as_they_are() -> None:
     [
         ({"adapter": TextualInversion(), "prompt": "wrong"}, "textual inversion"),
         ({"optimizer": {"kind": "adamw_8bit"}}, "adamw_8bit"),
+        ({"adapter": ProductAdapter(kind="lokr")}, "lokr is trained by PEFT's own layers"),
+        ({"adapter": OftAdapter(kind="oft")}, "oft is trained by PEFT's own layers"),
     ],
 )
 def test_what_cannot_be_packed_is_alone_and_says_why(alone: dict[str, Any], said: str) -> None:

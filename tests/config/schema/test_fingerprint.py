@@ -7,7 +7,14 @@ from typing import Any, get_args
 
 import pytest
 
-from harness.config.schema.adapter import GivenAdapter, HubFile, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    GivenAdapter,
+    HubFile,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
 from harness.config.schema.base import NOT_HASHED, Frozen, fingerprint, identity
 from harness.config.schema.model import EmojiModel, SdxlModel
 from harness.config.schema.recipe import DegradeRecipe, FolderRecipe, KeywordsRecipe, PlainRecipe
@@ -40,6 +47,7 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
             "digest": "abc",
         },
     ),
+    (SdxlModel(source="sdxl.safetensors"), {"config": "folder"}),
     (KeywordsRecipe(keywords=("ugly",)), {**DRAWN, "keywords": ["bad"], "emphasis": 1, "guidance": [3]}),
     (PLAIN, {**DRAWN, "prompts": ["a dog"], "count": 3, "guidance": 2}),
     (
@@ -79,6 +87,18 @@ SECTIONS: list[tuple[Frozen, dict[str, Any]]] = [
         },
     ),
     (LowRankAdapter(text_encoders=True), {"text_encoder_targets": ["mlp"]}),
+    (
+        ProductAdapter(kind="lokr"),
+        {
+            "kind": "loha",
+            "rank": 4,
+            "alpha": 1,
+            "factor": 4,
+            "targets": ["feed_forward"],
+            "blocks": ["mid_block"],
+        },
+    ),
+    (OftAdapter(kind="oft"), {"block_size": 8, "targets": ["feed_forward"], "blocks": ["mid_block"]}),
     (TextualInversion(), {"word": "bad", "vectors": 2, "initial": "ugly"}),
     (
         GivenAdapter(kind="file", hub=HUB),
@@ -150,7 +170,7 @@ BASE = TrialConfig(
 def trial(section: Frozen) -> TrialConfig:
     training = BASE.trained.training
     match section:
-        case LowRankAdapter() | TextualInversion() | GivenAdapter():
+        case LowRankAdapter() | ProductAdapter() | OftAdapter() | TextualInversion() | GivenAdapter():
             return BASE.model_copy(update={"adapter": section})
         case HubFile():
             return BASE.model_copy(update={"adapter": GivenAdapter(kind="file", hub=section)})

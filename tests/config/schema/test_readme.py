@@ -9,7 +9,14 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from harness.config.loading.messages import kinds_of
-from harness.config.schema.adapter import GivenAdapter, HubFile, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    GivenAdapter,
+    HubFile,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
 from harness.config.schema.base import Frozen
 from harness.config.schema.compute import ComputeConfig
 from harness.config.schema.evaluation import (
@@ -79,6 +86,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "recipe: degrade": DegradeRecipe,
     "recipe: folder": FolderRecipe,
     "adapter: lora, rslora, dora": LowRankAdapter,
+    "adapter: loha, lokr": ProductAdapter,
+    "adapter: oft": OftAdapter,
     "adapter: textual_inversion": TextualInversion,
     "adapter: file": GivenAdapter,
     "adapter: hub": HubFile,

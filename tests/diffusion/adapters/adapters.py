@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.schema.adapter import AdapterConfig, LowRankAdapter
-from harness.diffusion.adapters.adapter import ParameterGroup
+from harness.diffusion.adapters.adapter import LowRank, LowRankLayer, ParameterGroup
 from harness.diffusion.models.model import Fresh
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ class Alone:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         self.member.load_state_dict(state)
+
+
+def products(part: LowRank) -> dict[str, LowRankLayer]:
+    """The layers of an adapter's part, none of which turns weights."""
+    found = {name: layer for name, layer in part.items() if isinstance(layer, LowRankLayer)}
+    assert len(found) == len(part)
+    return found
 
 
 def base_of(model: "Model") -> Any:

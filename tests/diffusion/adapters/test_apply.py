@@ -14,7 +14,7 @@ from harness.diffusion.adapters.apply import acting, acting_on_all
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
-from tests.diffusion.adapters.adapters import random_adapter
+from tests.diffusion.adapters.adapters import products, random_adapter
 from tests.diffusion.models.test_sdxl import difference, seeded, stock
 
 BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
@@ -274,7 +274,7 @@ def test_gradients_are_those_of_one_adapter_at_a_time(unet: UNet2DConditionModel
             name: replace(
                 layer, down=layer.down.clone().requires_grad_(), up=layer.up.clone().requires_grad_()
             )
-            for name, layer in lora(path).items()
+            for name, layer in products(lora(path)).items()
         }
         return layers, [matrix for layer in layers.values() for matrix in (layer.down, layer.up)]
 

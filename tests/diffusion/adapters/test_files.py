@@ -7,17 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
-from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, adapter_path
-from harness.diffusion.adapters.adapter import Adapter
+from harness.config.schema.adapter import (
+    AdapterConfig,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
+from harness.config.weights.layout import EMBEDDING_FILE, LORA_FILE, PEFT_CONFIG, PEFT_FILE, adapter_path
+from harness.diffusion.adapters.adapter import Adapter, LowRankLayer
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.adapters.kohya import to_kohya
 from harness.diffusion.models.model import Model, Row, RowAdapter, SamplerSettings
 from harness.errors import ModelError
-from tests.diffusion.adapters.adapters import random_adapter
+from tests.diffusion.adapters.adapters import products, random_adapter
 from tests.diffusion.models.test_sdxl import mean_difference, seeded, stock
 
 BASE_ALONE = SamplerSettings(steps=6, refiner_start=None)
@@ -34,6 +41,14 @@ KINDS: dict[str, AdapterConfig] = {
     "text_dora": LowRankAdapter(kind="dora", rank=4, alpha=8.0, text_encoders=True),
     "all_rslora": LowRankAdapter(kind="rslora", rank=2, alpha=2.0, targets=EVERYWHERE, text_encoders=True),
     "all_dora": LowRankAdapter(kind="dora", rank=2, targets=EVERYWHERE, text_encoders=True),
+}
+
+
+PEFTS: dict[str, AdapterConfig] = {
+    "loha": ProductAdapter(kind="loha", rank=2, alpha=4.0, targets=EVERYWHERE),
+    "lokr": ProductAdapter(kind="lokr", rank=2, alpha=4.0, factor=4, targets=EVERYWHERE),
+    "lokr_whole": ProductAdapter(kind="lokr", rank=64, alpha=32.0, blocks=("mid_block",)),
+    "oft": OftAdapter(kind="oft", block_size=4, targets=("attention", "feed_forward", "projections")),
 }
 
 
@@ -72,6 +87,53 @@ def test_a_stock_pipeline_with_the_file_draws_the_harness_image(
     effect = mean_difference(expected, plain)
     assert effect > 0.5
     assert mean_difference(drawn, expected) <= 0.03 * effect  # norms are summed in another order than PEFT
+
+
+@pytest.mark.parametrize("kind", PEFTS)
+def test_peft_loads_the_folder_and_a_stock_pipeline_draws_the_harness_image(
+    tiny_model: Model, tiny_folder: Path, tmp_path: Path, kind: str
+):
+    for name in ("one", "two"):
+        random_adapter(tiny_model, tmp_path / name, seed=1, adapter=PEFTS[kind])
+    for file in (PEFT_FILE, PEFT_CONFIG):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    pipeline = stock(tiny_folder)
+    pipeline.unet = PeftModel.from_pretrained(pipeline.unet, tmp_path / "one").merge_and_unload()
+    expected = pipeline(
+        FOX.prompt,
+        negative_prompt=FOX.negative,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        generator=seeded(3),
+    ).images[0]
+    few = replace(BASE_ALONE, steps=2)
+    row = replace(FOX, adapters=(RowAdapter(path=tmp_path / "one", scale=1.0, branch="both"),))
+    beside = replace(FOX, seed=4)  # rows on which nothing acts, in one batch with it
+    drawn, plain = (image.image for image in tiny_model.generate([row, FOX, beside], few)[:2])
+    effect = mean_difference(drawn, plain)
+    assert effect > 0.5
+    assert mean_difference(drawn, expected) <= 0.03 * effect
+    [alone] = tiny_model.generate([FOX], few)
+    assert mean_difference(plain, alone.image) <= 0.03 * effect
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_whole"])
+def test_lycoris_layout_reads_as_pefts(tiny_model: Model, tmp_path: Path, kind: str):
+    adapter = PEFTS[kind]
+    assert isinstance(adapter, ProductAdapter)
+    folder = random_adapter(tiny_model, tmp_path / "peft", seed=1, adapter=adapter)
+    state = {key.replace("base_model.model.", "unet."): t for key, t in load_file(folder / PEFT_FILE).items()}
+    save_file(
+        to_kohya(state, alpha=adapter.scale * adapter.rank, blocks="diffusers"), tmp_path / "k.safetensors"
+    )
+    ours, theirs = read(folder).unet, read(tmp_path / "k.safetensors").unet
+    assert ours.keys() == theirs.keys() != set()
+    for name, layer in ours.items():
+        other = theirs[name]
+        assert isinstance(layer, LowRankLayer) and isinstance(other, LowRankLayer)
+        torch.testing.assert_close(layer.down, other.down)
+        if kind == "loha":  # of two whole factors no reader knows the rank: export folds the scale in
+            assert layer.scale == pytest.approx(other.scale)
 
 
 def test_the_file_says_what_it_is(tiny_model: Model, tmp_path: Path):
@@ -123,8 +185,10 @@ def test_kohyas_layout_reads_as_diffusers_own(tiny_model: Model, tmp_path: Path,
 def test_a_file_can_lie_anywhere(one: Path, tmp_path: Path):
     save_file(load_file(one / LORA_FILE), tmp_path / "mine.safetensors")
     adapter = read(tmp_path / "mine.safetensors")
-    assert {layer.scale for layer in read(one).unet.values()} == {8.0 / 4}
-    assert {layer.scale for layer in adapter.unet.values()} == {1.0}  # no alpha is recorded: it is the rank
+    assert {layer.scale for layer in products(read(one).unet).values()} == {8.0 / 4}
+    assert {layer.scale for layer in products(adapter.unet).values()} == {
+        1.0
+    }  # no alpha is recorded: it is the rank
     assert not adapter.acts_on_text
 
 

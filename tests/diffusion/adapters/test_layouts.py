@@ -13,7 +13,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +42,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 MORE = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "conv_out")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+ROUNDING = 0.3  # levels of 255, on average; an adapter moves an image by 10 and more
 TEXT_MORE = ("fc1", "fc2")
 
 
@@ -274,7 +283,7 @@ def test_alphas_that_differ_by_layer_are_kohyas(
         folded[key] = state[key] * (theirs[f"lora_unet_{flat}.alpha"].item() / state[key].shape[1])
     expected = by_stock(pipeline, saved(folded, tmp_path / "folded"))
     assert difference(expected, by_stock(pipeline, None)) > 10
-    assert difference(by_us(model, file), expected) <= 2
+    assert mean_difference(by_us(model, file), expected) < ROUNDING
 
 
 def peft_folder(state: State, pipeline: Any, folder: Path) -> Path:
@@ -351,21 +360,29 @@ def test_other_tools_layouts_draw_the_same_matrices(
     model: Sdxl, pipeline: StableDiffusionXLPipeline, tmp_path: Path, expected: Image, layout: str
 ) -> None:
     path = NOT_TAKEN[layout](lora(pipeline), pipeline, tmp_path / "out")
-    assert difference(by_us(model, path), expected) <= 2
+    assert mean_difference(by_us(model, path), expected) < ROUNDING
     if layout == "omi":
         assert "left out: 1 × bundle_emb.<wrong>.clip_l" in described(read_layout(path))
 
 
-@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr_whole", "lokr_halves"])
-def test_loha_and_lokr_act_as_peft_has_them(
+@pytest.mark.parametrize(
+    "kind", ["loha", "loha_full", "lokr", "lokr_whole", "lokr_halves", "oft", "oft_exact"]
+)
+def test_pefts_other_kinds_act_as_peft_has_them(
     model: Sdxl, pipeline: StableDiffusionXLPipeline, tmp_path: Path, kind: str
 ) -> None:
     unet = UNet2DConditionModel.from_pretrained(pipeline.config._name_or_path, subfolder="unet")
-    targets = [*ATTENTION, *(() if kind == "lokr_halves" else ("conv1",))]
-    config: LoHaConfig | LoKrConfig
+    targets = [*ATTENTION, *(() if kind == "lokr_halves" or "oft" in kind else ("conv1",))]
+    config: PeftConfig
     match kind:
         case "loha":
             config = LoHaConfig(r=2, alpha=4, target_modules=targets)
+        case "loha_full":  # of more than the layers' own rank
+            config = LoHaConfig(r=5, alpha=4, target_modules=targets)
+        case "oft":
+            config = OFTConfig(oft_block_size=4, target_modules=targets)
+        case "oft_exact":
+            config = OFTConfig(oft_block_size=8, use_cayley_neumann=False, target_modules=targets)
         case "lokr":
             config = LoKrConfig(r=2, alpha=4, target_modules=targets)
         case "lokr_whole":
@@ -376,10 +393,11 @@ def test_loha_and_lokr_act_as_peft_has_them(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         for name, parameter in wrapped.named_parameters():
-            if "hada" in name or "lokr" in name:
-                parameter.data = torch.randn_like(parameter) * (0.4 if kind == "loha" else 0.15)
+            if any(sign in name for sign in ("hada", "lokr", "oft")):
+                strength = {"loha": 0.4, "loha_full": 0.3}.get(kind, 0.15)
+                parameter.data = torch.randn_like(parameter) * strength
     wrapped.save_pretrained(tmp_path / kind)
-    assert any(kind[:4].replace("loha", "hada") in key for key in get_peft_model_state_dict(wrapped))
+    assert any(kind[:3].replace("loh", "had") in key for key in get_peft_model_state_dict(wrapped))
     before = pipeline.unet
     try:
         pipeline.unet = wrapped.merge_and_unload()
@@ -387,7 +405,39 @@ def test_loha_and_lokr_act_as_peft_has_them(
     finally:
         pipeline.unet = before
     assert difference(merged, by_stock(pipeline, None)) > 10
-    assert difference(by_us(model, tmp_path / kind), merged) <= 2
+    assert mean_difference(by_us(model, tmp_path / kind), merged) < ROUNDING
+
+
+@pytest.mark.parametrize("constraint", [None, 0.0, 1e-3])
+def test_oft_of_kohya_and_lycoris_turns_outputs(
+    model: Sdxl, pipeline: StableDiffusionXLPipeline, tmp_path: Path, constraint: float | None
+) -> None:
+    """Against weights that are turned here by the definition, to a convolution and at half the scale too."""
+    generator, state = torch.Generator().manual_seed(4), {}
+    unet = UNet2DConditionModel.from_pretrained(pipeline.config._name_or_path, subfolder="unet")
+    own = dict(unet.named_modules())
+    for name in (name for name in own if name.endswith((".to_q", ".to_v", ".conv1"))):
+        weight = own[name].weight.data
+        blocks = torch.randn(2, len(weight) // 2, len(weight) // 2, generator=generator) * 0.1
+        flat = to_sgm(name.replace(".", "_"))
+        state[f"{'oft' if constraint else 'lora'}_unet_{flat}.oft_blocks"] = blocks
+        q = blocks - blocks.mT
+        if constraint is not None:
+            state[f"{'oft' if constraint else 'lora'}_unet_{flat}.alpha"] = torch.tensor(constraint)
+            q = q * min(1.0, constraint * len(weight) / q.norm().item()) if constraint else q
+        r = torch.block_diag(*((torch.eye(len(b)) + b) @ torch.linalg.inv(torch.eye(len(b)) - b) for b in q))
+        turned = (r.T @ weight.flatten(1)).view_as(weight)
+        own[name].weight.data = (weight + turned) / 2
+    before = pipeline.unet
+    try:
+        pipeline.unet = unet
+        merged = by_stock(pipeline, None)
+    finally:
+        pipeline.unet = before
+    row = replace(FOX, adapters=(RowAdapter(path=saved(state, tmp_path / "oft"), scale=0.5, branch="both"),))
+    ours = model.generate([row], SETTINGS)[0].image
+    assert mean_difference(ours, merged) < ROUNDING
+    assert difference(merged, by_stock(pipeline, None)) > (0 if constraint else 10)
 
 
 PROJ_IN = "lora_unet_mid_block_attentions_0_proj_in"
@@ -432,7 +482,9 @@ class TestRefused:
             ("text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", "which of the two"),
             ("unet.mid_block.attentions.0.proj_in.lora_B.bias", "lora_bias"),
             ("lora_unet_mid_block_attentions_0_proj_in.diff", "whole weights"),
-            ("lora_unet_mid_block_attentions_0_proj_in.oft_blocks", "OFT"),
+            ("lora_unet_mid_block_attentions_0_proj_in.oft_blocks", "no OFT with blocks of"),
+            ("lora_unet_mid_block_attentions_0_proj_in.rescale", "an OFT that also scales"),
+            ("unet.mid_block.attentions.0.proj_in.oft_R.weight", "no OFT with blocks of"),
             ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "must have lora_A and lora_B"),
             ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "no whole LoHa"),
             ("lora_controlnet", "ControlNet"),
@@ -443,6 +495,10 @@ class TestRefused:
     def test_by_its_keys(self, pipeline: Any, tmp_path: Path, key: str, words: str) -> None:
         assert words in self.refused(tmp_path, {key: torch.zeros(2, 2)})
 
+    def test_blocks_of_butterflies(self, tmp_path: Path) -> None:
+        key = "lora_unet_mid_block_attentions_0_proj_in.oft_blocks"
+        assert "is a BOFT, which cannot be read" in self.refused(tmp_path, {key: torch.zeros(2, 4, 4, 4)})
+
     def test_every_key_is_looked_at(self, pipeline: Any, tmp_path: Path) -> None:
         assert "hello" in self.refused(tmp_path, {**lora(pipeline), "hello": torch.zeros(1)})
 
@@ -452,6 +508,8 @@ class TestRefused:
             ({"unet.lora_alpha": "8"}, "must be a number above 0"),
             ({"unet.lora_alpha": 4e300}, "must be a number above 0, at most 1,000,000"),
             ({"unet.lora_bias": True}, "cannot act row by row"),
+            ({"unet.peft_type": "BOFT"}, "it is PEFT's BOFT; allowed: LORA, LOHA, LOKR, OFT"),
+            ({"unet.coft": True}, "uses coft, which cannot be read"),
         ):
             text = self.refused(tmp_path, lora(pipeline), {"lora_adapter_metadata": json.dumps(config)})
             assert words in text

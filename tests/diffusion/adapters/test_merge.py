@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from harness.config.schema.evaluation import MergeConfig
-from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRankLayer
+from harness.diffusion.adapters.adapter import Adapter, Embedding, LowRankLayer, RotatedLayer
 from harness.diffusion.adapters.merge import merged
 from harness.errors import ModelError
+from tests.diffusion.adapters.adapters import products
 
 RANK, ALPHAS = 3, {"one": 6.0, "two": 1.5, "three": 3.0}
 LINEAR = MergeConfig(method="linear")
@@ -75,7 +76,7 @@ def test_is_pefts_weighted_adapter(
         list(adapters), list(weights), "merged", combination_type=method, density=merge.density
     )
     for name, module in (("a", model.base_model.model.a), ("b", model.base_model.model.b)):
-        layer = ours.unet[name]
+        layer = products(ours.unet)[name]
         torch.testing.assert_close(layer.down, module.lora_A["merged"].weight.detach())
         torch.testing.assert_close(layer.up, module.lora_B["merged"].weight.detach())
         assert layer.scale == module.scaling["merged"] == 1.0
@@ -85,7 +86,8 @@ def test_dare_depends_on_its_seed_alone():
     _, adapters = example()
     pair = [(adapter, 1.0) for adapter in adapters.values()]
     first, again, other = (
-        merged(pair, MergeConfig(method="dare", density=0.5, seed=seed)).unet["a"].down for seed in (1, 1, 2)
+        products(merged(pair, MergeConfig(method="dare", density=0.5, seed=seed)).unet)["a"].down
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -105,12 +107,19 @@ class TestWhatCannotBeMerged:
 
     def test_another_rank(self, one: Adapter):
         layers = {
-            name: replace(layer, down=layer.down[:2], up=layer.up[:, :2]) for name, layer in one.unet.items()
+            name: replace(layer, down=layer.down[:2], up=layer.up[:, :2])
+            for name, layer in products(one.unet).items()
         }
         self.refused(one, replace(one, unet=layers), "same rank")
 
+    def test_oft(self, one: Adapter):
+        turned = {"a": RotatedLayer(turn_kbb=torch.zeros(1, 5, 5), side="inputs")}
+        self.refused(one, replace(one, unet={**one.unet, **turned}), "OFT cannot be merged")
+
     def test_dora(self, one: Adapter):
-        layers = {name: replace(layer, magnitude_O=torch.ones(5)) for name, layer in one.unet.items()}
+        layers = {
+            name: replace(layer, magnitude_O=torch.ones(5)) for name, layer in products(one.unet).items()
+        }
         self.refused(one, replace(one, unet=layers), "DoRA")
 
     def test_words(self, one: Adapter):

@@ -1,5 +1,6 @@
 """What is attached for training: it starts as nothing, is fp32, and leaves nothing behind."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,13 @@ import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 
-from harness.config.schema.adapter import AdapterConfig, LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import (
+    AdapterConfig,
+    LowRankAdapter,
+    OftAdapter,
+    ProductAdapter,
+    TextualInversion,
+)
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Fresh, Model, Row, SamplerSettings
 from tests.diffusion.adapters.adapters import Alone, attached, base_of
@@ -22,7 +29,17 @@ WHOLE: dict[str, AdapterConfig] = {
     kind: LowRankAdapter(kind=kind, rank=2, targets=EVERYWHERE, text_encoders=True, dropout=0.2)
     for kind in ("lora", "rslora", "dora")
 }
-KINDS: dict[str, AdapterConfig] = {"attention": ADAPTER, **WHOLE, "word": TextualInversion(vectors=2)}
+ALONE: dict[str, AdapterConfig] = {
+    "loha": ProductAdapter(kind="loha", rank=2, targets=EVERYWHERE),
+    "lokr": ProductAdapter(kind="lokr", rank=2, factor=4, targets=EVERYWHERE),
+    "oft": OftAdapter(kind="oft", block_size=4, targets=("attention", "feed_forward")),
+}
+KINDS: dict[str, AdapterConfig] = {
+    "attention": ADAPTER,
+    **WHOLE,
+    **ALONE,
+    "word": TextualInversion(vectors=2),
+}
 CAPTIONS = ("a wrong fox", "", "a (wrong)++ fox")
 
 
@@ -80,7 +97,7 @@ def plain_prediction(model: Model, rows: int) -> torch.Tensor:
     return torch.cat(predicted)
 
 
-@pytest.mark.parametrize("kind", ["attention", *WHOLE])
+@pytest.mark.parametrize("kind", ["attention", *WHOLE, *ALONE])
 def test_a_fresh_adapter_changes_nothing(tiny_model: Model, kind: str):
     with torch.no_grad(), attached(tiny_model, KINDS[kind], 0) as trainable:
         predicted = trainable.predict(*inputs(3))
@@ -144,7 +161,7 @@ def test_the_start_depends_on_the_seed_alone(tiny_model: Model, half_model: Mode
     assert all((tensor == 0).all() == ("lora_B" in key) for key, tensor in starts[0].items())
 
 
-@pytest.mark.parametrize("kind", ["attention", "dora", "word"])
+@pytest.mark.parametrize("kind", ["attention", "dora", *ALONE, "word"])
 def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Model, kind: str):
     with attached(half_model, KINDS[kind], 0) as trainable:
         parameters = parameters_of(trainable)
@@ -158,9 +175,8 @@ def test_adapter_and_optimizer_are_fp32_on_a_half_precision_base(half_model: Mod
         optimizer.step()
         after = trainable.state_dict()
         moments = {state["exp_avg"].dtype for state in optimizer.state.values()}
-    moved = [
-        (after[key] - before[key]).abs().max().item() for key in after if "lora_B" in key or key == "clip_l"
-    ]
+    first = re.compile(r"lora_B|hada_w2_b|lokr_w1|oft_R|clip_l$")  # what has a gradient at the start
+    moved = [(after[key] - before[key]).abs().max().item() for key in after if first.search(key)]
     assert moments == {torch.float32}
     assert min(moved) > 0 and max(moved) < 2e-6  # in half precision a step of 1e-6 would often vanish
 

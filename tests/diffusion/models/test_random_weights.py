@@ -1,12 +1,18 @@
 """The published architecture with random weights: names, sizes, tokens and numbers."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTokenizer
 
 from harness.config.schema.model import SdxlModel
 from harness.diffusion.models.pipelines import Pipelines
-from harness.diffusion.models.random_weights import _fill, hollow_pipelines
+from harness.diffusion.models.random_weights import _fill, hollow_pipelines, write_configuration
 
 POOL = torch.randn(2**20 - 3, generator=torch.Generator().manual_seed(0))
 
@@ -57,6 +63,21 @@ def test_tokens_are_clips(hollow: Pipelines) -> None:
     padded = hollow.base.tokenizer_2("a", padding="max_length").input_ids
     assert padded == [49406, 320, 49407] + [0] * 74
     assert hollow.base.tokenizer("a", padding="max_length").input_ids[3:] == [49407] * 74
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_configurations_are_written_without_weights(hollow: Pipelines, tmp_path: Path, refiner: bool) -> None:
+    write_configuration(tmp_path, refiner=refiner)
+    pipeline: Any = hollow.refiner if refiner else hollow.base
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tmp_path / "unet"))
+    assert unet.state_dict().keys() == pipeline.unet.state_dict().keys()
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, subfolder="tokenizer_2")
+    assert tokenizer("a cat", padding="max_length").input_ids[:5] == [49406, 320, 2368, 49407, 0]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["text_encoder"] == ([None, None] if refiner else ["transformers", "CLIPTextModel"])
+    assert index["force_zeros_for_empty_prompt"] is not refiner
+    assert not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_filled_text_encoder_gives_finite_embeddings_that_depend_on_the_words(hollow: Pipelines) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from harness.config.plan.plan import Dataset, TrainingRun
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, TextualInversion
 from harness.config.schema.base import fingerprint
 from harness.config.schema.model import EmojiModel
 from harness.config.schema.recipe import FolderRecipe
@@ -29,6 +29,8 @@ Change = tuple[dict[str, Any], dict[str, Any]]
 
 SPECS: dict[str, type[BaseModel]] = {
     "adapter": LowRankAdapter,
+    "product": ProductAdapter,
+    "turn": OftAdapter,
     "words": TextualInversion,
     "training": TrainingConfig,
     "training.optimizer": OptimizerConfig,
@@ -57,6 +59,14 @@ def words(**changes: Any) -> dict[str, Any]:
     return {"adapter": word, "training.prompt": "red blue"}
 
 
+def product(**changes: Any) -> dict[str, Any]:
+    return {"adapter": {"kind": "lokr", "rank": 2, "factor": 8, **changes}}
+
+
+def turn(**changes: Any) -> dict[str, Any]:
+    return {"adapter": {"kind": "oft", "block_size": 8, **changes}}
+
+
 LOGIT = {"training.timesteps.distribution": "logit_normal"}
 # Prodigy's first estimates are its floor of 1e-6.
 PRODIGY = {"training.optimizer.kind": "prodigy", "training.learning_rate": 1.0, "training.steps": 5}
@@ -74,6 +84,16 @@ CHANGES: dict[str, Change] = {
         BOTH_ENCODERS,
         {**BOTH_ENCODERS, "adapter.text_encoder_targets": ["attention", "mlp"]},
     ),
+    "product.kind": (product(factor=None), product(factor=None, kind="loha")),
+    "product.rank": (product(), product(rank=3)),
+    "product.alpha": (product(), product(alpha="sqrt_rank")),
+    "product.factor": (product(), product(factor=4)),
+    "product.targets": (product(), product(targets=["attention", "feed_forward"])),
+    "product.blocks": (product(), product(blocks=["mid_block"])),
+    "turn.kind": ({}, turn()),
+    "turn.block_size": (turn(), turn(block_size=4)),
+    "turn.targets": (turn(), turn(targets=["attention", "feed_forward"])),
+    "turn.blocks": (turn(), turn(blocks=["mid_block"])),
     "words.kind": ({"training.prompt": "red blue"}, words()),
     "words.word": (words(), words(word="blue")),
     "words.vectors": (words(), words(vectors=3)),

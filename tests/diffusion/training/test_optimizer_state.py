@@ -6,7 +6,7 @@ import torch
 
 from harness.config.schema.training import TrainingConfig
 from harness.diffusion.adapters.adapter import ParameterGroup
-from harness.diffusion.models.attach import WordMember
+from harness.diffusion.models.attach import LoneMember
 from harness.diffusion.training.distributed import fresh_accelerators
 from harness.diffusion.training.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from harness.errors import TrainingError
@@ -38,8 +38,8 @@ def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.linspace(-1, 1, 64 * rows).view(rows, 64)) for rows in (2, 80)]
 
 
-def member_of(weights: list[torch.nn.Parameter]) -> WordMember:
-    return WordMember({str(place): weight for place, weight in enumerate(weights)}, {})
+def member_of(weights: list[torch.nn.Parameter]) -> LoneMember:
+    return LoneMember("text_encoders", {str(place): weight for place, weight in enumerate(weights)}, {})
 
 
 def optimizer_of(weights: list[torch.nn.Parameter], config: TrainingConfig, accelerator: Any) -> Any:

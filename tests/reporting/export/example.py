@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from harness import results
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Cell, Plan, Trial, expand
-from harness.config.schema.adapter import LowRankAdapter, TextualInversion
+from harness.config.schema.adapter import LowRankAdapter, OftAdapter, ProductAdapter, TextualInversion
 from harness.diffusion.adapters.files import save_adapter
 from harness.engine.collect import described
 from harness.results import tables
@@ -103,6 +103,17 @@ def _train(workspace: Workspace, trial: Trial) -> None:
                     # as PEFT names them: in the UNet by diffusers' hand, in the encoders by transformers'
                     end = "" if name.startswith("unet") else ".weight"
                     state[f"{name}.lora_magnitude_vector{end}"] = torch.rand(outputs, generator=generator) + 1
+        case ProductAdapter(rank=rank):
+            for name, (inputs, outputs) in MODULES.items():
+                if name.startswith("unet."):
+                    for n in "12":
+                        state[f"{name}.hada_w{n}_a"] = torch.randn(outputs, rank, generator=generator)
+                        state[f"{name}.hada_w{n}_b"] = torch.randn(rank, inputs, generator=generator) * 0.1
+        case OftAdapter(block_size=size):
+            for name, (inputs, _) in MODULES.items():
+                if name.startswith("unet."):
+                    shape = (inputs // size, size * (size - 1) // 2)
+                    state[f"{name}.oft_R.weight"] = torch.randn(*shape, generator=generator) * 0.2
         case TextualInversion(vectors=vectors):
             for name, width in (("clip_l", 96), ("clip_g", 128)):
                 state[name] = torch.randn(vectors, width, generator=generator)

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.model import EmojiModel
+from harness.diffusion.adapters.adapter import LowRankLayer
 from harness.diffusion.adapters.files import read_adapter
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Row, RowAdapter, SamplerSettings
@@ -25,6 +27,7 @@ from harness.reporting.export import export_trial
 from harness.results.sweep_results import Results
 from harness.store.artifact import sha256
 from harness.store.workspace import Workspace
+from tests.diffusion.adapters.adapters import products
 from tests.diffusion.models.test_sdxl import difference
 from tests.reporting.export.example import finished
 
@@ -217,7 +220,7 @@ def test_tensors_alone_are_the_adapter(tmp_path: Path, kind: str) -> None:
     save_file(load_file(out / "pytorch_lora_weights.safetensors"), tmp_path / "bare.safetensors")
     checkpoint = tmp_path / str(results.trials["adapter_path"].iloc[1])
     with_header, bare, own = (
-        read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet
+        products(read_adapter(path, device=torch.device("cpu"), dtype=torch.float32).unet)
         for path in (out / "pytorch_lora_weights.safetensors", tmp_path / "bare.safetensors", checkpoint)
     )
     for name, layer in own.items():
@@ -258,6 +261,39 @@ def test_a_textual_inversion(tmp_path: Path) -> None:
     assert 'negative_prompt="<wrong>"' in text and "textual_inversion" in text
     plain = run_card(out, lambda code: code.replace("learnt[", "0 * learnt["))
     assert run_card(out) != plain
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{"kind": "loha", "rank": 2, "alpha": 4.0}, {"kind": "oft", "block_size": 8}],
+    ids=["loha", "oft"],
+)
+def test_pefts_kinds(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    """The card's lines load PEFT's folder; LyCORIS's file holds the scale in its numbers."""
+    results, workspace = finished(tmp_path, adapter=adapter), Workspace(tmp_path)
+    out = export_trial(results, workspace, "best", folder=tmp_path / "out", layout="both")
+    assert (out / "adapter_model.safetensors").is_file() and (out / "adapter_config.json").is_file()
+    text = (out / "README.md").read_text()
+    if adapter["kind"] == "oft":
+        assert "PEFT alone loads it" in text and not (out / "small_1.safetensors").exists()
+        assert "**An OFT" not in text.split("## ")[0] and "An OFT with blocks of 8" in text
+        with pytest.raises(ExportError, match="give --layout diffusers"):
+            export_trial(results, workspace, "best", folder=tmp_path / "other", layout="kohya")
+    else:
+        assert "A LoHa of rank 2" in text
+        read = partial(read_adapter, device=torch.device("cpu"), dtype=torch.float32)
+        own, lycoris = read(out), read(out / "small_1.safetensors")
+        assert own.unet.keys() == lycoris.unet.keys() != set()
+        for name, layer in own.unet.items():
+            other = lycoris.unet[name]
+            assert isinstance(layer, LowRankLayer) and isinstance(other, LowRankLayer)
+            assert (layer.scale, other.scale) == (2.0, 1.0)
+            torch.testing.assert_close(layer.scale * layer.up @ layer.down, other.up @ other.down)
+
+    def without(code: str) -> str:
+        return "\n".join(line for line in code.splitlines() if not re.search("unet|set_scale", line))
+
+    assert run_card(out) != run_card(out, without)
 
 
 def run_card(folder: Path, change: Callable[[str], str] = lambda code: code) -> bytes:
