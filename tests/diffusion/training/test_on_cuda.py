@@ -113,20 +113,6 @@ def test_a_word_is_learnt_and_resumed(
     assert list(again) == [2] and on_cpu(again[2])
 
 
-TEXT = LowRankAdapter(rank=4, text_encoders=True, blocks=("mid_block",))
-
-
-@pytest.mark.parametrize("adapter", [TEXT, TextualInversion()], ids=["text encoders", "word"])
-def test_a_run_alone_with_and_without_checkpointing(
-    cuda: FakeCuda, on_cuda: Model, images: Path, adapter: AdapterConfig
-) -> None:
-    """Each way in one precision: a word is learnt without checkpointing elsewhere."""
-    checkpointing = on_cuda.config.precision == ("bf16" if adapter is TEXT else "fp16")
-    (saved,) = pack(on_cuda, images, [adapter], checkpointing=checkpointing)
-    assert list(saved) == [1, 2] and all(map(on_cpu, saved.values()))
-    assert any(name.startswith(("text_encoder.", "clip_l")) for name in saved[2].adapter)
-
-
 def test_a_step_never_waits_for_the_device(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, tmp_path: Path
 ) -> None:
