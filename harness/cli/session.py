@@ -74,7 +74,7 @@ def stop_at_signals(told: Callable[[], None]) -> Iterator[Stopping]:
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPING = (
     "\nStopping. Waiting for what is under way: training saves a checkpoint at its next step; a dataset, a "
-    "batch of images, its scores are finished. Ctrl-C again stops at once, and what is under way is lost."
+    "batch of images, its scores are finished. Ctrl-C again stops immediately, and what is under way is lost."
 )
 
 

@@ -112,7 +112,7 @@ def _frames(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Trials, arms, images, scores and summary of what the store has."""
     sweep, decisions = plan.sweep, Decisions(plan.sweep, workspace)
-    kept = as_decided(plan, decisions)  # what other sweeps may have drawn of stopped trials does not count
+    kept = as_decided(plan, decisions)  # images of stopped trials that other sweeps made do not count
     with listed(plan, workspace):
         images, blank = _images(kept, workspace), _of_one_colour(kept, workspace)
         broken = _broken_arms(plan, images, blank, reasons)
@@ -169,16 +169,16 @@ def _broken_arms(
 ) -> dict[str, str]:
     """Why an arm with a trial's own adapter is not in the running, by its id; the trial's other arms are.
 
-    An arm that draws an image of one colour would look better without it, so all of it is left out.
+    An arm that generates an image of one colour would look better without it, so all of it is left out.
     """
-    drawn = set(images["image_id"])
+    made = set(images["image_id"])
     broken = {}
     for arm_id in _owners(plan):
         cells = plan.cells(plan.arms[arm_id], "dev")
         nothing = sum(cell.image_id in blank for cell in cells)
         if nothing:
             broken[arm_id] = f"{nothing} of {len(cells)} dev images are of one colour"
-        elif arm_id in reasons and not all(cell.image_id in drawn for cell in cells):
+        elif arm_id in reasons and not all(cell.image_id in made for cell in cells):
             broken[arm_id] = reasons[arm_id]
     return broken
 
@@ -192,12 +192,12 @@ def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
     folders = [
         workspace.relative(c.path) for c, part in zip(chunks, parts, strict=True) for _ in range(len(part))
     ]
-    drawn: pd.DataFrame = pa.concat_tables(parts).to_pandas()
-    drawn["path"] = [f"{folder}/{name}" for folder, name in zip(folders, drawn["path"], strict=True)]
+    found: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+    found["path"] = [f"{folder}/{name}" for folder, name in zip(folders, found["path"], strict=True)]
     wanted, owner = _wanted(plan), _owners(plan)
-    drawn = drawn[drawn["image_id"].isin(list(wanted))].reset_index(drop=True)
-    cells = [wanted[image_id] for image_id in drawn["image_id"]]
-    return drawn.assign(
+    found = found[found["image_id"].isin(list(wanted))].reset_index(drop=True)
+    cells = [wanted[image_id] for image_id in found["image_id"]]
+    return found.assign(
         trial_id=pd.Series([owner.get(cell.arm_id) for cell in cells], dtype=object),
         arm=[plan.arms[cell.arm_id].arm for cell in cells],
         # A prompt's split and tags belong to the sweep, not to the image.

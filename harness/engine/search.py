@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-ATTEMPTS = 50  # at a point that was not asked for before; then one is drawn at random
+ATTEMPTS = 50  # at a point that was not asked for before; then one is chosen at random
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,10 +169,10 @@ def _selected(study: Study, label: str, dev: Contrast | None, usable: int) -> st
     n_arms = len(study.adapter_arms)
     if usable > 1:
         n_dev = count(dev.n_prompts, "dev prompt") if dev else "the dev prompts"
-        drawn = f", drawn as {study.arm}" if n_arms > 1 else ""
+        which = f", arm {study.arm}" if n_arms > 1 else ""
         among = count(usable, "usable trial") + f" in {n_arms} arms" * (n_arms > 1)
         return (
-            f"Selected: {label}{drawn}. Of {among} it had the best difference in "
+            f"Selected: {label}{which}. Of {among} it had the best difference in "
             f"{metric_name(study.primary)} from {study.control} on {n_dev}."
         )
     if n_arms > 1:

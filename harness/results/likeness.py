@@ -28,7 +28,7 @@ EXPLAINS: dict[ControlKind, str] = {  # what remains possible where a control is
     "adapters together",
     "guidance": "another guidance alone does the same, so the gain cannot be put down to the adapter",
     "word": "the negative prompt alone does the same, so the gain cannot be put down to the adapter",
-    "plain": "drawing without any of this does the same",
+    "plain": "generating without any of this does the same",
 }
 # What differs between bad and clean images of one making, or is a label.
 _MAKES_THEM_CLEAN = (

@@ -50,7 +50,7 @@ class Grid:
         cell = pd.MultiIndex.from_frame(cells[keys]).get_indexer(pd.MultiIndex.from_frame(images[keys]))
         image_DC = np.full((len(arms), len(cells)), -1)
         image_DC[arm, cell] = np.arange(len(images))
-        assert (image_DC >= 0).sum() == len(images), "a draw has two images of one prompt and seed"
+        assert (image_DC >= 0).sum() == len(images), "an arm has two images of one prompt and seed"
         latents_DC = np.full(image_DC.shape, -1)
         latents_DC[arm, cell] = pd.factorize(images["latent_hash"])[0]
 
@@ -139,8 +139,8 @@ def expected(grid: Grid, arm_K: Ints, cells_C: Ints, split: str) -> NDArray[np.b
     """
     if split == "dev":
         return np.ones(len(arm_K), dtype=bool)
-    drawn: NDArray[np.bool_] = np.any(grid.image_rows(arm_K, cells_C) >= 0, axis=1)
-    return drawn
+    made: NDArray[np.bool_] = np.any(grid.image_rows(arm_K, cells_C) >= 0, axis=1)
+    return made
 
 
 def pairs_table(

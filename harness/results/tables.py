@@ -50,7 +50,7 @@ TRIALS = _schema(  # one row per trial; before `config` one column per axis, nul
     train_seconds=pa.float64(),
     selected=pa.bool_(),  # best on the dev prompts
 )
-ARMS = _schema(  # one row per trial × arm; a shared control's draw recurs
+ARMS = _schema(  # one row per trial × arm; a shared control's arm_id recurs
     "arms",
     trial_id=pa.string(),
     arm=pa.string(),

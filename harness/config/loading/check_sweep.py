@@ -190,8 +190,8 @@ def _scheduler(sweep: SweepConfig, configs: Sequence[TrialConfig]) -> Iterator[s
         apart = [adapter for adapter in arm.adapters if adapter.is_trained_apart]
         if apart and arm.name in (getattr(meant, "arm", None), getattr(meant, "control", None)):
             yield (
-                f"scheduler.objective: {arm.name} is drawn with an adapter that is trained apart, and each "
-                "look would wait for it; choose arms with the trial's own adapter, a file's, or none"
+                f"scheduler.objective: {arm.name} has images of an adapter that is trained apart, and each "
+                "rung would wait for it; choose arms with the trial's own adapter, a file's, or none"
             )
 
 
@@ -271,7 +271,10 @@ def _arm(sweep: SweepConfig, arm: ArmConfig, config: TrialConfig) -> Iterator[st
     for place, adapter in enumerate(arm.adapters):
         where = f"arms.{arm.name}.adapters[{place}]"
         if adapter.branch == "negative" and sweep.sampler.guidance_of(arm).scale <= 1:
-            yield f"{where}: a guidance of at most 1 draws no negative rows, so branch: negative cannot act"
+            yield (
+                f"{where}: at a guidance of at most 1 no negative rows are computed, so branch: negative "
+                "cannot act"
+            )
         if adapter.scale == 0:
             yield f"{where}.scale: 0 does nothing; leave the adapter out"
         if adapter.is_file or (adapter.is_own and not config.is_trained):

@@ -62,7 +62,7 @@ def _faults(text: str, bare: str, trained: bool) -> Iterator[str]:
             "are text, as \\[ \\( \\) \\]"
         )
     if found := _FUNCTION.search(bare):
-        yield f"compel's {found[0]}…) is not drawn here; write one prompt with weights"
+        yield f"compel's {found[0]}…) is not supported; write one prompt with weights"
     if re.search(r"\(\s*\)", bare):
         yield "empty brackets hold nothing to weigh; leave them out"
     if _nesting(bare) > MOST_NESTED:
@@ -99,9 +99,9 @@ def from_a1111(text: str) -> str:
     if found := _LORA.search(bare):
         raise ConfigError(f"{found[0]}…> loads nothing in a prompt; give the file to arms.adapters")
     if re.search(r"\bBREAK\b", bare):
-        raise ConfigError("BREAK is not drawn here; leave it out")
+        raise ConfigError("BREAK is not supported; leave it out")
     if any(":" in square or "|" in square for square in _SQUARE.findall(bare)):
-        raise ConfigError("prompt editing, as [a:b:0.5] or [a|b], is not drawn here")
+        raise ConfigError("prompt editing, as [a:b:0.5] or [a|b], is not supported")
     if _nesting(bare, "([", ")]") > MOST_NESTED_A1111:
         raise ConfigError(f"more than {MOST_NESTED_A1111} brackets in each other")
     written = ""

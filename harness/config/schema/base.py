@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 class How:
     """Marks a field that says where or how, not what: it never enters a fingerprint.
 
-    Paths, labels and batch sizes for drawing are of this kind: moving a folder or renaming a recipe
+    Paths, labels and batch sizes for generating are of this kind: moving a folder or renaming a recipe
     must not train anything again.
     """
 

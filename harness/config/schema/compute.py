@@ -42,7 +42,7 @@ class ComputeConfig(Frozen):
     ] = None
     batch_size: Annotated[
         int | None,
-        Field(ge=1, le=100_000, description="images drawn in one batch; null: as many as memory allows"),
+        Field(ge=1, le=100_000, description="images generated in one batch; null: as many as memory allows"),
     ] = 8
     gradient_checkpointing: Annotated[
         bool, Field(description="train in less memory, about a third slower")

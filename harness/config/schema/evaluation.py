@@ -171,7 +171,7 @@ class MergeConfig(Frozen):
 
 
 class ArmConfig(Frozen):
-    """How an arm's images are drawn. An arm without the trial's own adapter is a control.
+    """How an arm's images are generated. An arm without the trial's own adapter is a control.
 
     In a sweep's file an arm may have `axes` of its own, as `adapters.0.scale: [0.5, 1, 2]`: it stands for one
     arm per point, named after its values. `family` and `params` are then the name and values it came from.
@@ -201,7 +201,7 @@ class ArmConfig(Frozen):
 
     @property
     def needs_training(self) -> bool:
-        """False where its images can be drawn before anything is trained."""
+        """False where its images can be generated before anything is trained."""
         return not all(adapter.is_file for adapter in self.adapters)
 
     @model_validator(mode="after")
@@ -214,7 +214,7 @@ class ArmConfig(Frozen):
         return self
 
 
-# Those whose pipelines take them, and which draw one image alike alone and in a batch.
+# Those whose pipelines take them, and which generate the same image alone and in a batch.
 Scheduler = Literal[
     "DDIMScheduler",
     "DDPMScheduler",
@@ -255,7 +255,7 @@ class Guidance(NamedTuple):
 
 
 class SamplerConfig(Frozen):
-    """How one image is drawn."""
+    """How one image is generated."""
 
     steps: SamplerSteps = 20
     guidance: Annotated[float, Field(ge=0)] = 5.0

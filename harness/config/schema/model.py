@@ -12,7 +12,7 @@ CHECKPOINT = ".safetensors"  # how a source ends that is one file
 
 
 class EmojiModel(Frozen):
-    """The embedded model: 64 px, drawn on a CPU in a fraction of a second, weights inside the package."""
+    """The embedded model: 64 px, an image in a fraction of a second on a CPU, weights inside the package."""
 
     kind: Literal["emoji"] = "emoji"
     digest: Annotated[str | None, Field(description="hash of the weights; filled in when read")] = None

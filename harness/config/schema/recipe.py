@@ -15,7 +15,7 @@ Severity = Annotated[float, Field(gt=0, le=1)]
 
 
 class GeneratedRecipe(Frozen):
-    """What every recipe has that draws its images with the model itself."""
+    """What every recipe has that generates its images with the model itself."""
 
     name: Label = None
     steps: Annotated[SamplerSteps, Field(description="denoising steps of each training image")] = 20
@@ -115,7 +115,7 @@ class FolderRecipe(Frozen):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Nothing: the images are not drawn."""
+        """Nothing: the images are not generated."""
         return ()
 
 

@@ -30,7 +30,7 @@ class LossObjective(Frozen):
 
 
 class RungObjective(ContrastObjective):
-    """A contrast on the first dev prompts and seeds alone, drawn each time that a run is looked at."""
+    """A contrast on the first dev prompts and seeds alone, generated at each rung of a run."""
 
     prompts: Annotated[Count, Field(description="of the dev prompts, the first so many")] = 4
     seeds: Annotated[Count, Field(description="of the sweep's seeds, the first so many")] = 1

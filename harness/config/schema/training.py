@@ -73,7 +73,7 @@ class TimestepConfig(Frozen):
 class PriorConfig(Frozen):
     """Prior preservation (Ruiz et al. 2023): each step also trains on as many images of the class.
 
-    They are drawn once per sweep by `recipe`, like any dataset, and keep their own size and crop.
+    They are generated once per sweep by `recipe`, like any dataset, and keep their own size and crop.
     """
 
     prompt: Text

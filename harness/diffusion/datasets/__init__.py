@@ -25,7 +25,7 @@ def make_samples(
 ) -> Iterator["Sample"]:
     """The recipe's images with these numbers, of `image_count` in all; `dataset.py` writes them.
 
-    `batch_size` is how many are drawn at once. The same recipe and model give the same captions and the same
+    `batch_size` is how many are generated together. The same recipe and model give the same captions and
     images, whatever the batch. A folder's images are always read in full.
 
     Raises:

@@ -34,7 +34,7 @@ def prompts(recipe: KeywordsRecipe) -> list[str]:
 
 
 def keywords_rows(recipe: KeywordsRecipe) -> list[Row]:
-    """Guidance by guidance (rows of one guidance are drawn together), each keyword; no negative prompt."""
+    """Guidance by guidance (rows of one guidance share a batch), each keyword; no negative prompt."""
     pairs = product(recipe.guidance, prompts(recipe))
     return [
         Row(prompt=prompt, negative="", seed=image_seed(recipe.seed, index), guidance=guidance)
@@ -54,7 +54,7 @@ def keywords_samples(
 def plain_rows(recipe: PlainRecipe | DegradeRecipe) -> list[Row]:
     """`count` rows, the prompts in turn, each image with a seed of its own; no negative prompt.
 
-    `degrade` draws from the same rows: with equal prompts, count, guidance and seed, a sham's images
+    `degrade` generates from the same rows: with equal prompts, count, guidance and seed, a sham's images
     are the very ones that `degrade` damages.
     """
     return [

@@ -166,7 +166,7 @@ class Model(Protocol):
 
     config: ModelConfig
     resolution: int  # pixels, square
-    scheduler: Scheduler  # its own, which draws where the settings name none
+    scheduler: Scheduler  # its own, used where the settings name none
     device: "torch.device"
     texts: Texts
 

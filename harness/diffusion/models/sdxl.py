@@ -75,10 +75,10 @@ class Sdxl:
         """Images in the order of the rows; rows of one guidance are one batch.
 
         The batch is the caller's to choose. Alone or in a batch, an image is the same up to the rounding of
-        differently shaped matrix products. Raises ModelError for what cannot be drawn, where memory runs out,
+        differently shaped matrix products. Raises ModelError for unsupported rows, where memory runs out,
         and where an image is not finite, naming the rows.
         """
-        assert not is_attached(self._base), "images are drawn with row-wise adapters, outside attach"
+        assert not is_attached(self._base), "images are generated with row-wise adapters, outside attach"
         self._check(settings)
         images: dict[int, GeneratedImage] = {}
         for guidance in dict.fromkeys(map(_guidance_of, rows)):
@@ -134,9 +134,7 @@ class Sdxl:
         if settings.refiner_start is None:
             return
         if self._refiner is None:
-            raise ModelError(
-                "the model has no refiner; set refiner_start: null where it is drawn, or model.refiner"
-            )
+            raise ModelError("the model has no refiner; set refiner_start: null there, or model.refiner")
         schedulers.check_hand_over(
             self._own_scheduler, settings.scheduler, steps=settings.steps, start=settings.refiner_start
         )
@@ -260,7 +258,8 @@ class Sdxl:
         """The adapters of every row of the guidance batch, negative rows first, as in the pipelines."""
         if not guided and any(adapter.branch == "negative" for row in rows for adapter in row.adapters):
             raise ModelError(
-                "guidance of at most 1 draws no negative rows, so an adapter on branch negative cannot act"
+                "at a guidance of at most 1 no negative rows are computed, so an adapter on branch negative "
+                "cannot act"
             )
         branches: tuple[Branch, ...] = ("negative", "positive") if guided else ("positive",)
         return [

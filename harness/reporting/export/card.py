@@ -32,7 +32,7 @@ from harness.results.study import Study
 
 SHEET, PICTURES = "contact_sheet.png", "images"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-RANDOM_LICENCE = "The base has random weights; the adapter draws noise and is for measuring alone."
+RANDOM_LICENCE = "The base has random weights; its images are noise, and the adapter is for measuring alone."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def _paragraphs(subject: Subject, evidence: Evidence, files: Mapping[str, str]) 
         yield OFT
     if not isinstance(adapter, TextualInversion):
         if isinstance(adapter, OftAdapter) and own["branch"] != "both":
-            yield f"The images above were drawn with it on the {own['branch']} guidance branch alone."
+            yield f"The images above were generated with it on the {own['branch']} guidance branch alone."
         elif own["branch"] != "both":
             guidance = arm["guidance"] or subject.results.sweep["sampler"]["guidance"]
             file = f"{name}.safetensors"
@@ -68,8 +68,8 @@ def _one_branch(branch: str, file: str) -> str:
     """Inputs of ComfyUI's node as of core 0.24."""
     loaded, plain = ("model_negative", "model") if branch == "negative" else ("model", "model_negative")
     return (
-        f"**On one branch alone.** The images above were drawn with the adapter on the {branch} guidance "
-        "branch. The lines above, A1111 and ComfyUI's *KSampler* let it act on both and draw others. ComfyUI "
+        f"**On one branch alone.** The images above were generated with the adapter on the {branch} guidance "
+        "branch. The lines above, A1111 and ComfyUI's *KSampler* let it act on both. ComfyUI "
         f"has a node for it, *DualModelGuider*: `{loaded}` from *Load LoRA* with `{file}`, "
         f"`{plain}` from the checkpoint itself, and the {branch} prompt encoded by *Load LoRA*'s CLIP."
     )

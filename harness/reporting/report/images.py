@@ -92,7 +92,7 @@ def image_rows(study: Study, thumbnails: Thumbnails) -> tuple[list[Group], Group
 
 def family_row(study: Study, family: Family, thumbnails: Thumbnails) -> Row | None:
     """The selected trial's median pair in the control and along a family of arms. Null without pairs."""
-    assert study.selected is not None, "a family is drawn for the selected trial"
+    assert study.selected is not None, "a family is shown for the selected trial"
     images = arm_images(study, study.selected)
     gains = differences(study, images, study.split)
     if gains.empty:

@@ -24,7 +24,7 @@ def lora(**adapter: Any) -> list[dict[str, Any]]:
     [
         (
             {"sampler": {"guidance": 1}},
-            "arms.lora.adapters[0]: a guidance of at most 1 draws no negative rows, so branch: negative",
+            "arms.lora.adapters[0]: at a guidance of at most 1 no negative rows are computed, so",
         ),
         (
             {"sampler": {"guidance": 1, "guidance_rescale": 0.7}, "arms": lora(branch="positive")},

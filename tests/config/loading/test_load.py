@@ -222,7 +222,7 @@ class TestOverrides:
 def test_quickstart_is_valid_and_small() -> None:
     plan = expand(load_sweep(QUICKSTART))
     assert len(plan.trials) == 8
-    assert len(plan.datasets) == 3
+    assert len(plan.datasets) == 4
     assert [arm.arm for arm in plan.control_arms] == ["baseline", "placebo"]
 
 

@@ -94,5 +94,5 @@ def test_an_adapter_is_read_again_when_its_file_changes(tiny_model: Model, tmp_p
 
 
 def test_without_guidance_there_is_no_negative_branch(tiny_model: Model, folders: tuple[Path, Path]):
-    with pytest.raises(ModelError, match="draws no negative rows"):
+    with pytest.raises(ModelError, match="no negative rows are computed"):
         drawn(tiny_model, on(folders[0], "negative"), guidance=1.0)

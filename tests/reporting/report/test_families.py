@@ -156,7 +156,7 @@ def test_controls_that_hold_a_part_of_the_arm_are_told_apart(wide: Study) -> Non
 
 def test_the_choice_among_arms_is_told(wide: Study) -> None:
     selected = verdict(wide).facts[0]
-    assert "200 steps, drawn as scaled-scale-2. Of 2 usable trials in 6 arms it had" in selected
+    assert "200 steps, arm scaled-scale-2. Of 2 usable trials in 6 arms it had" in selected
 
 
 def test_the_page_has_the_curves(many: Results, folder: Path) -> None:

@@ -135,7 +135,7 @@ const grid = (() => {
   function whyNone(trial, arm, split) {
     const { status, reason, index } = data.trials[trial];
     if (status !== "completed") return `trial ${index} ${status}${reason ? `: ${reason}` : ""}`;
-    return split === "test" && trial !== data.selected ? "test prompts are drawn for the selected trial alone" : "no image";
+    return split === "test" && trial !== data.selected ? "test images are generated for the selected trial alone" : "no image";
   }
 
   // Drawing
