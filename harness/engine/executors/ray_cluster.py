@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -75,7 +76,16 @@ def connected(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    _send_token(address)
+    if address is not None and address not in ("auto", "local") and not ADDRESS.fullmatch(address):
+        raise HarnessError(
+            f"no Ray cluster at {address} (--address or RAY_ADDRESS): give auto, or HOST:PORT of the head's "
+            "GCS, as 10.0.0.1:6379, not the dashboard's"
+        )
+    with _token_sent(address):
+        yield from _connected(address)
+
+
+def _connected(address: str | None) -> Iterator[bool]:
     handler = signal.getsignal(signal.SIGTERM)
     # CRITICAL: a failed trial is an outcome with its reason; Tune would print its traceback over the display.
     try:
@@ -98,17 +108,26 @@ def connected(address: str | None) -> Iterator[bool]:
         ray.shutdown()
 
 
+ADDRESS = re.compile(r"[^/]+:\d+")  # HOST:PORT
 TOKEN_FILE = "~/.ray/auth_token"  # where Ray keeps one
 
 
-def _send_token(address: str | None) -> None:
-    """Where an address is given and a token is there, Ray sends it only if it is told to."""
-    has_token = (
-        Path(os.path.expanduser(TOKEN_FILE)).is_file()
-        or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    )
-    if address is not None and has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+@contextlib.contextmanager
+def _token_sent(address: str | None) -> Iterator[None]:
+    """While the block runs, Ray sends the token that is there to the cluster at an address.
+
+    By itself it sends one only where RAY_AUTH_MODE says so.
+    """
+    keys = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    has_token = Path(os.path.expanduser(TOKEN_FILE)).is_file() or keys & os.environ.keys()
+    ours = address is not None and has_token and "RAY_AUTH_MODE" not in os.environ
+    if ours:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ["RAY_AUTH_MODE"]
 
 
 def _why_not(address: str | None, error: Exception) -> str:
@@ -118,11 +137,6 @@ def _why_not(address: str | None, error: Exception) -> str:
         return (
             f"Ray cannot start on this machine: {said}. It needs a HOME it can write to and a short TMPDIR "
             "(TMPDIR=/tmp); --executor local needs no Ray"
-        )
-    if "://" in address or ":" not in address:
-        return (
-            f"no Ray cluster at {address} (--address or RAY_ADDRESS): give auto, or HOST:PORT of the head's "
-            "GCS, as 10.0.0.1:6379, not the dashboard's"
         )
     return (
         f"no Ray cluster that answers at {address} (--address or RAY_ADDRESS): {said}. If it needs a token, "

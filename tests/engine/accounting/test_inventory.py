@@ -179,7 +179,7 @@ def test_several_processes_of_one_run_are_all_paid_for(swept: Swept) -> None:
 def test_as_many_work_as_this_machine_has_room_for(
     compute: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(estimates, "usable_cpus", lambda: 16)
     monkeypatch.setattr(estimates, "gpus", lambda: 2)
     assert estimates.workers(ComputeConfig(**compute)) == expected
 
