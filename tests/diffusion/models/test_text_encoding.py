@@ -162,7 +162,7 @@ def test_a_caption_is_read_letter_for_letter(pipeline: Any, text: str):
 
 @pytest.mark.parametrize("text", ["()", '("a", "b").and()', "wrong.swap(ugly)", "((((a))))1.1"])
 def test_what_is_no_weight_is_an_error(pipeline: Any, text: str):
-    with pytest.raises(ModelError, match=r"prompt .*(empty brackets|not drawn here|more than 3)"):
+    with pytest.raises(ModelError, match=r"prompt .*(empty brackets|is not supported|more than 3)"):
         PromptEncoder(pipeline, acts=True).positive(text)
 
 
