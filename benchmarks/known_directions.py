@@ -25,7 +25,7 @@ from harness.config.plan.plan import noise_seed
 from harness.config.schema.metric import AestheticMetric, ClipScoreMetric, MetricConfig
 from harness.config.schema.model import EmojiModel
 from harness.config.schema.recipe import DegradationName
-from harness.diffusion.datasets.degradations import degrade
+from harness.diffusion.degradations import degrade
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Row, SamplerSettings
 from harness.metrics import build_metrics

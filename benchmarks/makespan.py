@@ -18,7 +18,7 @@ from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, expand
 from harness.engine.accounting.estimate import Rates, Work, past_timings, works_of
 from harness.engine.stages.datasets import PART
-from harness.engine.tasks import ImagesTask, Task, TrainingTask, Wish, arms_of_trial, missing_tasks
+from harness.engine.tasks import ImagesTask, Task, TrainingTask, Wish, missing_tasks, tested_when_selected
 from harness.store.workspace import Workspace
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "sdxl_wrong.yaml"
@@ -47,7 +47,7 @@ def phases_of(plan: Plan, workspace: Workspace, *, gpus: int) -> Phases:
     """The tasks of a sweep for so many workers: all before the selection, then a confirmation."""
     tasks = missing_tasks(Wish(plan=plan, workers=lambda: gpus), workspace)
     trial = plan.trials[0]
-    arms = [arm for arm in arms_of_trial(plan, trial.arms.values()) if arm.adapters]
+    arms = tested_when_selected(plan, trial)
     cells = [(arm, cell) for arm in arms for cell in plan.cells(arm, "test")]
     size = max(PART, -(-len(cells) // gpus))
     confirmation: list[Task] = [

@@ -25,7 +25,7 @@ LAYERS = (
 )
 INNER = {  # layers of the sub-rooms; "" is the files of the room itself
     "config": ({"schema"}, {"plan", "weights"}, {"loading"}),
-    "diffusion": ({"adapters"}, {"models"}, {"datasets", "training", "sampling"}),
+    "diffusion": ({""}, {"adapters"}, {"models"}, {"datasets", "training", "sampling"}),
     "engine": ({"stages"}, {""}, {"accounting", "executors"}),
 }
 DOORS = {  # library: the rooms or modules that import it, annotations and function-level imports included

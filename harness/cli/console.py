@@ -25,10 +25,12 @@ from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.recipe import FolderRecipe
 from harness.config.schema.search import FifoScheduler, OptunaSearch
 from harness.engine.accounting.estimate import CONFIRMATION, Estimate, Share
+from harness.engine.search import MOST_TRIED
 from harness.engine.stages.context import Count
 from harness.errors import ConfigError
 from harness.results.format import count as counted
 from harness.results.format import duration, events, interval, listed, metric_name, p_text, percent, signed
+from harness.results.guidance import match_text
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -95,8 +97,9 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
     )
     out.print(f"{_sharing(plan)}; {_drawn(plan)}")
-    for line in (*_added(plan), *without_effect(sweep), *_left_out(plan), *about_files(plan)):
-        out.print(line)
+    for lines in (_added(plan), _matched(plan), without_effect(sweep), _left_out(plan), about_files(plan)):
+        for line in lines:
+            out.print(line)
     if len(plan.runs) > 1:
         for line in _packed(plan, workers):
             out.print(line)
@@ -108,7 +111,8 @@ def _added(plan: Plan) -> Iterator[str]:
         return
     of_group: dict[bool, set[str]] = {True: set(), False: set()}
     for arm, one in itertools.product(plan.sweep.arms, plan.trials):
-        of_group[arm.added].add(one.arms[arm.name])
+        if arm.match is None:
+            of_group[arm.added].add(one.arms[arm.name])
     runs = {
         added: {a.run_id for arm_id in arm_ids for a in plan.arms[arm_id].adapters} - {None}
         for added, arm_ids in of_group.items()
@@ -123,6 +127,15 @@ def _added(plan: Plan) -> Iterator[str]:
         f"{counted(len(runs[True] - runs[False]), 'training run')}, {counted(images, 'dev image')} and "
         f"{counted(tested, 'test image')} more"
     )
+
+
+def _matched(plan: Plan) -> Iterator[str]:
+    """What the searches for a guidance cost at most, or what they found."""
+    dev = sum(prompt.split == "dev" for prompt in plan.sweep.prompts) * len(plan.sweep.seeds)
+    for arm in plan.sweep.arms:
+        if (match := arm.match) is not None:
+            cost = "" if match.trial else f" once a trial is selected, at most {MOST_TRIED * dev} images"
+            yield f"{arm.name}: {match_text(arm.model_dump())}{cost}"
 
 
 def _trials_of(plan: Plan, runs: Sequence[TrainingRun]) -> str:

@@ -217,13 +217,13 @@ def _version(
 
 
 def _planned(sweep: Path, workspace: str, override: Sequence[str] | None) -> "tuple[Plan, Workspace]":
-    """The plan of a sweep, with the points that its search asked for in earlier calls."""
-    from harness.engine.search import with_remembered_points
+    """The plan of a sweep, with the points and guidances that its searches tried in earlier calls."""
+    from harness.engine.search import with_remembered
     from harness.store.workspace import Workspace
 
     store = Workspace(workspace)
     plan = load_plan(sweep, override or ())
-    remembered = with_remembered_points(plan.sweep, store)
+    remembered = with_remembered(plan.sweep, store)
     return (plan if remembered is plan.sweep else expand(remembered)), store
 
 

@@ -1,5 +1,6 @@
 """From the store to the tables of one sweep. Everything is read from files."""
 
+import itertools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness import results
-from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
+from harness.config.plan.axes import param_label
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand
 from harness.config.schema.metric import DiversityMetric, DriftMetric
 from harness.config.schema.sweep import SweepConfig
 from harness.engine.early_stopping import Decisions, as_decided, why_stopped
@@ -148,20 +150,26 @@ def _asked_for(plan: Plan, images: pd.DataFrame, best: str | None) -> pd.Series:
 
 
 def _arms(plan: Plan, broken: Mapping[str, str]) -> pd.DataFrame:
-    control = {arm.name: arm.is_control for arm in plan.sweep.arms}
-    return pd.DataFrame(
-        [
+    """Each trial's arms; of the selected trial also those for which no matching guidance is found."""
+    rows = []
+    for trial, arm in itertools.product(plan.trials, plan.sweep.arms):
+        arm_id, match = trial.arms.get(arm.name), arm.match
+        given_up = match is not None and match.trial == trial.trial_id and match.missing is not None
+        if arm_id is None and not given_up:
+            continue
+        rows.append(
             {
                 "trial_id": trial.trial_id,
-                "arm": arm,
+                "arm": arm.name,
                 "arm_id": arm_id,
-                "is_control": control[arm],
-                "reason": broken.get(arm_id),
+                "is_control": arm.is_control,
+                "guidance": None if arm_id is None else plan.arms[arm_id].guidance,
+                "reason": f"not reachable: {match.missing}"
+                if match is not None and given_up
+                else broken.get(str(arm_id)),
             }
-            for trial in plan.trials
-            for arm, arm_id in trial.arms.items()
-        ]
-    )
+        )
+    return pd.DataFrame(rows)
 
 
 def _broken_arms(

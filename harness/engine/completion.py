@@ -47,9 +47,12 @@ def marked(plan: Plan, workspace: Workspace) -> Results | None:
 
 
 def confirmed(plan: Plan, found: Results) -> int:
-    """How many test images a finished sweep has of the selected trial, in the arms that needed training."""
-    own = [arm.name for arm in plan.sweep.arms if arm.needs_training]
-    return int(((found.images["split"] == "test") & found.images["arm"].isin(own)).sum())
+    """How many test images a finished sweep has of the selected trial, in the arms that waited for it."""
+    own = [arm.name for arm in plan.sweep.arms if arm.waits_for_selection]
+    selected = found.trials.loc[found.trials["selected"].astype(bool), "trial_id"]
+    arms = found.arms[found.arms["arm"].isin(own) & found.arms["trial_id"].isin(selected)]
+    tested = found.images.loc[found.images["split"] == "test", "arm_id"].value_counts()
+    return int(arms["arm_id"].map(tested).fillna(0).sum())
 
 
 def _made_of(plan: Plan, workspace: Workspace, folder: Path) -> str:

@@ -93,7 +93,7 @@ def as_decided(plan: Plan, decisions: Decisions, *, failed: Collection[str] = ()
 def restricted(plan: Plan, trials: tuple[Trial, ...], stops: Mapping[str, int]) -> Plan:
     """The plan of these trials and the controls. A stopped run is kept up to its step in `stops`."""
     needed = {arm_id for trial in trials for arm_id in trial.arms.values()}
-    needed |= {arm.arm_id for arm in plan.control_arms}
+    needed |= {arm.arm_id for arm in (*plan.control_arms, *plan.matched_arms)}
     arms = {arm_id: arm for arm_id, arm in plan.arms.items() if arm_id in needed}
     steps: dict[str, set[int]] = {run_id: {step} for run_id, step in stops.items()}
     for trial in trials:

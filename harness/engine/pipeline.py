@@ -1,4 +1,4 @@
-"""The story of a sweep: make what is missing → collect, until the search is content → confirm → collect.
+"""The story of a sweep: make what is missing → collect, until all searches are content → confirm → collect.
 
 `tasks.py` lists what makes what is missing, `queue.py` hands it out, `worker.py` runs one task, `executors/`
 spread them, `collect.py` reads the tables.
@@ -18,7 +18,7 @@ from harness.engine.early_stopping import Decisions, as_decided, restricted
 from harness.engine.events import Events
 from harness.engine.outcomes import Outcome, failure, failures
 from harness.engine.queue import Executor, Phase, Queue, Race, Story
-from harness.engine.search import next_round, with_remembered_points
+from harness.engine.search import next_guidances, next_round, with_remembered
 from harness.engine.stages.context import Context, Event, Kind
 from harness.engine.stages.scoring import discard_corrupt_tables
 from harness.engine.stages.training import missing_checkpoints
@@ -82,7 +82,7 @@ class Driver:
         announce: Announce,
         publish: Callable[[Results], bool],
     ) -> None:
-        sweep = with_remembered_points(plan.sweep, ctx.workspace)
+        sweep = with_remembered(plan.sweep, ctx.workspace)
         self.plan = plan if sweep is plan.sweep else expand(sweep)
         self.events = Events(ctx.workspace, sweep.name)
         self.ctx = _noting(ctx, self.events)
@@ -99,7 +99,9 @@ class Driver:
             if self.plan.trials:
                 results = yield from self._trials()
                 shown = self.publish(results)
-            sweep = next_round(self.plan.sweep, results, self.plan.points)
+            sweep = next_round(self.plan.sweep, results, self.plan.points) or next_guidances(
+                self.plan, results
+            )
             if sweep is None:
                 break
             self.plan = expand(sweep, self.plan.points)

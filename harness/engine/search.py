@@ -1,8 +1,10 @@
-"""Optuna's search, in rounds: ask for `at_once` points, run all, tell their objective values.
+"""What is asked for in rounds, knowing the tables of what was asked for before: points, then guidances.
 
-So the points do not depend on the speed of workers, and an interrupted sweep resumes with the same points,
-which are stored in its plan. The sampler is rebuilt for each round, from the search's seed and all values
-told.
+Optuna's search asks for `at_once` points, runs all, and tells their objective values. So the points do not
+depend on the speed of workers, and an interrupted sweep resumes with the same points, which are stored in its
+plan. The sampler is rebuilt for each round, from the search's seed and all values told.
+
+A control with a `match` asks for a guidance at a time, for the selected trial. These stand in the plan too.
 """
 
 import math
@@ -24,19 +26,24 @@ from harness.config.plan.axes import (
     random_points,
     trial_points,
 )
+from harness.config.plan.plan import Plan, Trial
 from harness.config.schema.base import fingerprint
+from harness.config.schema.evaluation import ArmConfig
 from harness.config.schema.search import Axis, OptunaSearch, ValueRange, values_of
 from harness.config.schema.sweep import SweepConfig
 from harness.results import Results
+from harness.results.guidance import Match, guidances_around, match_guidance, matched_statistics
 from harness.results.objectives import gains
 from harness.store.artifact import read_json
 from harness.store.workspace import PLAN, Workspace
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study
+    from optuna import Trial as OptunaTrial
     from optuna.distributions import BaseDistribution
 
 
+MOST_TRIED = 5  # guidances, each with all dev images of an arm
 ATTEMPTS = 50  # at a point that was not asked for before; then one is chosen at random
 
 
@@ -48,19 +55,26 @@ class Told:
     stopped: bool = False
 
 
-def with_remembered_points(sweep: SweepConfig, workspace: Workspace) -> SweepConfig:
-    """The sweep with the points that were asked for in earlier calls, if it is still the same search.
+def with_remembered(sweep: SweepConfig, workspace: Workspace) -> SweepConfig:
+    """The sweep with what was asked for in earlier calls, if it is still the same search.
 
     More trials of the same search are; whatever else decides a result makes it another.
     """
-    if not isinstance(sweep.search, OptunaSearch) or sweep.search.points:
+    searches = isinstance(sweep.search, OptunaSearch) and not sweep.search.points
+    if not searches and all(arm.match is None or arm.match.trial for arm in sweep.arms):
         return sweep
     try:
         before = SweepConfig.model_validate(read_json(workspace.fetch_sweep(sweep.name) / PLAN))
     except (OSError, ValueError):  # nothing was begun, or by another version
         return sweep
-    if not isinstance(before.search, OptunaSearch) or _decisive(before) != _decisive(sweep):
+    if _decisive(before) != _decisive(sweep):
         return sweep
+    arms = {arm.name: arm for arm in before.arms}
+    matched = tuple(arm if arm.match is None else arms[arm.name] for arm in sweep.arms)
+    sweep = sweep.model_copy(update={"arms": matched})
+    if not isinstance(sweep.search, OptunaSearch):
+        return sweep
+    assert isinstance(before.search, OptunaSearch)
     return with_points(sweep, before.search.points[: sweep.search.trials])
 
 
@@ -87,7 +101,60 @@ def next_round(
 
 def _decisive(sweep: SweepConfig) -> dict[str, Any]:
     content = sweep.model_dump(mode="json", exclude={"name", "question", "tracking", "compute"})
-    return {**content, "search": {**content["search"], "trials": 0, "at_once": 0, "points": []}}
+    arms = [_unmatched(arm).model_dump(mode="json") for arm in sweep.arms]
+    if not isinstance(sweep.search, OptunaSearch):
+        return {**content, "arms": arms}
+    return {**content, "arms": arms, "search": {**content["search"], "trials": 0, "at_once": 0, "points": []}}
+
+
+def _unmatched(arm: ArmConfig) -> ArmConfig:
+    """An arm as before its guidance was searched for."""
+    if arm.match is None:
+        return arm
+    match = arm.match.model_copy(update={"trial": None, "tried": (), "missing": None})
+    return arm.model_copy(update={"guidance": None, "match": match})
+
+
+def next_guidances(plan: Plan, results: Results | None) -> SweepConfig | None:
+    """The sweep with another guidance to try for each control with a `match`, or with what came of it.
+
+    None where all of them are found or given up, and where no trial was selected.
+    """
+    if results is None or all(arm.match is None for arm in plan.sweep.arms):
+        return None
+    selected = set(results.trials.loc[results.trials["selected"].astype(bool), "trial_id"])
+    for trial in (trial for trial in plan.trials if trial.trial_id in selected):
+        arms = tuple(_one_guidance_on(arm, trial, plan, results) for arm in plan.sweep.arms)
+        if arms != plan.sweep.arms:
+            return plan.sweep.model_copy(update={"arms": arms})
+    return None
+
+
+def _one_guidance_on(arm: ArmConfig, trial: Trial, plan: Plan, results: Results) -> ArmConfig:
+    if arm.match is None:
+        return arm
+    if arm.match.trial != trial.trial_id:  # another was selected before
+        arm = _unmatched(arm)
+    assert arm.match is not None
+    own = plan.arms[trial.arms[arm.match.arm]]
+    target, statistic_at = matched_statistics(
+        results,
+        own=own.arm_id,
+        controls={guidance: found.arm_id for guidance, found in plan.at_other_guidance(trial, arm).items()},
+        by=arm.match.by,
+    )
+    between = arm.match.between or guidances_around(own.guidance)
+    tried, by = arm.match.tried, arm.match.by
+    if target is None:
+        step = Match(not_reachable=f"no dev image of {arm.match.arm} has a value of {by}")
+    else:
+        step = match_guidance(statistic_at, target, between=between, draws=MOST_TRIED - len(tried))
+    if step.draw_next in tried:
+        step = Match(not_reachable=f"no dev image at guidance {step.draw_next:g} has a value of {by}")
+    if step.draw_next is not None:
+        tried = (*tried, step.draw_next)
+    state = {"trial": trial.trial_id, "tried": tried, "missing": step.not_reachable}
+    return arm.model_copy(update={"guidance": step.found, "match": arm.match.model_copy(update=state)})
 
 
 def _told(sweep: SweepConfig, results: Results, known: PointsAndTrials) -> list[Told]:
@@ -148,7 +215,7 @@ def _study(sweep: SweepConfig, search: OptunaSearch, told: Sequence[Told]) -> "S
 
 
 def _suggested(
-    trial: "Trial", axes: Mapping[str, Axis], order: Sequence[str], base: Mapping[str, Any]
+    trial: "OptunaTrial", axes: Mapping[str, Axis], order: Sequence[str], base: Mapping[str, Any]
 ) -> Point:
     """The trial's values of the axes that are applied."""
     raw, point = dict(base), {}
@@ -159,7 +226,7 @@ def _suggested(
     return {name: point[name] for name in axes if name in point}
 
 
-def _value(axis: Axis, name: str, trial: "Trial") -> Any:
+def _value(axis: Axis, name: str, trial: "OptunaTrial") -> Any:
     """A range has an order; a list is a choice among its places, as its values may be whole sections."""
     if not isinstance(axis, ValueRange):
         return values_of(axis)[trial.suggest_categorical(name, list(range(len(values_of(axis)))))]

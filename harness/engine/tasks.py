@@ -7,7 +7,7 @@ from math import ceil
 
 from harness.config.plan.cost import image_passes, run_passes
 from harness.config.plan.packing import planned_packs
-from harness.config.plan.plan import Cell, Dataset, Plan, ResolvedArm, TrainingRun
+from harness.config.plan.plan import Cell, Dataset, Plan, ResolvedArm, TrainingRun, Trial
 from harness.config.plan.rungs import Rung, rungs_of
 from harness.config.schema.metric import MetricConfig
 from harness.config.schema.model import ModelConfig
@@ -154,19 +154,20 @@ def missing_tasks(wish: Wish, workspace: Workspace) -> list[Task]:
 
 
 def confirm_tasks(wish: Wish, workspace: Workspace, best: str | None) -> list[Task]:
-    """Test images of the trial selected on dev, and of the controls that have adapters."""
+    """Test images of the trial selected on dev, of the controls that have adapters, and of matched ones."""
     trial = next((trial for trial in wish.plan.trials if trial.trial_id == best), None)
     if trial is None:
         return []
-    arms = [arm for arm in arms_of_trial(wish.plan, trial.arms.values()) if arm.adapters]
+    arms = tested_when_selected(wish.plan, trial)
     with listed(wish.plan, workspace):
         planner = _Planner(wish, workspace)
         return planner.with_texts(planner.images([(arm, "test") for arm in arms], ()))
 
 
-def arms_of_trial(plan: Plan, arm_ids: Iterable[str]) -> list[ResolvedArm]:
-    """A trial's arms in the order of the sweep."""
-    return [plan.arms[arm_id] for arm_id in arm_ids]
+def tested_when_selected(plan: Plan, trial: Trial) -> list[ResolvedArm]:
+    """A trial's arms, in the order of the sweep, without the controls that are generated on test anyway."""
+    arms = (plan.arms[arm_id] for arm_id in trial.arms.values())
+    return [arm for arm in arms if arm.adapters or arm in plan.matched_arms]
 
 
 class _Planner:

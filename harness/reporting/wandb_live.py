@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.plan.plan import Plan, Trial, param_label
+from harness.config.plan.axes import param_label
+from harness.config.plan.plan import Plan, Trial
 from harness.config.schema.sweep import WandbTracking
 from harness.reporting.wandb_runs import STEP, Run, training_rows, trial_identity
 from harness.reporting.wandb_tracker import Ledger, begin, one_line, quiet_wandb

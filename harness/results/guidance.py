@@ -7,11 +7,18 @@ alone would give (Guidance Matters, ICLR 2026, arXiv 2602.22570).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
+
+from harness.config.schema.evaluation import EFFECTIVE_GUIDANCE
+from harness.results.contrast import number
+from harness.results.summary import mean_difference
+
+if TYPE_CHECKING:
+    from harness.results.sweep_results import Results
 
 
 def guidance_of(arm: Mapping[str, Any], sampler: Mapping[str, Any]) -> float:
@@ -27,6 +34,16 @@ def guidance_text(arm: Mapping[str, Any], sampler: Mapping[str, Any]) -> str:
     if (interval := arm["guidance_interval"] or sampler["guidance_interval"]) is not None:
         text += ", from {:.0%} to {:.0%} of the steps".format(*interval).replace("%", " %")
     return text
+
+
+def match_text(arm: Mapping[str, Any]) -> str:
+    """What a control with a `match` is, and what came of it, as `saturation as of wrong_lora: guidance 3`."""
+    match, found = arm["match"], "searched for"
+    if match["missing"] is not None:
+        found = f"not reachable ({match['missing']})"
+    elif arm["guidance"] is not None:
+        found = f"{arm['guidance']:g}"
+    return f"guidance by {match['by']} as of {match['arm']}: {found}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +133,49 @@ def match_guidance(
             if draws == 0:
                 return Match(not_reachable="the statistic still differs after the last draw")
             share = float(np.clip((_meets(guidance, value, target) - left) / (right - left), 0.05, 0.95))
-            return Match(draw_next=left + share * (right - left))
+            return Match(draw_next=_readable(left + share * (right - left)))
     return Match(
         not_reachable=f"between guidance {between[0]:g} and {between[1]:g} the statistic goes from "
         f"{min(value):.4g} to {max(value):.4g}, and the arm has {target:.4g}"
     )
+
+
+def guidances_around(own: float) -> tuple[float, float]:
+    """Half and twice the distance from 1, where there is no guidance: where a match is looked for."""
+    return _readable(1 + (own - 1) / 2), _readable(1 + (own - 1) * 2)
+
+
+def _readable(guidance: float) -> float:
+    return float(f"{guidance:.4g}")
+
+
+def matched_statistics(
+    results: "Results", *, own: str, controls: Mapping[float, str], by: str
+) -> tuple[float | None, dict[float, float]]:
+    """The mean of a statistic on dev of the arm `own`, and of controls by their guidance.
+
+    `by`: a metric, compared in pairs and by the mean over prompts as in the summary, or the effective
+    guidance, which one in eight dev images has measured. None, and no entry, where there is no value.
+    """
+    images = results.images[results.images["split"] == "dev"]
+    if by == EFFECTIVE_GUIDANCE:
+        measured = {arm_id: effective_guidance(images, arm_id) for arm_id in (own, *controls.values())}
+        target = measured[own]
+        return None if target is None else target.guidance, {
+            at: found.guidance for at, arm_id in controls.items() if (found := measured[arm_id]) is not None
+        }
+    scores = results.scores[results.scores["metric"] == by].merge(images, on="image_id")
+    of_prompts = scores[scores["arm_id"] == own].groupby("prompt_id")["value"].mean()
+    mean = number(of_prompts.mean())
+    if mean is None:
+        return None, {}
+    differences = {
+        at: mean_difference(
+            images[images["arm_id"].isin([own, arm_id])], results.scores, own=own, control=arm_id, metric=by
+        )
+        for at, arm_id in controls.items()
+    }
+    return mean, {at: mean - found for at, found in differences.items() if found is not None}
 
 
 def _meets(guidance: list[float], value: list[float], target: float) -> float:

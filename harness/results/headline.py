@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
-from harness.results.contrast import BAD, GOOD, SHOWN, Contrast, Finding
+from harness.results.claim import Tone, claim, tone
+from harness.results.contrast import BAD, GOOD, Contrast
 from harness.results.format import (
     count,
     interval,
@@ -23,11 +23,7 @@ from harness.results.likeness import EVERY_NEEDS, EXPLAINS, NEEDED
 from harness.results.study import Study
 from harness.results.verdicts import spent_p
 
-Tone = Literal["better", "worse", "none", "missing"]
 HELD_OUT = "held\u2011out"  # a headline must not break at the hyphen
-WORST_FIRST: tuple[Finding, ...] = (
-    "worse", "lower", "undecided", "missing", "equivalent", "better", "higher",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +52,10 @@ def verdict(study: Study) -> Verdict:
     return Verdict(
         tone=tone(main, contrasts, unmet=bool(study.unmet(main, contrasts))),
         headline=_headline(study, main, contrasts),
-        facts=tuple(_facts(study, main)),
+        facts=tuple(_facts(study, main, contrasts)),
         cautions=tuple(_cautions(study, main, contrasts)),
         contrasts=contrasts,
     )
-
-
-def tone(main: Contrast, contrasts: Sequence[Contrast], *, unmet: bool = False) -> Tone:
-    """The colour of the answer: better only where no control is shown to be better than the arm.
-
-    `unmet`: of the controls that a gain needs, one is missing or not beaten.
-    """
-    if main.finding in BAD:
-        return "worse"
-    beaten = any(c.finding in BAD for c in contrasts)
-    return "better" if main.finding in GOOD and not beaten and not unmet else "none"
 
 
 def _no_verdict(study: Study, main: Contrast | None) -> str:
@@ -90,61 +75,8 @@ def _headline(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> st
     return f"{found[0].upper()}{found[1:]}, {where}, by {metric_name(study.primary)}."
 
 
-def claim(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
-    """`this adapter is better than placebo`, with what keeps it from being an answer.
-
-    A gain is one over the baseline and over the placebo at the arm's own guidance, so it is undecided where
-    the sweep lacks one of them or it is not shown to be beaten.
-    """
-    unmet = study.unmet(main, contrasts)
-    every = all(study.serving(need, main.arm) for need in EVERY_NEEDS)
-    said = f"this adapter is {compared(main, contrasts, study.decimals[study.primary], every=every)}"
-    if unlike := study.differences(main.control, main.arm):
-        said += f" ({main.control} differs: {listed(unlike)})"
-    if absent := [NEEDED[need] for need, names in unmet.items() if not names]:
-        said += f", but the sweep has no {listed(absent)}"
-    return f"undecided: {said}" if main.finding == "undecided" or unmet else said
-
-
-def compared(main: Contrast, contrasts: Sequence[Contrast], decimals: int, *, every: bool = True) -> str:
-    """The arm against every control, as `better than placebo but worse than baseline`; the main one first.
-
-    `every`: whether the controls are such that "every control" may be said of them.
-    """
-    findings = [main.finding, *(f for f in WORST_FIRST if f != main.finding)]
-    groups = [(f, [c.control for c in contrasts if c.finding == f]) for f in findings]
-    groups = [(f, names) for f, names in groups if names]
-    if len(groups) == 1 and len(contrasts) > 1 and (every or main.finding not in GOOD):
-        return _relation(main, ["every control"], main.finding, decimals, conjunction="or")
-    parts = [
-        _relation(main, sorted(names, key=lambda name: name != main.control), f, decimals)
-        for f, names in groups
-    ]
-    but = " but " if {main.finding} <= GOOD or {main.finding} <= BAD else ", "
-    return parts[0] + (but + listed(parts[1:]) if parts[1:] else "")
-
-
-def _relation(
-    main: Contrast, names: list[str], finding: Finding, decimals: int, *, conjunction: str = "or"
-) -> str:
-    whom = listed(names, "and" if finding in SHOWN or finding == "equivalent" else conjunction)
-    match finding:
-        case "equivalent" if main.margin is not None:
-            return f"equivalent to {whom} (within ±{plain(main.margin, decimals)})"
-        case "equivalent":
-            return f"the same as {whom}"
-        case "undecided" if main.finding in GOOD:
-            return f"not shown to beat {whom}"
-        case "undecided":
-            return f"not shown to differ from {whom}"
-        case "missing":
-            return f"not compared with {whom}"
-        case _:
-            return f"{finding} than {whom}"
-
-
-def _facts(study: Study, main: Contrast) -> Iterator[str]:
-    """What was selected and how; what it measured; what the design finds; what is left of the difference."""
+def _facts(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> Iterator[str]:
+    """What was selected and how; what it measured, also as guidance; what the design finds; what is left."""
     decimals = study.decimals[study.primary]
     label = study.labels[main.trial_id]
     usable = sum(
@@ -160,9 +92,21 @@ def _facts(study: Study, main: Contrast) -> Iterator[str]:
     yield _measured(main, decimals)
     if main.detectable is not None or main.prompts_to_decide is not None:
         yield _design(main, decimals)
+    yield _in_guidance(study, main, contrasts)
     if study.split == "test" and dev is not None and dev.difference is not None:
         yield _shrinkage(dev, main, decimals, selected=usable * len(study.adapter_arms) > 1)
     yield second_opinions(study, main)
+    for name, c, found in study.known_damage:
+        if found:
+            yield f"The metric finds a known damage, {_damaged(study, name, c)}."
+
+
+def _damaged(study: Study, name: str, c: Contrast) -> str:
+    """As `blurred (blur 0.2): blurred − baseline = −0.59 [−0.70, −0.48]`."""
+    decimals = study.decimals[study.primary]
+    damage = "{degrade} {severity:g}".format(**study.arm_config(name)["post"])
+    size = f"{signed(c.difference, decimals)} {_limits(c, decimals)}"
+    return f"{name} ({damage}): {c.arm} − {c.control} = {size}"
 
 
 def _selected(study: Study, label: str, dev: Contrast | None, usable: int) -> str:
@@ -220,6 +164,19 @@ def _design(main: Contrast, decimals: int) -> str:
     return ". ".join(said) + "."
 
 
+def _in_guidance(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> str:
+    """The differences as changes of guidance, from controls at other guidances; or why that is not known."""
+    said = []
+    for c in [main, *(other for other in contrasts if other is not main)]:
+        found, own, reason = study.in_guidance_units(c)
+        if found is not None:
+            size = signed(c.difference, study.decimals[c.metric])
+            said.append(f"{size} against {c.control} is what guidance {own:g} to {found:.2f} makes of it")
+        elif c is main:
+            said.append(f"none for {c.control}, because {reason}")
+    return f"In guidance units: {'; '.join(said)}."
+
+
 def _shrinkage(dev: Contrast, test: Contrast, decimals: int, *, selected: bool) -> str:
     assert dev.difference is not None and test.difference is not None
     text = f"From dev to test the difference went from {signed(dev.difference, decimals)} to "
@@ -239,8 +196,10 @@ def _cautions(study: Study, main: Contrast, contrasts: tuple[Contrast, ...]) -> 
     return [
         *_lacking(study, main, contrasts),
         *_exploratory(study, main),
+        *_blind(study),
         *_beaten(study, others),
         *_not_beaten(study, main, others),
+        *_not_every(study, main, contrasts),
         *_other_metrics(study),
         *_numbers(main),
         *_losses(study),
@@ -254,6 +213,13 @@ def _lacking(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> lis
     return [
         f"A gain is one over a control that this sweep lacks: {listed(absent)}. `controls: minimal` adds it."
     ]
+
+
+def _not_every(study: Study, main: Contrast, contrasts: Sequence[Contrast]) -> list[str]:
+    absent = [NEEDED[need] for need in EVERY_NEEDS if not study.serving(need, main.arm)]
+    if not absent or any(c.finding not in GOOD for c in contrasts):
+        return []
+    return [f"“Better than every control” is not said: the sweep has no {listed(absent)}."]
 
 
 def _exploratory(study: Study, main: Contrast) -> list[str]:
@@ -276,6 +242,16 @@ def _exploratory(study: Study, main: Contrast) -> list[str]:
     return [
         f"This result is exploratory: {why}, so the trial is judged on the very prompts it was chosen on, "
         "which flatters it. p is adjusted for the number of trials and arms, the difference is not."
+    ]
+
+
+def _blind(study: Study) -> list[str]:
+    """Known damage that is not found."""
+    lost = [_damaged(study, name, c) for name, c, found in study.known_damage if not found]
+    if not lost:
+        return []
+    return [
+        f"The metric does not find a known damage, {listed(lost)}: a difference of this size may be missed."
     ]
 
 

@@ -10,13 +10,14 @@ from harness.config.schema.evaluation import PROMPT
 from harness.results.contrast import is_own
 from harness.results.guidance import guidance_text
 
-ControlKind = Literal["sham", "other", "others", "alone", "guidance", "word", "plain"]
-Need = Literal["baseline", "placebo"]
+ControlKind = Literal["sham", "other", "others", "alone", "matched", "guidance", "word", "plain"]
+Need = Literal["baseline", "placebo", "matched"]
 BETTER_NEEDS: tuple[Need, ...] = ("baseline", "placebo")  # controls of a headline that says "better"
-EVERY_NEEDS: tuple[Need, ...] = ("placebo",)  # of one that says "better than every control"
+EVERY_NEEDS: tuple[Need, ...] = ("placebo", "matched")  # of one that says "better than every control"
 NEEDED: dict[Need, str] = {
     "baseline": "baseline (no negative prompt, no adapter)",
     "placebo": "placebo at the arm's own guidance",
+    "matched": "control at a guidance that matches the arm (match)",
 }
 EXPLAINS: dict[ControlKind, str] = {  # what remains possible where a control is not beaten
     "sham": "an adapter trained in the same way on clean images, as in Self-NPO, does the same, so the gain "
@@ -26,6 +27,8 @@ EXPLAINS: dict[ControlKind, str] = {  # what remains possible where a control is
     "the trial's own",
     "alone": "the trial's own adapter by itself does the same, so the gain cannot be put down to the "
     "adapters together",
+    "matched": "guidance alone, as high as gives its images the arm's statistic, does the same, so the gain "
+    "cannot be put down to the adapter",
     "guidance": "another guidance alone does the same, so the gain cannot be put down to the adapter",
     "word": "the negative prompt alone does the same, so the gain cannot be put down to the adapter",
     "plain": "generating without any of this does the same",
@@ -43,10 +46,12 @@ Arm = Mapping[str, Any]
 def control_kind(control: Arm, arm: Arm, *, own: Mapping[str, Any] | None, sampler: Arm) -> ControlKind:
     """What a control holds fixed beside an arm. `own` is the configuration of the trial; None: of no trial.
 
-    The arm's other adapters without the trial's own (`others`), the trial's own without these (`alone`), an
-    adapter trained in the same way on clean images (`sham`) or otherwise (`other`), another guidance, the
-    negative words, or nothing.
+    A guidance that matches the arm (`matched`), the arm's other adapters without the trial's own (`others`),
+    the trial's own without these (`alone`), an adapter trained in the same way on clean images (`sham`) or
+    otherwise (`other`), another guidance, the negative words, or nothing.
     """
+    if matches(control, arm):
+        return "matched"
     if control["adapters"]:
         others = [_source(adapter) for adapter in arm["adapters"] if not is_own(adapter)]
         apart = [adapter for adapter in control["adapters"] if _source(adapter) not in others]
@@ -58,6 +63,11 @@ def control_kind(control: Arm, arm: Arm, *, own: Mapping[str, Any] | None, sampl
     if guidance_text(control, sampler) != guidance_text(arm, sampler):
         return "guidance"
     return "word" if control["negative"] else "plain"
+
+
+def matches(control: Arm, arm: Arm) -> bool:
+    """Whether a control's guidance was searched for so that it matches this arm."""
+    return control["match"] is not None and control["match"]["arm"] == arm["name"]
 
 
 def serves(need: Need, control: Arm, arm: Arm, *, sampler: Arm) -> bool:
@@ -75,12 +85,16 @@ def serves(need: Need, control: Arm, arm: Arm, *, sampler: Arm) -> bool:
             plain = {"guidance": None, "guider": None, "guidance_interval": None}
             return (
                 control["negative"] == ""
+                and control["post"] is None
                 and all(adapter in others for adapter in control["adapters"])
                 and (at_own_guidance or guidance == guidance_text(plain, sampler))
             )
         case "placebo":
             word = control["negative"] == arm["negative"] or arm["negative"].strip() == PROMPT
-            return at_own_guidance and word and list(control["adapters"]) == others
+            alike = list(control["adapters"]) == others and control["post"] == arm["post"]
+            return at_own_guidance and word and alike
+        case "matched":
+            return matches(control, arm)
 
 
 def unlike_own(adapter: Mapping[str, Any], own: Mapping[str, Any] | None) -> tuple[tuple[str, Any, Any], ...]:
@@ -113,8 +127,11 @@ def _count(recipe: Mapping[str, Any]) -> Any:
 def differences(control: Arm, arm: Arm, *, own: Mapping[str, Any] | None, sampler: Arm) -> list[str]:
     """In what a control differs from an arm that is not what it controls for, as `guidance 2, not 3`."""
     found = []
-    if (theirs := guidance_text(control, sampler)) != (ours := guidance_text(arm, sampler)):
+    theirs, ours = (guidance_text(one, sampler) for one in (control, arm))
+    if theirs != ours and not matches(control, arm):
         found.append(f"guidance {theirs}, not {ours}")
+    if control["post"] != arm["post"]:
+        found.append(f"damage {_damage(control)}, not {_damage(arm)}")
     others = [_source(adapter) for adapter in arm["adapters"] if not is_own(adapter)]
     ours_act = next((adapter for adapter in arm["adapters"] if is_own(adapter)), None)
     for adapter in control["adapters"]:
@@ -125,6 +142,11 @@ def differences(control: Arm, arm: Arm, *, own: Mapping[str, Any] | None, sample
             unlike += [(key, adapter[key], ours_act[key]) for key in ACTION if adapter[key] != ours_act[key]]
         found += [f"{key} {_shown(here)}, not {_shown(there)}" for key, here, there in unlike]
     return found
+
+
+def _damage(arm: Arm) -> str:
+    """As `blur 0.2`."""
+    return "none" if arm["post"] is None else "{degrade} {severity:g}".format(**arm["post"])
 
 
 def _is_the_trials(adapter: Mapping[str, Any], own: Mapping[str, Any] | None) -> bool:

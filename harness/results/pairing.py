@@ -114,12 +114,13 @@ def contrasts(
 ) -> pd.DataFrame:
     """Every trial × arm with the arm of its control, in order of trial, then of `arms`.
 
-    Columns: trial_id, index, trial_reason, arm, arm_place, draw_arm, draw_control.
+    Columns: trial_id, index, trial_reason, arm, arm_place, draw_arm, draw_control, control_reason (why the
+    control has no images).
     """
     order = {arm: place for place, arm in enumerate(names)}
     of_arms = arms[arms["arm"].isin(names)].rename(columns={"arm_id": "draw_arm"})
-    of_control = arms.loc[arms["arm"] == control, ["trial_id", "arm_id"]].rename(
-        columns={"arm_id": "draw_control"}
+    of_control = arms.loc[arms["arm"] == control, ["trial_id", "arm_id", "reason"]].rename(
+        columns={"arm_id": "draw_control", "reason": "control_reason"}
     )
     frame = trials[["trial_id", "index", "reason"]].rename(columns={"reason": "trial_reason"})
     frame = frame.merge(of_arms, on="trial_id").merge(of_control, on="trial_id", validate="many_to_one")
@@ -187,35 +188,40 @@ def _pairs_of_split(grid: Grid, frame: pd.DataFrame, control: str, split: str) -
             "image_id_control": ctrl["image_id"],
             "path_arm": arm["path"],
             "path_control": ctrl["path"],
-            "reason": missing_reasons(grid, arm, ctrl, metric=metric, trial_reason=contrast["trial_reason"]),
+            "reason": missing_reasons(grid, arm, ctrl, metric=metric, why=contrast),
         }
     )
 
 
 def missing_reasons(
-    grid: Grid, arm: pd.DataFrame, control: pd.DataFrame, *, metric: pd.Series, trial_reason: pd.Series
+    grid: Grid, arm: pd.DataFrame, control: pd.DataFrame, *, metric: pd.Series, why: pd.DataFrame
 ) -> pd.Series:
-    """Why a pair has no difference, None if it has one. Each side names its own reason."""
+    """Why a pair has no difference, None if it has one. Each side names its own reason.
+
+    `why` has a row per pair with the columns trial_reason and control_reason of `contrasts`.
+    """
     reasons = pd.Series(None, index=arm.index, dtype="str")
     missing = arm["value"].isna() | control["value"].isna()
     if not missing.any():
         return reasons
     given = grid.scores.set_index(["image_id", "metric"])["reason"].dropna()
-    of_arm = _side_reasons(
-        "arm", arm[missing], given, metric=metric[missing], trial_reason=trial_reason[missing]
+    of_arm, of_control = (
+        _side_reasons(name, values[missing], given, metric=metric[missing], why=reason[missing].astype("str"))
+        for name, values, reason in (
+            ("arm", arm, why["trial_reason"]),
+            ("control", control, why["control_reason"]),
+        )
     )
-    none = pd.Series(None, index=of_arm.index, dtype="str")
-    of_control = _side_reasons("control", control[missing], given, metric=metric[missing], trial_reason=none)
     both = of_arm.str.cat(of_control, sep="; ")  # None if either is
     reasons[missing] = both.fillna(of_arm).fillna(of_control)
     return reasons
 
 
 def _side_reasons(
-    name: str, values: pd.DataFrame, given: pd.Series, *, metric: pd.Series, trial_reason: pd.Series
+    name: str, values: pd.DataFrame, given: pd.Series, *, metric: pd.Series, why: pd.Series
 ) -> pd.Series:
     scored = given.reindex(pd.MultiIndex.from_arrays([values["image_id"], metric])).set_axis(values.index)
-    undrawn = "no image" + (" (" + trial_reason + ")").fillna("")
+    undrawn = "no image" + (" (" + why + ")").fillna("")
     text = name + ": " + scored.fillna("not scored").where(values["image_id"].notna(), undrawn)
     return text.where(values["value"].isna())
 

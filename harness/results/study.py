@@ -14,9 +14,9 @@ from harness.config.schema.evaluation import AnalysisConfig
 from harness.config.schema.metric import metric_of
 from harness.config.schema.search import OptunaSearch
 from harness.errors import ConfigError
-from harness.results.contrast import GOOD, Contrast, known
+from harness.results.contrast import BAD, GOOD, Contrast, known, text
 from harness.results.format import axis_value, decimals_for
-from harness.results.guidance import effect_of_guidance, guidance_of
+from harness.results.guidance import effect_of_guidance, guidance_of, in_guidance_units
 from harness.results.likeness import BETTER_NEEDS, ControlKind, Need, control_kind, differences, serves
 from harness.results.objectives import front, gains
 from harness.results.power import Components, Floats, components_of
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from harness.results.sweep_results import Results
 
 
-NOT_OF_THE_LADDER = frozenset({"name", "family", "params", "added", "guidance"})
+LABELS = frozenset({"name", "family", "params", "added"})
+NOT_OF_THE_LADDER = LABELS | {"guidance", "match"}
+NOT_OF_A_TWIN = LABELS | {"post"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Study:
         """The images of an arm of the selected trial; None where there is none."""
         arms = self.results.arms
         found = arms.loc[(arms["trial_id"] == self.selected) & (arms["arm"] == name), "arm_id"]
-        return str(found.iloc[0]) if len(found) else None
+        return text(found.iloc[0]) if len(found) else None
 
     def control_kind(self, name: str, arm: str | None = None) -> ControlKind:
         """What a control holds fixed beside an arm; None: the headline's."""
@@ -197,9 +199,25 @@ class Study:
         """One contrast; of the headline arm and the primary metric unless given. Null when not there."""
         return self.contrasts.get((trial_id or "", arm or self.arm, control, metric or self.primary, split))
 
+    @cached_property
+    def rivals(self) -> list[str]:
+        """Controls that could explain a gain: all but those with a damage, which try the metrics."""
+        return [name for name in self.controls if self.arm_config(name)["post"] is None]
+
+    @cached_property
+    def known_damage(self) -> list[tuple[str, Contrast, bool]]:
+        """Controls with a damage, each with the contrast to its twin without, and whether it is found."""
+        found = []
+        for name in (name for name in self.controls if name not in self.rivals):
+            bare = _but_for(self.arm_config(name), NOT_OF_A_TWIN)
+            twins = [n for n in self.rivals if _but_for(self.arm_config(n), NOT_OF_A_TWIN) == bare]
+            both = [c for c in self.between_controls if {c.arm, c.control} == {name, *twins[:1]}]
+            found += [(name, c, c.finding in (BAD if c.arm == name else GOOD)) for c in both]
+        return found
+
     def against(self, *, split: str, metric: str | None = None) -> Iterator[Contrast]:
-        """Contrasts of the selected trial with each control, in the sweep's order."""
-        for control in self.controls:
+        """Contrasts of the selected trial with each of `rivals`, in the sweep's order."""
+        for control in self.rivals:
             found = self.contrast(self.selected, control=control, metric=metric, split=split)
             if found is not None:
                 yield found
@@ -280,18 +298,39 @@ class Study:
 
     def margin_to_propose(self) -> float | None:
         """What 0.1 more guidance does to the control, in size; None without a control at another guidance."""
-        plain, ladder = self.arm_config(self.control), dict[float, float]()
-        own = guidance_of(plain, self.sweep["sampler"])
-        rungs = {c.control: c for c in self.against(split="dev")}
-        main = rungs.get(self.control)
-        for name, c in rungs.items():
-            arm = self.arm_config(name)
-            same = all(arm[key] == value for key, value in plain.items() if key not in NOT_OF_THE_LADDER)
-            if same and arm["guidance"] is not None and main is not None and c.mean_control is not None:
-                ladder[float(arm["guidance"])] = c.mean_control - (main.mean_control or 0.0)
-        ladder.pop(own, None)
+        own = guidance_of(self.arm_config(self.control), self.sweep["sampler"])
+        ladder = self._ladder(self.control, split="dev")
         found = effect_of_guidance(0.1, ladder, own=own) if ladder else None
         return abs(found) if found else None
+
+    def in_guidance_units(self, c: Contrast) -> tuple[float | None, float, str | None]:
+        """The guidance at which the control alone would have a difference as large, its own, and why none.
+
+        From controls of the sweep that differ from it in guidance alone.
+        """
+        own = guidance_of(self.arm_config(c.control), self.sweep["sampler"])
+        ladder = self._ladder(c.control, split=c.split, metric=c.metric)
+        if c.difference is None:
+            return None, own, c.reason
+        if not ladder:
+            return None, own, f"the sweep has no control like {c.control} at another guidance"
+        if (found := in_guidance_units(c.difference, ladder, own=own)) is None:
+            ends = "{:g} to {:g}".format(*(end({*ladder, own}) for end in (min, max)))
+            return None, own, f"no guidance from {ends} makes such a difference from {c.control}"
+        return found, own, None
+
+    def _ladder(self, control: str, *, split: str, metric: str | None = None) -> dict[float, float]:
+        """Mean differences from a control of those that differ from it in guidance alone, by guidance."""
+        sampler, plain = self.sweep["sampler"], self.arm_config(control)
+        means = {c.control: c.mean_control for c in self.against(split=split, metric=metric)}
+        found = {}
+        for name, mean in means.items():
+            arm = self.arm_config(name)
+            same = _but_for(arm, NOT_OF_THE_LADDER) == _but_for(plain, NOT_OF_THE_LADDER)
+            if same and mean is not None and (base := means[control]) is not None:
+                found[guidance_of(arm, sampler)] = mean - base
+        found.pop(guidance_of(plain, sampler), None)
+        return found
 
     @property
     def looks(self) -> list[dict[str, Any]]:
@@ -320,6 +359,10 @@ class Study:
         """Number of trials, or of those with a status."""
         trials = self.results.trials
         return len(trials) if status is None else int((trials["status"] == status).sum())
+
+
+def _but_for(arm: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in arm.items() if key not in keys}
 
 
 def _without_seed(config: str) -> str:

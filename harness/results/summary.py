@@ -316,7 +316,7 @@ def _summarise_split(
         at = (np.arange(len(frame)), np.full(len(frame), place))
         rows = contrast_rows(of_metric, analysis, metric, grid.extremes(place))
         if (rows["n_pairs"] == 0).any():
-            unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame["trial_reason"])
+            unpaired = _no_pairs(grid, arm_K, control_K, cells_C, at, frame)
             rows["reason"] = rows["reason"].where(rows["n_pairs"] > 0, unpaired)
         named = frame[["trial_id", "index", "arm", "arm_place"]]
         frames.append(pd.concat([named.assign(metric_place=place), rows], axis=1))
@@ -364,7 +364,7 @@ def _no_pairs(
     control_K: Ints,
     cells_C: Ints,
     at: tuple[Ints, Ints],
-    trial_reason: pd.Series,
+    frame: pd.DataFrame,
 ) -> pd.Series:
     """Why a contrast would have no pair at all, told by its first cell."""
     if len(cells_C) == 0:
@@ -372,7 +372,6 @@ def _no_pairs(
     at_first_cell = (*at, np.zeros_like(at[0]))
     sides: list[Any] = [side(grid, rows_K, cells_C, at_first_cell) for rows_K in (arm_K, control_K)]
     metric = pd.Series(np.array(grid.metrics, dtype=object)[at[1]], dtype="str")
-    reasons = missing_reasons(
-        grid, sides[0], sides[1], metric=metric, trial_reason=trial_reason.iloc[at[0]].reset_index(drop=True)
-    )
+    why = frame.iloc[at[0]].reset_index(drop=True)
+    reasons = missing_reasons(grid, sides[0], sides[1], metric=metric, why=why)
     return "no pairs: " + reasons

@@ -21,7 +21,7 @@ from harness.errors import ArtifactError, WorkspaceError
 from harness.store.artifact import UMASK, read_json, sha256, write_json
 
 ANEW = "run `harness run` again to write it anew (nothing is trained or generated twice)"
-SCHEMA_VERSION = "6"  # bump when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = "7"  # bump when a column is added, removed, renamed or changes its meaning
 AXIS_SECTIONS = (
     "model",
     "recipe",
@@ -54,8 +54,9 @@ ARMS = _schema(  # one row per trial × arm; a shared control's arm_id recurs
     "arms",
     trial_id=pa.string(),
     arm=pa.string(),
-    arm_id=pa.string(),
+    arm_id=pa.string(),  # null where no guidance matches
     is_control=pa.bool_(),
+    guidance=pa.float64(),  # its scale: the arm's own, the sampler's, or the one that matches; null as above
     reason=pa.string(),  # why it is not in the running, as for images of one colour; its trial's others are
 )
 IMAGES = _schema(  # one row per image

@@ -95,7 +95,7 @@ def test_check_says_whether_the_selected_trial_is_confirmed(
     sets = [word for change in CHANGES for word in ("--set", change)]
     command = ["check", str(QUICKSTART), *sets, "-w"]
     test_images = len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
-    asked = test_images * sum(arm.needs_training for arm in plan.sweep.arms)
+    asked = test_images * sum(arm.waits_for_selection for arm in plan.sweep.arms)
     for place, rest in ((workspace.root / "empty", "once selected"), (workspace.root, f"{asked} 0")):
         main.app([*command, str(place)], standalone_mode=False)
         (row,) = [line for line in capsys.readouterr().out.splitlines() if "confirmation" in line]

@@ -13,13 +13,15 @@ from harness.config.plan.plan import expand
 from harness.config.schema.model import SdxlModel
 from harness.config.schema.search import ContrastObjective, LossObjective, OptunaSearch
 from harness.config.schema.sweep import SweepConfig
+from harness.engine.completion import MARK
 from harness.engine.executors import make_executor
 from harness.engine.pipeline import run_sweep
-from harness.engine.search import next_round, with_points, with_remembered_points
+from harness.engine.search import MOST_TRIED, next_round, with_points, with_remembered
 from harness.engine.stages.context import Context
+from harness.reporting.report import write_report
 from harness.results import Results, tables
 from harness.results.objectives import front, gains
-from harness.store.workspace import Workspace
+from harness.store.workspace import PLAN, Workspace
 from tests.config.example import load
 from tests.engine.executors.carrying import Display
 from tests.sweeps.small import small_plan
@@ -215,10 +217,77 @@ def test_points_are_remembered_only_for_the_same_search(
     with pytest.raises(KeyboardInterrupt):
         ctx = Context.of(plan, workspace.address, lambda *_: None)
         run_sweep(plan, ctx, Interrupted(), announce=lambda *_: None, publish=lambda _: False)
-    remembered = points_of(with_remembered_points(plan.sweep, workspace))
+    remembered = points_of(with_remembered(plan.sweep, workspace))
     assert len(remembered) == 2
     fewer = replace(plan, sweep=with_points(plan.sweep, ()))
-    assert points_of(with_remembered_points(fewer.sweep, workspace)) == remembered
+    assert points_of(with_remembered(fewer.sweep, workspace)) == remembered
     for name, value in {"seeds": [0], "axes": {"adapter.rank": [1, 2, 3, 4]}}.items():
         other = small_plan(tmp_path, tiny_config, tiny_clip, search=search, **{**SMALL, name: value})
-        assert points_of(with_remembered_points(other.sweep, workspace)) == ()
+        assert points_of(with_remembered(other.sweep, workspace)) == ()
+
+
+MATCHED: list[dict[str, Any]] = [
+    {"name": "placebo", "negative": "wrong", "guidance": 3.0},
+    {"name": "matched", "negative": "wrong", "match": {"arm": "wrong_lora", "by": "saturation"}},
+    {
+        "name": "beyond",
+        "negative": "wrong",
+        "match": {"arm": "wrong_lora", "by": "saturation", "between": [7, 8]},
+    },
+    {"name": "wrong_lora", "negative": "wrong", "guidance": 3.7, "adapters": [{"scale": 1e-6}]},
+]
+
+
+def matching(tmp_path: Path, model: SdxlModel, clip: str) -> tuple[Results, Display]:
+    plan = small_plan(tmp_path, model, clip, arms=MATCHED, axes={"training.steps": [2, 4]})
+    display = Display()
+    ctx = Context.of(plan, tmp_path / "ws", display.report)
+    with make_executor("local") as executor:
+        run = run_sweep(plan, ctx, executor, announce=lambda *_: None, publish=lambda _: True)
+    return run.results, display
+
+
+def test_a_matched_control_has_the_arms_statistic_on_dev(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
+) -> None:
+    """The arm's adapter does next to nothing, so the guidance found is the arm's own."""
+    results, made = matching(tmp_path, tiny_config, tiny_clip)
+    (row,) = results.arms[results.arms["arm"] == "matched"].to_dict("records")
+    assert row["trial_id"] == results.trials.loc[results.trials["selected"], "trial_id"].item()
+    assert row["guidance"] == pytest.approx(3.7, abs=0.1)
+    (arm,) = [arm for arm in results.sweep["arms"] if arm["name"] == "matched"]
+    assert arm["guidance"] == row["guidance"] and arm["match"]["missing"] is None
+    tried = arm["match"]["tried"]
+    assert 2 < len(tried) <= MOST_TRIED and tried[:2] == [2.35, 6.4]
+
+    (beyond,) = results.arms[results.arms["arm"] == "beyond"].to_dict("records")
+    assert pd.isna(beyond["guidance"]) and pd.isna(beyond["arm_id"])
+    assert beyond["reason"].startswith("not reachable: between guidance 7 and 8 the statistic goes from ")
+    of_beyond = results.summary[results.summary["control"] == "beyond"]
+    assert of_beyond["mean_difference"].isna().all() and len(of_beyond) == 2 * 2
+    assert of_beyond["reason"].str.startswith("no pairs: control: no image (not reachable: ").all()
+    write_report(results, Workspace(tmp_path / "ws"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"guidance by saturation as of wrong_lora: {row['guidance']:g}" in page
+    assert "guidance by saturation as of wrong_lora: not reachable (between guidance 7 and 8" in page
+
+    wide, arms = results.wide(), results.arms.set_index(["trial_id", "arm"])["arm_id"]
+    at = wide[(wide["split"] == "dev")].groupby("arm_id")["saturation"].mean()
+    own = at[arms[row["trial_id"], "wrong_lora"]]
+    assert abs(at[row["arm_id"]] - own) <= 0.02 * (at.max() - at.min())
+    tested = set(wide.loc[wide["split"] == "test", "arm_id"])
+    others = set(wide["arm_id"]) - set(arms)  # what was tried: of beyond both ends
+    assert row["arm_id"] in tested
+    assert len(others) == len(tried) - 1 + 2 and not others & tested
+    contrasts = results.summary.query("control == 'matched' and split == 'test'")
+    assert len(contrasts) == 2 and (contrasts["n_pairs"] == 2).all()
+
+    assert made.counts["images"] == len(results.images)
+    again, made = matching(tmp_path, tiny_config, tiny_clip)
+    assert not made.counts, "finished, and marked so"
+    pd.testing.assert_frame_equal(again.arms, results.arms)
+    for name in (PLAN, MARK):  # as where the search was interrupted before it noted anything
+        (Workspace(tmp_path / "ws").sweep("small") / name).unlink()
+    resumed, made = matching(tmp_path, tiny_config, tiny_clip)
+    assert not made.counts["images"], "every image that it asks for is in the store"
+    pd.testing.assert_frame_equal(resumed.arms, results.arms)

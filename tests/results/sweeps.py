@@ -55,7 +55,14 @@ def make_tables(
         for name in (*CONTROLS, ARM):
             arm = f"d-{trial}" if name == ARM else f"d-{name}"
             arms.append(
-                {"trial_id": trial, "arm": name, "arm_id": arm, "is_control": name != ARM, "reason": None}
+                {
+                    "trial_id": trial,
+                    "arm": name,
+                    "arm_id": arm,
+                    "is_control": name != ARM,
+                    "guidance": 5.0,
+                    "reason": None,
+                }
             )
     drawn: list[tuple[str, int | None]] = [(control, None) for control in CONTROLS]
     drawn += [(ARM, index) for index in range(trials) if index not in set(failed)]

@@ -1,9 +1,18 @@
 """Ladders of guidance and the search for a matched guidance."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from harness.results.guidance import effect_of_guidance, in_guidance_units, match_guidance
+from harness.results import Results
+from harness.results.guidance import (
+    effect_of_guidance,
+    guidances_around,
+    in_guidance_units,
+    match_guidance,
+    matched_statistics,
+)
+from tests.results.sweeps import ARM, make_tables
 
 LADDER = {2.25: 0.31, 2.5: 0.58, 3.0: 0.85}
 
@@ -47,3 +56,44 @@ def test_controls_that_are_there_cost_no_draw_and_what_is_out_of_reach_is_said()
     assert out is not None and "from 0 to 1, and the arm has 1.2" in out
     late = match_guidance(known, 0.7, between=(2.0, 3.0), draws=0).not_reachable
     assert late is not None and "after the last draw" in late
+
+
+def test_where_a_match_is_looked_for() -> None:
+    assert guidances_around(3.0) == (2.0, 5.0)
+    assert guidances_around(3.7) == (2.35, 6.4)
+
+
+def statistics_of(value: float | None, by: str) -> tuple[float | None, dict[float, float]]:
+    """Of an arm with a score of `value` above that of its controls, but on the first prompt, lost there."""
+
+    def score(arm: str, trial: str | None, prompt: int, seed: int, metric: str) -> float | None:
+        if arm == ARM and (value is None or prompt == 0):
+            return None
+        return 10.0 * prompt + (value or 0.0) * (arm == ARM)
+
+    frames = make_tables(score, trials=1, prompts={"dev": 3, "test": 2})
+    images = frames["images"]
+    measured = images["arm"].map({ARM: 3.2, "placebo": 2.0}).where(images["prompt_id"] == "dev001")
+    images = images.assign(effective_guidance=measured, orthogonal_share=measured * 0)
+    results = Results(
+        trials=frames["trials"],
+        arms=frames["arms"],
+        images=images,
+        scores=frames["scores"],
+        summary=pd.DataFrame(),
+        sweep={},
+    )
+    controls = {2.0: "d-placebo", 1.0: "d-baseline", 4.0: "d-failed"}
+    return matched_statistics(results, own="d-t0", controls=controls, by=by)
+
+
+def test_a_statistic_is_compared_on_the_pairs_that_are_there() -> None:
+    """The lost prompt would raise the control's mean alone; a control without images has no statistic."""
+    target, found = statistics_of(0.5, "saturation")
+    assert target == pytest.approx(15.5)
+    assert found == {2.0: pytest.approx(15.0), 1.0: pytest.approx(15.0)}
+    assert statistics_of(None, "saturation") == (None, {})
+
+
+def test_a_match_by_effective_guidance_reads_what_was_measured() -> None:
+    assert statistics_of(0.5, "effective_guidance") == (3.2, {2.0: 2.0})

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from harness.results.claim import compared, tone
 from harness.results.contrast import Contrast, Finding
-from harness.results.headline import HELD_OUT, Verdict, compared, tone, verdict
+from harness.results.format import signed
+from harness.results.headline import HELD_OUT, Verdict, verdict
 from harness.results.study import Study
 from tests.reporting.report import example
 
@@ -27,10 +29,14 @@ def said(found: Verdict) -> str:
     return "\n".join([found.headline, *found.facts, *found.cautions])
 
 
-def test_a_real_effect_is_better_than_every_control(study: Study) -> None:
+def test_a_real_effect_is_better_than_each_control(study: Study) -> None:
     found = verdict(study)
     assert found.tone == "better"
-    assert found.headline == f"This adapter is better than every control, {WHERE}"
+    assert found.headline == f"This adapter is better than placebo, baseline and sham, {WHERE}"
+    assert found.cautions[0] == (
+        "“Better than every control” is not said: the sweep has no control at a guidance that matches the "
+        "arm (match)."
+    )
     assert [c.control for c in found.contrasts] == ["baseline", "placebo", "sham"]
     assert all(c.split == "test" for c in found.contrasts)
 
@@ -40,13 +46,15 @@ def test_the_facts_are_the_tables_numbers(study: Study) -> None:
     main = summary.query(
         "trial_id == @study.selected and control == 'placebo' and metric == 'aesthetic' and split == 'test'"
     ).iloc[0]
-    selected, measured, design, shrinkage, _ = verdict(study).facts
+    selected, measured, design, guidance, shrinkage, _ = verdict(study).facts
     assert study.labels[str(study.selected)] in selected and "Of 11 usable trials" in selected
     assert f"+{main['mean_difference']:.2f}" in measured
     assert f"[+{main['ci_low']:.2f}, +{main['ci_high']:.2f}]" in measured
     assert "12 held-out test prompts" in measured and f"({main['n_pairs']} pairs" in measured
     finds = f"12 prompts find a true difference of {main['detectable']:.2f} in 80\u202f% of studies"
     assert design == f"{finds}; less is likely missed."
+    none = "none for placebo, because the sweep has no control like placebo at another guidance"
+    assert guidance == f"In guidance units: {none}."
     dev = study.contrast(study.selected, control="placebo", split="dev")
     assert dev is not None and f"from +{dev.difference:.2f} to +{main['mean_difference']:.2f}" in shrinkage
 
@@ -102,10 +110,29 @@ def without(study: Study, *controls: str, **arm: Any) -> Study:
     return Study(replace(study.results, sweep={**study.sweep, "arms": arms}, **tables))
 
 
+def with_matched(study: Study) -> Study:
+    """The study as it would be were its sham a control at a guidance that matches the arm."""
+    match = {"arm": "wrong_lora", "by": "saturation"}
+    arms = [{**a, "match": match} if a["name"] == "sham" else a for a in study.sweep["arms"]]
+    return Study(replace(study.results, sweep={**study.sweep, "arms": arms}))
+
+
+def test_every_control_includes_one_at_a_matched_guidance(study: Study) -> None:
+    found = verdict(with_matched(study))
+    assert found.headline == f"This adapter is better than every control, {WHERE}"
+    assert not any("is not said" in text for text in found.cautions)
+
+
+def test_a_matched_control_as_good_as_the_adapter_explains_the_gain(tmp_path: Path) -> None:
+    study, _ = judge(tmp_path, config=ONE_TRIAL, gain=3.0, sham=0.8, failed=())
+    (text,) = [line for line in verdict(with_matched(study)).cautions if "not shown to beat sham" in line]
+    assert "guidance alone, as high as gives its images the arm's statistic, does the same" in text
+
+
 def test_a_gain_needs_a_baseline_and_a_placebo(study: Study) -> None:
     found = verdict(without(study, "baseline"))
     lacks = "but the sweep has no baseline (no negative prompt, no adapter)"
-    assert found.headline == f"Undecided: this adapter is better than every control, {lacks}, {WHERE}"
+    assert found.headline == f"Undecided: this adapter is better than placebo and sham, {lacks}, {WHERE}"
     assert found.tone == "none"
     assert "controls: minimal" in found.cautions[0]
 
@@ -117,6 +144,44 @@ def test_a_gain_at_another_guidance_is_not_one_over_every_control(study: Study) 
         "Undecided: this adapter is better than placebo, baseline and sham (placebo differs: guidance 5, "
         f"not 3), but the sweep has no placebo at the arm's own guidance, {WHERE}"
     )
+
+
+@pytest.mark.parametrize(("damage", "found"), [(-3.0, True), (0.0, False)])
+def test_a_known_damage_tries_the_metric_and_explains_no_gain(
+    tmp_path: Path, damage: float, found: bool
+) -> None:
+    """Of a sweep whose sham were the placebo, blurred."""
+    study, _ = judge(tmp_path, config=ONE_TRIAL, gain=3.0, sham=damage, failed=())
+    blurred = {"adapters": [], "post": {"degrade": "blur", "severity": 0.2}}
+    arms = [{**a, **blurred} if a["name"] == "sham" else a for a in study.sweep["arms"]]
+    study = Study(replace(study.results, sweep={**study.sweep, "arms": arms}))
+    answer = verdict(study)
+    assert [c.control for c in answer.contrasts] == ["baseline", "placebo"]
+    assert answer.headline == f"This adapter is better than placebo and baseline, {WHERE}"
+    (c,) = [c for c in study.between_controls if (c.arm, c.control) == ("sham", "placebo")]
+    said_of_it = f"sham (blur 0.2): sham − placebo = {signed(c.difference, study.decimals['aesthetic'])} ["
+    lines = answer.facts if found else answer.cautions
+    start = "The metric finds a known damage, " if found else "The metric does not find a known damage, "
+    assert any(line.startswith(f"{start}{said_of_it}") for line in lines)
+    assert sum("known damage" in line for line in (*answer.facts, *answer.cautions)) == 1
+
+
+@pytest.mark.parametrize(("sham", "reached"), [(4.0, True), (0.1, False)])
+def test_a_difference_is_said_in_units_of_guidance(tmp_path: Path, sham: float, reached: bool) -> None:
+    """Of a sweep whose sham were the placebo at guidance 7 instead of 5."""
+    study, _ = judge(tmp_path, config=ONE_TRIAL, gain=3.0, sham=sham, failed=())
+    rung = {"adapters": [], "guidance": 7.0}
+    arms = [{**a, **rung} if a["name"] == "sham" else a for a in study.sweep["arms"]]
+    study = Study(replace(study.results, sweep={**study.sweep, "arms": arms}))
+    placebo, at_7 = (study.contrast(study.selected, control=c, split="test") for c in ("placebo", "sham"))
+    assert placebo is not None and at_7 is not None and placebo.difference is not None
+    (line,) = [fact for fact in verdict(study).facts if fact.startswith("In guidance units")]
+    if reached:
+        share = placebo.difference / (at_7.mean_control - placebo.mean_control)  # type: ignore[operator]
+        assert f"against placebo is what guidance 5 to {5 + 2 * share:.2f} makes of it" in line
+        assert "against baseline" not in line, "it has no rungs"
+    else:
+        assert line.endswith("because no guidance from 5 to 7 makes such a difference from placebo.")
 
 
 def test_controls_are_compared_with_each_other(study: Study) -> None:

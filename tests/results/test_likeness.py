@@ -81,6 +81,7 @@ def test_a_sham_that_acts_otherwise_is_named_so() -> None:
 
 
 SUBJECT = {"recipe": PLAIN, "branch": "both"}
+BLUR = {"degrade": "blur", "severity": 0.2}
 BOTH = arm(negative="wrong", adapters=[SUBJECT, {}])
 HIGH = arm(negative="wrong", guidance=3, adapters=[{}])
 
@@ -107,9 +108,28 @@ HIGH = arm(negative="wrong", guidance=3, adapters=[{}])
         ("placebo", arm(), arm(adapters=[{"branch": "both", "scale": -1}]), True),
         ("placebo", arm(negative="wrong"), arm(negative="{prompt}", adapters=[{}]), True),
         ("placebo", arm(negative="wrong", guidance=4), arm(negative="{prompt}", adapters=[{}]), False),
+        ("baseline", arm(post=BLUR), OWN, False),
+        ("placebo", arm(negative="wrong", post=BLUR), OWN, False),
+        ("placebo", arm(negative="wrong", post=BLUR), arm(negative="wrong", adapters=[{}], post=BLUR), True),
+        ("matched", arm(negative="wrong"), OWN, False),
+        ("matched", arm(match={"arm": "arm", "by": "saturation"}), OWN, True),
+        ("matched", arm(match={"arm": "another", "by": "saturation"}), OWN, False),
     ],
 )  # fmt: skip
 def test_what_a_headline_needs(
     need: Need, control: dict[str, Any], own: dict[str, Any], serving: bool
 ) -> None:
     assert serves(need, control, own, sampler=SAMPLER) == serving
+
+
+def test_a_matched_guidance_is_no_difference_and_a_damage_is_one() -> None:
+    matched = {**arm(negative="wrong", match={"arm": "arm", "by": "saturation"}), "guidance": 2.4}
+    assert control_kind(matched, OWN, own=None, sampler=SAMPLER) == "matched"
+    assert differences(matched, OWN, own=None, sampler=SAMPLER) == []
+    other = {**OWN, "name": "another"}
+    assert control_kind(matched, other, own=None, sampler=SAMPLER) == "guidance"
+    assert differences(matched, other, own=None, sampler=SAMPLER) == ["guidance 2.4, not 2"]
+    damaged = arm(negative="wrong", adapters=[{}], post=BLUR)
+    assert differences(arm(negative="wrong"), damaged, own=None, sampler=SAMPLER) == [
+        "damage none, not blur 0.2"
+    ]

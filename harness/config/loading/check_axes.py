@@ -21,9 +21,9 @@ from harness.config.plan.axes import (
     corners,
     look_up,
     order_of,
+    param_label,
     trial_points,
 )
-from harness.config.plan.plan import param_label
 from harness.config.schema.adapter import AdapterConfig
 from harness.config.schema.base import NOT_HASHED, fingerprint
 from harness.config.schema.model import ModelConfig

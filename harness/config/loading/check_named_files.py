@@ -1,6 +1,7 @@
 """Models, adapters and captions that a sweep names, opened before any work.
 
-What models and adapters are, whether the model has their layers, and whether a caption would be cut.
+What models and adapters are, whether the model has their layers, whether a prompt holds the word that an
+adapter stands for, and whether a caption would be cut.
 """
 
 import functools
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from harness.config.loading.files import one_line
 from harness.config.loading.image_folder import find_images, name_of, read_captions
+from harness.config.loading.prompt_syntax import holds_word
 from harness.config.loading.tokens import EMOJI_FOLDER, cached_file, hub_file, local_folder, too_long
+from harness.config.plan.axes import PointsAndTrials
 from harness.config.plan.plan import Plan, adapter_trial
-from harness.config.schema.adapter import GivenAdapter, HubFile
+from harness.config.schema.adapter import GivenAdapter, HubFile, TextualInversion
 from harness.config.schema.evaluation import ArmAdapter, ArmConfig, negative_text
 from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.config.schema.recipe import FolderRecipe
@@ -246,3 +249,26 @@ def _of_folder(folder: Path, variant: str | None) -> Shapes:
         if shapes:
             found[part] = shapes
     return found
+
+
+def check_words(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
+    """An adapter that stands for a word finds it, as a word, in every branch that it acts on."""
+    for arm in sweep.arms:
+        negatives = [negative_text(arm.negative, prompt.text) for prompt in sweep.prompts]
+        texts = {"negative": negatives, "positive": [prompt.text for prompt in sweep.prompts]}
+        for place, adapter in enumerate(arm.adapters):
+            branches = [branch for branch in texts if adapter.branch in (branch, "both")]
+            for word in dict.fromkeys(_words(adapter, [config for _, config in trials])):
+                for branch in branches:
+                    if not any(holds_word(text, word) for text in texts[branch]):
+                        yield (
+                            f"arms.{arm.name}.adapters[{place}]: stands for the word {one_line(word, 40)!r}, "
+                            f"which no {branch} prompt of the arm holds, so it does nothing there"
+                        )
+
+
+def _words(adapter: ArmAdapter, configs: Sequence[TrialConfig]) -> Iterator[str]:
+    """The words that an arm's adapter learns in the trials; those of files are checked with the files."""
+    is_trained = adapter.is_own or adapter.is_trained_apart
+    own = [adapter_trial(config, adapter).adapter for config in configs] if is_trained else []
+    yield from (one.word for one in own if isinstance(one, TextualInversion))

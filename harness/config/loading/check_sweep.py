@@ -2,21 +2,20 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from harness.config.loading.files import one_line
 from harness.config.loading.image_folder import uncaptioned
 from harness.config.loading.messages import faults
-from harness.config.loading.prompt_syntax import fault_of, holds_word
+from harness.config.loading.prompt_syntax import fault_of
 from harness.config.plan.axes import PointsAndTrials
 from harness.config.plan.plan import adapter_trial
-from harness.config.schema.adapter import TextualInversion
 from harness.config.schema.evaluation import (
+    EFFECTIVE_GUIDANCE,
     NO_HAND_OVER,
     PROMPT,
-    ArmAdapter,
     ArmConfig,
     CfgZeroStarGuider,
     SamplerConfig,
@@ -41,6 +40,8 @@ def check_combinations(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[
     yield from _scheduler(sweep, configs)
     for arm in sweep.arms:
         yield from _guided(sweep, arm)
+        yield from _matched(sweep, arm)
+        yield from _damaged(sweep, arm)
     for config in configs:
         yield from _captions(config, "training.prompt")
         yield from _holdout(config)
@@ -60,29 +61,6 @@ def check_prompt_syntax(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator
             if (fault := fault_of(text, trained=trained)) is not None:
                 yield f"{where}: {one_line(text, 60)!r}: {fault}"
                 break
-
-
-def check_words(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
-    """An adapter that stands for a word finds it, as a word, in every branch that it acts on."""
-    for arm in sweep.arms:
-        negatives = [negative_text(arm.negative, prompt.text) for prompt in sweep.prompts]
-        texts = {"negative": negatives, "positive": [prompt.text for prompt in sweep.prompts]}
-        for place, adapter in enumerate(arm.adapters):
-            branches = [branch for branch in texts if adapter.branch in (branch, "both")]
-            for word in dict.fromkeys(_words(adapter, [config for _, config in trials])):
-                for branch in branches:
-                    if not any(holds_word(text, word) for text in texts[branch]):
-                        yield (
-                            f"arms.{arm.name}.adapters[{place}]: stands for the word {one_line(word, 40)!r}, "
-                            f"which no {branch} prompt of the arm holds, so it does nothing there"
-                        )
-
-
-def _words(adapter: ArmAdapter, configs: Sequence[TrialConfig]) -> Iterator[str]:
-    """The words that an arm's adapter learns in the trials; those of files are checked with the files."""
-    is_trained = adapter.is_own or adapter.is_trained_apart
-    own = [adapter_trial(config, adapter).adapter for config in configs] if is_trained else []
-    yield from (one.word for one in own if isinstance(one, TextualInversion))
 
 
 def check_prompt_lengths(sweep: SweepConfig, trials: PointsAndTrials) -> Iterator[str]:
@@ -207,7 +185,7 @@ def _objective(
     allowed: dict[str, list[str]] = {
         "metric": [metric.name for metric in sweep.metrics if metric.higher_is_better is not None],
         "arm": [arm.name for arm in sweep.arms if not arm.is_control],
-        "control": [arm.name for arm in sweep.arms if arm.is_control],
+        "control": [arm.name for arm in sweep.arms if arm.can_select],
     }
     for name, names in allowed.items():
         if getattr(meant, name) not in names:
@@ -322,6 +300,31 @@ def _guided(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
             "set zero_init_steps: 0, or sampler.guidance_rescale: 0"
         )
     yield from _interval(sweep, arm)
+
+
+def _matched(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
+    """A guidance that is searched for once a trial is selected can be found, and nothing waits for it."""
+    if arm.match is None:
+        return
+    where, match = f"arms.{arm.name}.match", arm.match
+    guidances = {a.name: sweep.sampler.guidance_of(a).scale for a in sweep.arms if not a.is_control}
+    if match.arm not in guidances:
+        yield f"{where}.arm: {match.arm} has no adapter of the trial; allowed: {', '.join(guidances)}"
+    elif match.between is None and guidances[match.arm] <= 1:
+        yield f"{where}.between: {match.arm} has no guidance above 1; give [lowest, highest]"
+    allowed = [metric.name for metric in sweep.metrics if metric.name != sweep.analysis.primary]
+    if match.by not in (*allowed, EFFECTIVE_GUIDANCE):
+        why = "is what is compared" if match.by == sweep.analysis.primary else "is not known"
+        yield f"{where}.by: {match.by} {why}; allowed: {', '.join([*allowed, EFFECTIVE_GUIDANCE])}"
+
+
+def _damaged(sweep: SweepConfig, arm: ArmConfig) -> Iterator[str]:
+    """A control with a damage has a twin to be compared with."""
+    labels: dict[str, Any] = {"name": "twin", "family": None, "params": {}, "added": False}
+    bare = arm.model_copy(update={**labels, "post": None})
+    twins = [other for other in sweep.arms if other.model_copy(update=labels) == bare]
+    if arm.post is not None and arm.is_control and not twins:
+        yield f"arms.{arm.name}.post: no other arm is like it without the damage; add it"
 
 
 def without_effect(sweep: SweepConfig) -> Iterator[str]:

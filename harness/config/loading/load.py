@@ -20,13 +20,12 @@ from harness.config.loading.check_axes import (
     with_checked_axes,
     with_checked_values,
 )
-from harness.config.loading.check_named_files import check_adapters, check_captions, check_models
+from harness.config.loading.check_named_files import check_adapters, check_captions, check_models, check_words
 from harness.config.loading.check_sweep import (
     check_combinations,
     check_disjoint_prompts,
     check_prompt_lengths,
     check_prompt_syntax,
-    check_words,
 )
 from harness.config.loading.files import one_line, parse, read_prompts, read_yaml, user_path, with_splits
 from harness.config.loading.local_files import LocalFiles, with_adapter_files

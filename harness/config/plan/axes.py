@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
+from pathlib import PurePath
 from random import Random
 from typing import Any
 
@@ -206,6 +207,33 @@ def _enabling(axes: Mapping[str, Axis], name: str) -> dict[str, int]:
                     chosen |= {**_enabling(axes, other), other: index}
                     break
     return chosen
+
+
+NULL = "none"  # an axis value that is null, in columns; an axis that is not applied is null there
+
+
+def param_label(value: Any) -> Any:
+    """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`.
+
+    A model is named by the end of its source.
+    """
+    match value:
+        case {"kind": "sdxl", "source": str(source)}:
+            return PurePath(source).name
+        case dict():
+            return value.get("name") or value.get("kind") or value.get("prompt")
+        case list() | tuple():
+            return ", ".join(map(str, value))
+        case plain:
+            return plain
+
+
+def label_at(point: Point, axis: str) -> Any:
+    """The label of an axis' value; None if the axis is not applied, `none` if its value is null."""
+    if axis not in point:
+        return None
+    label = param_label(point[axis])
+    return NULL if label is None else label
 
 
 def look_up(raw: Mapping[str, Any], dotted: str) -> Any:

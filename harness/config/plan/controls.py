@@ -124,4 +124,4 @@ def _is_sham(arm: ArmConfig) -> bool:
 
 def _acts_as(arm: ArmConfig, sampler: SamplerConfig) -> tuple[Any, ...]:
     """What decides an arm's images: equal for arms of which one is enough."""
-    return arm.negative, sampler.guidance_of(arm), arm.adapters, arm.merge
+    return arm.negative, sampler.guidance_of(arm), arm.match, arm.adapters, arm.merge, arm.post

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
-from harness.config.plan.axes import Point, PointsAndTrials, trial_points
+from harness.config.plan.axes import Point, PointsAndTrials, label_at, trial_points
 from harness.config.schema.adapter import AdapterConfig, GivenAdapter, HubFile
 from harness.config.schema.base import fingerprint
 from harness.config.schema.evaluation import (
@@ -18,6 +18,7 @@ from harness.config.schema.evaluation import (
     GuiderConfig,
     MergeConfig,
     Noise,
+    PostConfig,
     Prompt,
     Scheduler,
 )
@@ -92,6 +93,7 @@ class ResolvedArm:
     noise: Noise
     adapters: tuple[ResolvedAdapter, ...]
     merge: MergeConfig | None
+    post: PostConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +143,23 @@ class Plan:
 
     @cached_property
     def control_arms(self) -> tuple[ResolvedArm, ...]:
-        """Arms that need no training and are of no trial: generated once per sweep, before all else."""
+        """Arms that need no training and are of no trial: generated once per sweep, before all else.
+
+        Those whose guidance is searched for are of the selected trial.
+        """
         others = {arm_id for arms in self._arms_by_run.values() for arm_id in arms}
         others |= {arm.arm_id for arm in self.file_arms}
+        others |= {arm.arm_id for arm in self.matched_arms}
         return tuple(arm for arm in self.arms.values() if arm.arm_id not in others)
+
+    @cached_property
+    def matched_arms(self) -> tuple[ResolvedArm, ...]:
+        """Controls of the selected trial at the guidances that a `match` has tried, found ones included.
+
+        One that is another arm as well is not among them.
+        """
+        names = {arm.name for arm in self.sweep.arms if arm.match is not None}
+        return tuple(arm for arm in self.arms.values() if arm.arm in names)
 
     @cached_property
     def file_arms(self) -> tuple[ResolvedArm, ...]:
@@ -185,6 +200,13 @@ class Plan:
                 found.setdefault(max(runs, key=order.__getitem__), []).append(arm.arm_id)
         return found
 
+    def at_other_guidance(self, trial: Trial, arm: ArmConfig) -> dict[float, ResolvedArm]:
+        """The plan's arms that generate as this one does for the trial but for the guidance, by that."""
+        builder = _Builder(self.sweep)
+        like = builder.arms[builder.arm(trial.config, arm)]
+        found = (replace(like, guidance=a.guidance, arm_id=a.arm_id, arm=a.arm) for a in self.arms.values())
+        return {a.guidance: a for a in found if self.arms[a.arm_id] == a}
+
     def cells(self, arm: ResolvedArm, split: str) -> tuple[Cell, ...]:
         """The images of an arm on one split of the prompts."""
         return tuple(cells(arm, self.sweep.prompts, self.sweep.seeds, split))
@@ -199,6 +221,8 @@ def arm_at(arm: ResolvedArm, steps: int) -> ResolvedArm:
 def _identified(arm: ResolvedArm) -> ResolvedArm:
     """The arm with the id of what decides its images."""
     parts = {f.name: getattr(arm, f.name) for f in fields(arm) if f.name not in ("arm_id", "arm")}
+    if arm.post is None:  # as images were named before there was such damage
+        del parts["post"]
     adapters = [adapter.identity for adapter in arm.adapters]
     return replace(arm, arm_id=fingerprint("arm", **{**parts, "adapters": adapters}))
 
@@ -240,33 +264,6 @@ def expand(sweep: SweepConfig, known: PointsAndTrials = ()) -> Plan:
     return builder.plan()
 
 
-NULL = "none"  # an axis value that is null, in columns; an axis that is not applied is null there
-
-
-def param_label(value: Any) -> Any:
-    """An axis value as it stands in a column: a section given whole is named by its `name` or its `kind`.
-
-    A model is named by the end of its source.
-    """
-    match value:
-        case {"kind": "sdxl", "source": str(source)}:
-            return PurePath(source).name
-        case dict():
-            return value.get("name") or value.get("kind") or value.get("prompt")
-        case list() | tuple():
-            return ", ".join(map(str, value))
-        case plain:
-            return plain
-
-
-def _label_at(point: Point, axis: str) -> Any:
-    """The label of an axis' value; None if the axis is not applied, `none` if its value is null."""
-    if axis not in point:
-        return None
-    label = param_label(point[axis])
-    return NULL if label is None else label
-
-
 class _Builder:
     """Collects each distinct dataset, run and arm once while trials are added."""
 
@@ -288,10 +285,25 @@ class _Builder:
             index=len(self.trials),
             trial_id=trial_id,
             config=config,
-            params={name: _label_at(point, name) for name in self.sweep.axes},
+            params={name: label_at(point, name) for name in self.sweep.axes},
             run_id=run_id,
-            arms={arm.name: self._arm(config, arm) for arm in self.sweep.arms},
+            arms=self._arms(trial_id, config),
         )
+
+    def _arms(self, trial_id: str, config: TrialConfig) -> dict[str, str]:
+        """A trial's arms in the sweep's order. Those with a `match` are of one trial, once found.
+
+        They come after the others into the plan, since what they share with one of these is its.
+        """
+        found = {arm.name: self.arm(config, arm) for arm in self.sweep.arms if arm.match is None}
+        for arm in self.sweep.arms:
+            if arm.match is None or arm.match.trial != trial_id:
+                continue
+            for guidance in arm.match.tried:
+                self.arm(config, arm.model_copy(update={"guidance": guidance}))
+            if arm.guidance is not None:
+                found[arm.name] = self.arm(config, arm)
+        return {arm.name: found[arm.name] for arm in self.sweep.arms if arm.name in found}
 
     def plan(self) -> Plan:
         return Plan(
@@ -327,7 +339,8 @@ class _Builder:
         )
         return run_id
 
-    def _arm(self, config: TrialConfig, arm_config: ArmConfig) -> str:
+    def arm(self, config: TrialConfig, arm_config: ArmConfig) -> str:
+        """The id of an arm of a trial, resolved and added."""
         sampler = self.sweep.sampler
         guidance = sampler.guidance_of(arm_config)
         parts: dict[str, Any] = {
@@ -342,6 +355,7 @@ class _Builder:
             "refiner_start": sampler.refiner_start,
             "noise": sampler.noise,
             "merge": arm_config.merge,
+            "post": arm_config.post,
         }
         adapters = tuple(self._adapter(config, adapter) for adapter in arm_config.adapters)
         arm = _identified(

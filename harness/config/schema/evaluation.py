@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from harness.config.schema.adapter import AdapterConfig, HubFile
 from harness.config.schema.base import NOT_HASHED, Frozen, Name, SamplerSteps, Seed, Text
-from harness.config.schema.recipe import RecipeConfig, ShamConfig
+from harness.config.schema.recipe import DegradationName, RecipeConfig, Severity, ShamConfig
 from harness.config.schema.training import TrainingConfig
 
 Noise = Literal["per_prompt", "shared"]
@@ -170,6 +170,36 @@ class MergeConfig(Frozen):
         return self
 
 
+class PostConfig(Frozen):
+    """A damage of known size, done to each finished image: what the metrics must find."""
+
+    degrade: DegradationName
+    severity: Annotated[Severity, Field(description="from 0, no damage, to 1")]
+
+
+EFFECTIVE_GUIDANCE = "effective_guidance"  # what a control may match an arm by, beside the sweep's metrics
+
+
+class MatchConfig(Frozen):
+    """The control's guidance is searched for: there its mean statistic on dev prompts is that of an arm.
+
+    It is found for the selected trial alone. The last three fields are where the search stands.
+    """
+
+    arm: Annotated[Name, Field(description="an arm with the trial's own adapter")]
+    by: Annotated[Name, Field(description=f"a metric but the primary one, or {EFFECTIVE_GUIDANCE}")]
+    between: Annotated[
+        tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None,
+        AfterValidator(_ordered),
+        Field(description="lowest and highest guidance; null: half and twice the arm's distance from 1"),
+    ] = None
+    trial: Annotated[str | None, Field(description="the selected trial; filled in during the sweep")] = None
+    tried: Annotated[tuple[float, ...], Field(description="guidances; filled in during the sweep")] = ()
+    missing: Annotated[
+        str | None, Field(description="why no guidance is found; filled in during the sweep")
+    ] = None
+
+
 class ArmConfig(Frozen):
     """How an arm's images are generated. An arm without the trial's own adapter is a control.
 
@@ -191,8 +221,12 @@ class ArmConfig(Frozen):
     guidance: Annotated[float | None, Field(ge=0, description="in place of the sampler's guidance")] = None
     guidance_interval: Annotated[Interval, Field(description="in place of the sampler's")] = None
     guider: Annotated[GuiderConfig | None, Field(description="in place of the sampler's")] = None
+    match: Annotated[
+        MatchConfig | None, Field(description="of a control: a guidance at which it matches an arm")
+    ] = None
     adapters: tuple[ArmAdapter, ...] = ()
     merge: MergeConfig | None = None
+    post: Annotated[PostConfig | None, Field(description="a damage of the finished image")] = None
 
     @property
     def is_control(self) -> bool:
@@ -200,9 +234,24 @@ class ArmConfig(Frozen):
         return not any(adapter.is_own for adapter in self.adapters)
 
     @property
-    def needs_training(self) -> bool:
-        """False where its images can be generated before anything is trained."""
-        return not all(adapter.is_file for adapter in self.adapters)
+    def can_select(self) -> bool:
+        """Whether trials can be judged against it: a control that is there beforehand, and is not damaged."""
+        return self.is_control and self.match is None and self.post is None
+
+    @property
+    def waits_for_selection(self) -> bool:
+        """Whether its test images are those of the selected trial: it needs training, or is matched."""
+        return self.match is not None or not all(adapter.is_file for adapter in self.adapters)
+
+    @model_validator(mode="after")
+    def _one_guidance(self) -> "ArmConfig":
+        if self.match is None:
+            return self
+        if self.guidance is not None and self.match.trial is None:
+            raise ValueError("guidance is found by match; give one of the two")
+        if not self.is_control:
+            raise ValueError("match is of a control; leave out the trial's own adapter")
+        return self
 
     @model_validator(mode="after")
     def _merges_something(self) -> "ArmConfig":

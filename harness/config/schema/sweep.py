@@ -230,18 +230,13 @@ class SweepConfig(Frozen):
                 raise ValueError(f"{what} must differ; given twice: {', '.join(doubled)}{named}")
         if all(arm.is_control for arm in self.arms):
             raise ValueError("arms: at least one must use the trial's own adapter (adapters: [{scale: 1.0}])")
-        controls = [arm.name for arm in self.arms if arm.is_control]
+        controls = [arm.name for arm in self.arms if arm.can_select]
+        allowed = f"is not a control arm without match and post; allowed: {', '.join(controls)}"
         if self.analysis.control not in controls:
-            allowed = ", ".join(controls)
-            raise ValueError(
-                f"analysis.control {self.analysis.control!r} is not a control arm; allowed: {allowed}"
-            )
+            raise ValueError(f"analysis.control {self.analysis.control!r} {allowed}")
         for metric in self.metrics:
             if isinstance(metric, DriftMetric) and metric.control not in (None, *controls):
-                raise ValueError(
-                    f"metrics: {metric.name}.control {metric.control!r} is not a control arm; allowed: "
-                    f"{', '.join(controls)}"
-                )
+                raise ValueError(f"metrics: {metric.name}.control {metric.control!r} {allowed}")
         directed = [metric.name for metric in self.metrics if metric.higher_is_better is not None]
         if self.analysis.primary not in directed:
             allowed = ", ".join(directed)

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.config.schema.recipe import DegradationName, DegradeRecipe, KeywordsRecipe, PlainRecipe
 from harness.diffusion.datasets.dataset import Sample, generate_images, image_seed
-from harness.diffusion.datasets.degradations import degrade
+from harness.diffusion.degradations import degrade
 from harness.diffusion.models.model import Row
 
 if TYPE_CHECKING:

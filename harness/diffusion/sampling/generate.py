@@ -3,16 +3,18 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+from PIL import Image
 
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm
 from harness.config.schema.base import fingerprint
 from harness.config.schema.evaluation import negative_text
+from harness.diffusion.degradations import degrade
 from harness.diffusion.models.model import GeneratedImage, Row, RowAdapter, SamplerSettings
 from harness.diffusion.sampling import png
 
@@ -84,6 +86,10 @@ def _write(
 ) -> GeneratedPart:
     """The files of one part. `seconds` are those of one image."""
     arm, cells = part.arm, part.cells
+    images = [
+        replace(image, image=finished(arm, cell, image.image))
+        for cell, image in zip(cells, images, strict=True)
+    ]
     adapters = [png.about_adapter(a, path) for a, path in zip(arm.adapters, paths, strict=True)]
     rows = []
     for cell, image in zip(cells, images, strict=True):
@@ -103,6 +109,14 @@ def _write(
         generation_seconds=seconds * len(cells),
     )
     return GeneratedPart(rows=rows, made=made)
+
+
+def finished(arm: ResolvedArm, cell: Cell, image: Image.Image) -> Image.Image:
+    """The image as the arm has it. What is random of a damage depends on the cell's noise alone."""
+    if arm.post is None:
+        return image
+    rng = np.random.default_rng(cell.noise_seed)
+    return degrade(image, arm.post.degrade, severity=arm.post.severity, rng=rng)
 
 
 def _is_of_one_colour(image: GeneratedImage) -> bool:

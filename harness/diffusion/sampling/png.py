@@ -77,6 +77,7 @@ def described(
             "noise": arm.noise,
             "adapters": list(adapters),
             "merge": None if arm.merge is None else arm.merge.model_dump(mode="json"),
+            "post": None if arm.post is None else arm.post.model_dump(mode="json"),
         },
         "latent_hash": latent_hash,
         "pixels_sha256": pixels_hash(image),
@@ -191,6 +192,8 @@ def a1111_parameters(
             )
     if arm.merge is not None:
         fields["Lora merge"] = arm.merge.method
+    if arm.post is not None:
+        fields["Degraded"] = f"{arm.post.degrade} {arm.post.severity:g}"
     # A1111 knows LoRAs in the prompt, where they act on both branches, so only such are put there.
     alike = [a for a in adapters if a["branch"] == "both" and a["kind"] == "lora" and arm.merge is None]
     tags = "".join(f" <lora:{a['name']}:{_number(a['scale'])}>" for a in alike)

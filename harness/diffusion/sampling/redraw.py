@@ -19,7 +19,7 @@ from harness.config.schema.model import EmojiModel, ModelConfig, SdxlModel
 from harness.diffusion.adapters.adapter import EMA
 from harness.diffusion.models import load_model
 from harness.diffusion.sampling import png
-from harness.diffusion.sampling.generate import generate_row, sampler_settings
+from harness.diffusion.sampling.generate import finished, generate_row, sampler_settings
 from harness.errors import ConfigError, ModelError
 from harness.store.artifact import is_adapter, is_inside
 from harness.store.workspace import Workspace
@@ -136,7 +136,7 @@ def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
     sampler = _checked(SamplerConfig, {name: raw[name] for name in SamplerConfig.model_fields})
     given = [{name: adapter[name] for name in ADAPTER_FIELDS} for adapter in raw["adapters"]]
     own = {"name": "redraw", "negative": raw["negative"], "adapters": given, "merge": raw["merge"]}
-    arm = _checked(ArmConfig, own)
+    arm = _checked(ArmConfig, {**own, "post": raw.get("post")})  # older images have none
     return ResolvedArm(
         arm_id=str(raw["arm_id"]),
         arm=arm.name,
@@ -150,6 +150,7 @@ def _arm_of(raw: dict[str, Any]) -> ResolvedArm:
             for adapter, about in zip(arm.adapters, raw["adapters"], strict=True)
         ),
         merge=arm.merge,
+        post=arm.post,
     )
 
 
@@ -222,7 +223,7 @@ def _places(adapter: ResolvedAdapter, image: Path, workspace: Path | str | None)
 def _generate(about: _About, paths: Sequence[Path]) -> Image.Image:
     model = load_model(about.arm.model)
     (image,) = model.generate([generate_row(about.arm, about.cell, paths)], sampler_settings(about.arm))
-    return image.image
+    return finished(about.arm, about.cell, image.image)
 
 
 def _difference(one: Image.Image, other: Image.Image) -> int:

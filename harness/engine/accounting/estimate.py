@@ -34,8 +34,8 @@ from harness.engine.tasks import (
     Task,
     TrainingTask,
     Wish,
-    arms_of_trial,
     missing_tasks,
+    tested_when_selected,
 )
 from harness.engine.worker import usable_cpus
 from harness.errors import ArtifactError
@@ -305,7 +305,7 @@ def _confirmation(plan: Plan, workspace: Workspace, *, finished: bool) -> list[W
     """Of the trial that lacks least, if nothing else is missing: it was selected. Else of any."""
 
     def works(trial: Trial) -> list[Work]:
-        arms = [arm for arm in arms_of_trial(plan, trial.arms.values()) if arm.adapters]
+        arms = tested_when_selected(plan, trial)
         return [_images(CONFIRMATION, workspace, arm, plan.cells(arm, "test")) for arm in arms]
 
     if not finished:

@@ -61,9 +61,9 @@ def total(counts: Iterable[Count]) -> Count:
 
 
 def confirmation_images(plan: Plan) -> int:
-    """Test images that will be generated once a trial is selected: of all arms that needed training."""
-    adapter_arms = sum(arm.needs_training for arm in plan.sweep.arms)
-    return adapter_arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
+    """Test images that will be generated once a trial is selected."""
+    arms = sum(arm.waits_for_selection for arm in plan.sweep.arms)
+    return arms * len(plan.sweep.seeds) * sum(prompt.split == "test" for prompt in plan.sweep.prompts)
 
 
 def rungs(plan: Plan, workspace: Workspace, run_id: str) -> Count:

@@ -13,6 +13,7 @@ from harness.reporting.blind_spots import blind_spots
 from harness.reporting.export.evidence import Evidence
 from harness.reporting.export.subject import Subject, portable
 from harness.reporting.export.usage import usage_text
+from harness.results.claim import claim
 from harness.results.contrast import Contrast, is_own
 from harness.results.format import (
     MISSING,
@@ -25,8 +26,7 @@ from harness.results.format import (
     plain,
     signed,
 )
-from harness.results.guidance import guidance_text
-from harness.results.headline import claim
+from harness.results.guidance import guidance_text, match_text
 from harness.results.judges import second_opinions
 from harness.results.study import Study
 
@@ -54,6 +54,7 @@ def card(
         "## What was measured",
         _findings(subject, evidence),
         _table(evidence),
+        _matched(subject),
         " ".join(blind_spots(subject.results)),
         _images(evidence),
         "## How to use it",
@@ -212,6 +213,12 @@ def _table(evidence: Evidence) -> str:
         "metric has no "
         "better direction. p is adjusted over trials and arms (max-T)."
     )
+
+
+def _matched(subject: Subject) -> str:
+    """What is known of controls whose guidance was searched for."""
+    arms = [arm for arm in subject.results.sweep["arms"] if arm["match"]]
+    return "\n".join(f"- `{arm['name']}`: {markdown(match_text(arm))}" for arm in arms)
 
 
 def _row(c: Contrast, decimals: int) -> str:

@@ -58,7 +58,7 @@ class Evidence:
 def gather(subject: Subject) -> Evidence:
     """Everything a card shows of a trial's results."""
     study = Study(subject.results)
-    primary, control, controls = study.primary, study.control, study.controls
+    primary, control, controls = study.primary, study.control, study.rivals
     arm, split = study.best_arm(subject.trial_id), study.split_of(subject.trial_id)
     contrasts = [
         c

@@ -38,7 +38,7 @@ def page_data(study: Study, thumbnails: Thumbnails, base: str | None) -> dict[st
         "params": {key: param_name(key) for arm in study.sweep["arms"] for key in arm["params"] or {}},
         "prompts": _prompts(study),
         "seeds": sorted(int(seed) for seed in images["seed"].unique()) if len(images) else [],
-        "draws": list(dict.fromkeys(study.results.arms["arm_id"])),
+        "draws": _arm_ids(study),
         "trials": _trials(study),
         "images": _images(study, found),
         "contrasts": _contrasts(study),
@@ -58,6 +58,10 @@ def as_script(data: dict[str, Any]) -> str:
 
 def _arms(study: Study) -> list[str]:
     return [arm["name"] for arm in study.sweep["arms"]]
+
+
+def _arm_ids(study: Study) -> list[str]:
+    return list(study.results.arms["arm_id"].dropna().unique())
 
 
 def _place(names: list[str], name: str | None) -> int:
@@ -115,9 +119,10 @@ def _prompts(study: Study) -> list[dict[str, str]]:
 
 def _trials(study: Study) -> list[dict[str, Any]]:
     values = {axis: axis_values(study, axis) for axis in study.axes}
-    draws = {name: place for place, name in enumerate(dict.fromkeys(study.results.arms["arm_id"]))}
+    draws = {name: place for place, name in enumerate(_arm_ids(study))}
     of_trial = {
-        (row.trial_id, row.arm): draws[row.arm_id] for row in study.results.arms.itertuples(index=False)
+        (row.trial_id, row.arm): draws.get(str(row.arm_id), -1)
+        for row in study.results.arms.itertuples(index=False)
     }
     rows = []
     for row in study.results.trials.to_dict("records"):
@@ -141,7 +146,7 @@ def _trials(study: Study) -> list[dict[str, Any]]:
 def _images(study: Study, found: dict[int, Encoded]) -> dict[str, Any]:
     """Columns; `parameters` and `noise` are those of `Parameters.add`."""
     images = study.results.images
-    draws = {name: place for place, name in enumerate(dict.fromkeys(study.results.arms["arm_id"]))}
+    draws = {name: place for place, name in enumerate(_arm_ids(study))}
     prompts = {(p["id"], p["split"]): place for place, p in enumerate(_prompts(study))}
     seeds = {seed: place for place, seed in enumerate(sorted(images["seed"].unique()))}
     parameters = Parameters()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.reporting.blind_spots import blind_spots
 from harness.results.contrast import is_own, text
 from harness.results.format import MISSING, count, duration, listed, percent
-from harness.results.guidance import effective_guidance, guidance_text
+from harness.results.guidance import effective_guidance, guidance_text, match_text
 from harness.results.study import Study
 from harness.results.tables import FACTS
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from harness.store.workspace import Workspace
 
 
-ROLES = {"sham": "control: sham", "other": "control: other adapter"}
+ROLES = {
+    "sham": "control: sham",
+    "other": "control: other adapter",
+    "matched": "control: matched guidance",
+}
 
 
 def arm_rows(study: Study) -> list[dict[str, str]]:
@@ -30,7 +34,7 @@ def arm_rows(study: Study) -> list[dict[str, str]]:
                 "name": arm["name"],
                 "role": _role(study, arm["name"]),
                 "negative": arm["negative"],
-                "guidance": guidance_text(arm, study.sweep["sampler"]),
+                "guidance": match_text(arm) if arm["match"] else guidance_text(arm, study.sweep["sampler"]),
                 "effective": _effective(study, arm["name"]),
                 "adapters": adapters + (f"; {_merged(arm['merge'])}" if arm["merge"] else ""),
             }
@@ -42,6 +46,8 @@ def _role(study: Study, arm: str) -> str:
     """Of a control that trains an adapter also whether it is a sham, and if not, why."""
     if arm not in study.controls:
         return "adapter"
+    if (post := study.arm_config(arm)["post"]) is not None:
+        return "control: known damage, {degrade} {severity:g}".format(**post)
     role = ROLES.get(study.control_kind(arm), "control")
     unlike = [] if role == "control" else study.differences(arm)
     return f"{role}: {listed(unlike)}" if unlike else role

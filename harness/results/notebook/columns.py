@@ -18,7 +18,11 @@ TRIALS = {
 ARMS = {
     "trial_id": ("the trial", ""),
     "arm": ("name of the arm", ""),
-    "arm_id": ("id of its images: a control that trials share has the same in all of them", ""),
+    "arm_id": (
+        "id of its images: a control that trials share has the same in all of them",
+        "no guidance matches",
+    ),
+    "guidance": ("guidance scale; of a control with a match the one that was found", "none was found"),
     "is_control": ("whether the trial's own adapter does not act in it", ""),
     "reason": ("why it is not in the running, as for images of one colour", "it is"),
 }

@@ -1,5 +1,6 @@
 """Parts that would do nothing, or cannot go together, are faults before any work."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from harness.errors import ConfigError
 from tests.config.example import load
 
 PLACEBO = {"name": "placebo", "negative": "wrong"}
+OPTUNA = {"kind": "optuna", "trials": 2}
 PLAIN = {"kind": "plain", "prompts": ["a cat"], "count": 2}
 
 
@@ -153,7 +155,7 @@ def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Pat
     }
     both = {"name": "both", "negative": "wrong", "adapters": [subject, {}]}
     sweep = load(tmp_path, arms=[PLACEBO, {"name": "subject", "adapters": [subject]}, both])
-    assert [(own.is_control, own.needs_training) for own in sweep.arms] == [
+    assert [(own.is_control, own.waits_for_selection) for own in sweep.arms] == [
         (True, False),
         (True, True),
         (False, True),
@@ -163,6 +165,72 @@ def test_an_adapter_of_another_recipe_may_have_settings_of_its_own(tmp_path: Pat
     (alone,) = {trial.arms["subject"] for trial in plan.trials}
     owners = [run for run in plan.runs if alone in {arm.arm_id for arm in plan.arms_of_run(run)}]
     assert owners == [plan.arms[alone].adapters[0].run_id]
+
+
+@pytest.mark.parametrize(
+    ("match", "changes", "fault"),
+    [
+        ({"arm": "placebo"}, {}, "match.arm: placebo has no adapter of the trial; allowed: wrong_lora"),
+        ({"by": "aesthetic"}, {}, "match.by: aesthetic is what is compared; allowed: saturation, effective_"),
+        ({"by": "colour"}, {}, "match.by: colour is not known; allowed: saturation, effective_guidance"),
+        ({"between": [3, 2]}, {}, "must be [start, stop] with start below stop"),
+        ({}, {"sampler__guidance": 1.0}, "match.between: wrong_lora has no guidance above 1; give [lowest,"),
+        (
+            {},
+            {"analysis": {"control": "matched"}},
+            "'matched' is not a control arm without match and post; allowed: placebo",
+        ),
+        (
+            {},
+            {
+                "search": {
+                    "kind": "optuna",
+                    "trials": 2,
+                    "objectives": [{"kind": "contrast", "control": "matched"}],
+                }
+            },
+            "search.objectives[0].control: matched cannot be compared; allowed: placebo",
+        ),
+    ],
+)
+def test_a_match_that_cannot_be_found_is_named(
+    tmp_path: Path, match: dict[str, Any], changes: dict[str, Any], fault: str
+) -> None:
+    matched = {"name": "matched", "match": {"arm": "wrong_lora", "by": "saturation", **match}}
+    own = {"name": "wrong_lora", "negative": "wrong", "adapters": [{"branch": "both"}]}
+    with pytest.raises(ConfigError, match=re.escape(fault)) as raised:
+        load(tmp_path, arms=[PLACEBO, matched, own], **changes)
+    assert all(len(line) < 300 for line in str(raised.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arm", "fault"),
+    [
+        ({"guidance": 3}, "guidance is found by match; give one of the two"),
+        ({"adapters": [{}]}, "match is of a control; leave out the trial's own adapter"),
+    ],
+)
+def test_a_matched_arm_is_a_control_without_a_guidance(
+    tmp_path: Path, arm: dict[str, Any], fault: str
+) -> None:
+    matched = {"name": "matched", "match": {"arm": "wrong_lora", "by": "saturation"}, **arm}
+    with pytest.raises(ConfigError, match=fault):
+        load(tmp_path, arms=[PLACEBO, matched, {"name": "wrong_lora", "adapters": [{}]}])
+
+
+BLURRED = {"name": "blurred", "negative": "wrong", "post": {"degrade": "blur", "severity": 0.2}}
+
+
+def test_a_damaged_control_is_compared_with_its_twin(tmp_path: Path) -> None:
+    own = {"name": "wrong_lora", "negative": "wrong", "adapters": [{}]}
+    sweep = load(tmp_path, arms=[PLACEBO, BLURRED, own])
+    assert [arm.name for arm in sweep.arms if arm.can_select] == ["placebo"]
+    with pytest.raises(ConfigError, match=r"arms\.blurred\.post: no other arm is like it without the damage"):
+        load(tmp_path, arms=[PLACEBO, {**BLURRED, "negative": "bad"}, own])
+    with pytest.raises(ConfigError, match="'blurred' is not a control arm without match and post"):
+        load(tmp_path, arms=[PLACEBO, BLURRED, own], analysis={"control": "blurred"})
+    with pytest.raises(ConfigError, match=r"post\.severity: 0 is not allowed: must be > 0"):
+        load(tmp_path, arms=[PLACEBO, {**BLURRED, "post": {"degrade": "blur", "severity": 0}}, own])
 
 
 FOX = "a fox on a blue background"

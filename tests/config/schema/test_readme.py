@@ -25,7 +25,9 @@ from harness.config.schema.evaluation import (
     ArmAdapter,
     ArmConfig,
     CfgZeroStarGuider,
+    MatchConfig,
     MergeConfig,
+    PostConfig,
     Prompt,
     SamplerConfig,
 )
@@ -99,6 +101,8 @@ SECTIONS: dict[str, type[Frozen]] = {
     "arms": ArmConfig,
     "arms: adapters": ArmAdapter,
     "arms: sham": ShamConfig,
+    "arms: match": MatchConfig,
+    "arms: post": PostConfig,
     "arms: merge": MergeConfig,
     "prompts": Prompt,
     "sampler": SamplerConfig,

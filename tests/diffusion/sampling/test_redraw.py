@@ -6,18 +6,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.fuzz.images import IMAGES
 from harness.config.loading.tokens import model_digest
 from harness.config.plan.plan import Cell, ResolvedAdapter, ResolvedArm, cells
-from harness.config.schema.evaluation import ApgGuider, Prompt
+from harness.config.schema.evaluation import ApgGuider, PostConfig, Prompt
 from harness.config.schema.model import EmojiModel
+from harness.diffusion.degradations import degrade
 from harness.diffusion.models import load_model
 from harness.diffusion.models.model import Model
 from harness.diffusion.sampling.generate import Part, generate_cells
-from harness.diffusion.sampling.png import HARNESS
+from harness.diffusion.sampling.png import HARNESS, PARAMETERS
 from harness.diffusion.sampling.redraw import redraw
 from harness.errors import ConfigError, ModelError
 from harness.store.workspace import Workspace
@@ -103,6 +105,24 @@ def test_a_image_that_was_alone_comes_out_the_same_to_the_last_byte(
     again = redraw(image, workspace=None, output=tmp_path / "again.png")
     assert (again.equal, again.difference) == (True, 0)
     assert again.output.read_bytes() == image.read_bytes()
+
+
+def test_a_damage_is_done_to_the_finished_image_and_again_when_it_is_redrawn(
+    arm: ResolvedArm, emoji: Model, tmp_path: Path
+):
+    """Noise: its numbers are those of the cell."""
+    cell = wanted(arm)[:1]
+    post = PostConfig(degrade="noise", severity=0.3)
+    plain = drawn(arm, emoji, tmp_path / "plain", cell)[0]
+    damaged = drawn(replace(arm, post=post), emoji, tmp_path / "damaged", cell)[0]
+    with Image.open(plain) as image:
+        rng = np.random.default_rng(cell[0].noise_seed)
+        expected = degrade(image.convert("RGB"), "noise", severity=0.3, rng=rng)
+    with Image.open(damaged) as image:
+        assert image.tobytes() == expected.tobytes()
+        assert "Degraded: noise 0.3" in image.info[PARAMETERS]
+    again = redraw(damaged, workspace=None, output=tmp_path / "again.png")
+    assert again.output.read_bytes() == damaged.read_bytes()
 
 
 def test_adapters_are_found_by_what_they_are(

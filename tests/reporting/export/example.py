@@ -43,7 +43,12 @@ SWEEP: dict[str, Any] = {
     "metrics": [{"kind": "clip_score", "encoder": "emoji"}, "saturation"],
     "analysis": {"primary": "clip_score", "resamples": 200},
 }
-COLOURS = {"baseline": (120, 120, 120), "placebo": (40, 90, 200), "wrong_lora": (220, 60, 40)}
+COLOURS = {
+    "baseline": (120, 120, 120),
+    "blurred": (110, 110, 110),
+    "placebo": (40, 90, 200),
+    "wrong_lora": (220, 60, 40),
+}
 MODULES = {  # some that emoji's UNet and text encoders have: name, inputs, outputs
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (112, 112),
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (224, 112),
@@ -74,10 +79,12 @@ def finished(root: Path, *, gain: float = 1.0, lost: tuple[int, ...] = (), **cha
                 "arm": arm.name,
                 "arm_id": t.arms[arm.name],
                 "is_control": arm.is_control,
+                "guidance": plan.arms[t.arms[arm.name]].guidance,
                 "reason": None,
             }
             for t in plan.trials
             for arm in plan.sweep.arms
+            if arm.name in t.arms
         ]
     )
     trials = pd.DataFrame([_trial(workspace, plan, trial, trial in kept) for trial in plan.trials])

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from harness.reporting.export import export_trial
+from harness.reporting.export.card import card
 from harness.reporting.export.contact_sheet import CAPTION, GAP, HEAD, TILE
 from harness.reporting.export.evidence import PAIRS, _spread, gather
 from harness.reporting.export.subject import find
@@ -84,6 +85,24 @@ def test_two_adapters_that_act_are_both_said(tmp_path: Path) -> None:
         "branches, merged by linear"
     ) in text
     assert "On one branch alone" not in text
+
+
+def test_a_matched_control_is_said_with_its_guidance_and_a_damaged_one_is_no_rival(tmp_path: Path) -> None:
+    arms = [
+        {"name": "placebo", "negative": "wrong"},
+        {"name": "blurred", "negative": "wrong", "post": {"degrade": "blur", "severity": 0.2}},
+        {"name": "matched", "negative": "wrong", "match": {"arm": "wrong_lora", "by": "saturation"}},
+        {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.5}]},
+    ]
+    results = finished(tmp_path, arms=arms, prompts=MANY)
+    subject = find(results, Workspace(tmp_path), "best")
+    evidence = gather(subject)
+    assert evidence.controls == ("placebo",) and {c.control for c in evidence.contrasts} == {"placebo"}
+    text = card(subject, evidence, files={}, examples=())
+    assert "- `matched`: guidance by saturation as of wrong_lora: searched for" in text
+    results.sweep["arms"][2]["guidance"] = 2.31
+    text = card(subject, evidence, files={}, examples=())
+    assert "- `matched`: guidance by saturation as of wrong_lora: 2.31" in text
 
 
 def test_the_sheet_has_an_arm_in_each_column(tmp_path: Path) -> None:

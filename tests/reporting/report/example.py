@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from harness import results as harness_results
-from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand, param_label
+from harness.config.plan.axes import param_label
+from harness.config.plan.plan import Cell, Plan, ResolvedArm, Trial, expand
 from harness.config.schema.adapter import LowRankAdapter
 from harness.config.schema.sweep import SweepConfig
 from harness.diffusion.training.checkpoint import Checkpoint
@@ -203,6 +204,7 @@ def _arms(plan: Plan) -> pd.DataFrame:
             "arm": arm,
             "arm_id": arm_id,
             "is_control": arms[arm].is_control,
+            "guidance": plan.arms[arm_id].guidance,
             "reason": None,
         }
         for trial in plan.trials

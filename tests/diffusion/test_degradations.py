@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw
 
 from harness.config.schema.recipe import DegradationName
-from harness.diffusion.datasets.degradations import degrade
+from harness.diffusion.degradations import degrade
 
 NAMES: tuple[DegradationName, ...] = DegradationName.__args__  # type: ignore[attr-defined]
 SEVERITIES = (0.1, 0.3, 0.5, 0.7, 0.85, 1.0)
