@@ -1,6 +1,7 @@
 """Chromium without a window, driven over its debugging pipe: what a page logs, fetches and measures."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -126,7 +127,9 @@ def chromium(profile: Path) -> Iterator[Page]:
     from_browser, write_answers = os.pipe()
 
     def wire() -> None:  # the protocol asks for commands on 3 and answers on 4
-        commands, answers = os.dup(read_commands), os.dup(write_answers)
+        # away from 3 and 4, which matplotlib may have freed: dup2 of a descriptor onto itself closes it at exec
+        commands = fcntl.fcntl(read_commands, fcntl.F_DUPFD_CLOEXEC, 10)
+        answers = fcntl.fcntl(write_answers, fcntl.F_DUPFD_CLOEXEC, 10)
         os.dup2(commands, 3)
         os.dup2(answers, 4)
 
