@@ -77,9 +77,10 @@ PRIVATE_APIS = {  # module and name: why there is no public way
     "diffusion.training.run_state._foreach_mul_": "as above",
     "diffusion.training.run_state._foreach_sub": "as above",
     "reporting.wandb_report._to_model": "no public way to a report's JSON without a server",
+    "engine.executors.ray_tune.ENV_VARS_TO_PROPAGATE": "no setting keeps AWS's keys out of command lines",
     "engine.executors.ray_tune.run_metadata": "its running means keep 20 KiB a trial in the driver",
 }
-PRIVATE_WITHOUT_UNDERSCORE = {"run_metadata"}  # of Tune's Trial: not documented
+PRIVATE_WITHOUT_UNDERSCORE = {"ENV_VARS_TO_PROPAGATE", "run_metadata"}  # of Tune: not documented
 
 # Budgets: signs to think at. What exceeds one is listed with its reason, and the lists only get shorter.
 MOST_MODULES = 10  # in a room, its __init__ aside

@@ -60,6 +60,15 @@ class Letters(Console):
         """Of every text that is printed, in tables too."""
         return super().render_str(visible(text), **options)
 
+    def item(self, text: str, *, mark: str = "· ") -> None:
+        """An entry of a list: what wraps on a terminal stands under its first word."""
+        written = Text(visible(text))
+        room = max(self.width - cell_len(mark), 20)
+        lines = written.wrap(self, room) if self.is_terminal else [written]
+        for number, line in enumerate(lines):
+            line.rstrip()
+            self.print(Text(" " * cell_len(mark) if number else mark) + line, soft_wrap=True)
+
 
 def styled(text: str, style: str) -> Text:
     """A text in a style, letter for letter."""
@@ -93,16 +102,24 @@ def print_plan(plan: Plan, workers: int) -> None:
             f"{_trials_of(plan, by_length)}): a {_kinds(by_length)} schedule depends on the length of the run"
         )
     out.print(
-        f"{len(plan.trials)} trials · {len(plan.runs)} training runs · {len(plan.datasets)} datasets · "
-        f"arms: {', '.join(arm.name + (' (control)' if arm.is_control else '') for arm in sweep.arms)}"
+        f"{counted(len(plan.trials), 'trial')} · {counted(len(plan.runs), 'training run')} · "
+        f"{counted(len(plan.datasets), 'dataset')}"
     )
-    out.print(f"{_sharing(plan)}; {_drawn(plan)}")
-    for lines in (_added(plan), _matched(plan), without_effect(sweep), _left_out(plan), about_files(plan)):
+    for what, are_controls in (("arms", False), ("controls", True)):
+        names = [arm.name for arm in sweep.arms if arm.is_control == are_controls]
+        out.item(", ".join(names), mark=f"{what:10}")
+    for lines in (
+        _sharing(plan),
+        [_generated(plan)],
+        _added(plan),
+        _matched(plan),
+        without_effect(sweep),
+        _left_out(plan),
+        about_files(plan),
+        _packed(plan, workers) if len(plan.runs) > 1 else [],
+    ):
         for line in lines:
-            out.print(line)
-    if len(plan.runs) > 1:
-        for line in _packed(plan, workers):
-            out.print(line)
+            out.item(line)
 
 
 def _added(plan: Plan) -> Iterator[str]:
@@ -148,15 +165,18 @@ def _kinds(runs: Sequence[TrainingRun]) -> str:
     return " or ".join(dict.fromkeys(run.training.schedule.kind for run in runs))
 
 
-def _sharing(plan: Plan) -> str:
+def _sharing(plan: Plan) -> Iterator[str]:
+    """What is trained for how many trials; nothing while a search has suggested none."""
     own = len(plan.own_runs)
     if not plan.runs:
-        return "nothing is trained: the trials' adapters are files"
+        if plan.trials:
+            yield "nothing is trained: the trials' adapters are files"
+        return
     trials = f"training runs: {own} for the trials"
     if own < len(plan.trials):
         trials += " (trials that differ in training.steps alone are checkpoints of one run)"
     others = len(plan.runs) - own
-    return trials + (f", {others} for adapters of control arms" if others else "")
+    yield trials + (f", {others} for adapters of control arms" if others else "")
 
 
 def _packed(plan: Plan, workers: int) -> Iterator[str]:
@@ -187,7 +207,7 @@ def _left_out(plan: Plan) -> Iterator[str]:
     yield from (f"{path}: {line}" for path, lines in found.items() for line in lines)
 
 
-def _drawn(plan: Plan) -> str:
+def _generated(plan: Plan) -> str:
     prompts = Counter(prompt.split for prompt in plan.sweep.prompts)
     seeds = len(plan.sweep.seeds)
     return (
@@ -309,10 +329,8 @@ def print_verdict(
     out.print(styled(found.headline, f"bold {colour}"))
     if quiet:
         return
-    for line in (*found.facts, *found.cautions):
-        out.print(f"  {line}")
-    for line in events(results.sweep.get("events", [])):
-        out.print(f"  {line}")
+    for line in (*found.facts, *found.cautions, *events(results.sweep.get("events", []))):
+        out.item(line)
     if found.contrasts:
         _print_table(found.contrasts, study, ["against"], lambda c: [c.control])
     for what, line in _next_steps(study, folder, mirror):

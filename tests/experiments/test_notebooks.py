@@ -5,6 +5,7 @@ from typing import Any
 
 import jupytext
 import nbclient
+import nbformat
 import pytest
 
 from tests.reporting.report import example
@@ -41,6 +42,16 @@ def test_it_runs(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(images) == 10  # two heat maps, seven more figures, the losses
     first = next(output for output in found if "text/html" in output.get("data", {}))
     assert "against each control" in first["data"]["text/html"]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.parent.name)
+def test_the_executed_notebook_is_of_these_cells(file: Path) -> None:
+    executed = nbformat.read(file.with_suffix(".ipynb"), as_version=4)
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in jupytext.read(file).cells]
+    found = outputs(executed)
+    assert not [output for output in found if output["output_type"] in ("error", "stream")]
+    assert len([output for output in found if "image/png" in output.get("data", {})]) == 10
+    assert file.with_suffix(".ipynb").stat().st_size < 2_000_000
 
 
 def test_there_is_a_notebook() -> None:

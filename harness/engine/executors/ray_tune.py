@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from harness.config.plan.rungs import IntermediateResult
@@ -41,6 +42,13 @@ from harness.engine.worker import Tell, attempt
 
 REPORT_EVERY_SECONDS = 2.0
 IDLE_SECONDS = 60.0  # a worker without a task is kept so long for the next one
+
+# Tune would copy AWS's keys into the command line of each worker, for every user of the machine to read, and
+# into Ray's logs. Workers on this machine inherit the environment; other nodes have credentials of their own:
+# the check that all nodes see the workspace needs them before.
+class_cache.ENV_VARS_TO_PROPAGATE -= {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
+}
 
 
 class RayTuneExecutor:

@@ -53,6 +53,30 @@ def test_a_failure_loses_no_other(name: ExecutorName, plan: Plan, tmp_path: Path
     assert display.counts["dataset_images"] == parts_count(good.dataset, good.parts)
 
 
+def test_keys_of_the_environment_stand_in_no_command_line(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "a-secret-key-of-the-test"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key)
+    wish = Wish(plan=plan, workers=lambda: 1)
+    task = next(task for task in missing_tasks(wish, Workspace(tmp_path)) if isinstance(task, PartsTask))
+    seen: list[list[str]] = []
+
+    def look(*_: Any) -> None:
+        seen.append(
+            [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or []]
+        )
+
+    with make_executor("ray") as executor:
+        run_tasks([task], Context.of(plan, tmp_path, look), executor)
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert any("ray::" in word for words in seen for word in words), "a worker was there to see"
+    assert not [word for words in seen for word in words if key in word]
+    assert not [
+        file for file in session.glob("logs/**/*") if file.is_file() and key.encode() in file.read_bytes()
+    ]
+
+
 @pytest.mark.slow
 def test_ray_and_the_loop_make_the_same_images_and_scores(
     plan: Plan, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch

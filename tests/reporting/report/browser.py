@@ -127,7 +127,7 @@ def chromium(profile: Path) -> Iterator[Page]:
     from_browser, write_answers = os.pipe()
 
     def wire() -> None:  # the protocol asks for commands on 3 and answers on 4
-        # away from 3 and 4, which matplotlib may have freed: dup2 of a descriptor onto itself closes it at exec
+        # not 3 or 4, should these be free: a descriptor put onto itself is closed when Chromium starts
         commands = fcntl.fcntl(read_commands, fcntl.F_DUPFD_CLOEXEC, 10)
         answers = fcntl.fcntl(write_answers, fcntl.F_DUPFD_CLOEXEC, 10)
         os.dup2(commands, 3)
