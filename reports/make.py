@@ -97,9 +97,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="WORKSPACE/sweeps/quickstart")
-    folder = parser.parse_args().folder.resolve()
-    html = HERE / "quickstart.html"
-    write_report(results.load(folder), Workspace(folder.parent.parent), html)
+    given = parser.parse_args().folder  # the page shows it as given
+    folder, html = given.resolve(), HERE / "quickstart.html"
+    write_report(results.load(given), Workspace(given.parent.parent), html)
     with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as page:
         pictures(page, html)
     terminal(folder)

@@ -12,18 +12,8 @@ import typer
 
 from harness import __version__
 from harness.cli import outputs, power, status, store
-from harness.cli.console import (
-    err,
-    out,
-    print_contrasts,
-    print_inventory,
-    print_plan,
-    print_scheduler,
-    print_search,
-    print_verdict,
-    styled,
-    verdict_as_json,
-)
+from harness.cli.check import print_inventory, print_plan, print_scheduler, print_search
+from harness.cli.console import err, out, print_contrasts, print_verdict, styled, verdict_as_json
 from harness.config.loading.load import load_plan
 from harness.config.plan.plan import Plan, Trial, expand
 from harness.errors import ConfigError, HarnessError, SweepIncomplete

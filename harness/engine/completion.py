@@ -66,9 +66,10 @@ def _made_of(plan: Plan, workspace: Workspace, folder: Path) -> str:
 
 
 def _code() -> Iterator[str]:
-    """Of this package as it is installed: other code may make other tables."""
+    """Of this package as it is installed: other code may make other tables or another page."""
     package = Path(harness.__file__).parent
-    for file in sorted(file for file in package.rglob("*.*") if file.suffix in (".py", ".j2", ".css")):
+    kinds = (".py", ".j2", ".css", ".js")
+    for file in sorted(file for file in package.rglob("*.*") if file.suffix in kinds):
         yield f"{file.relative_to(package)} {sha256(file)}"
 
 

@@ -226,13 +226,22 @@ def _exploratory(study: Study, main: Contrast) -> list[str]:
     if study.confirmatory:
         return []
     if study.split == "test":
-        first, k = study.looks[0], len(study.looks)
-        asked = f"{metric_name(first['primary'])}, {first['arm']} against {first['control']}"
+        k = len(study.looks)
+        damaged = [look["damaged"] for look in study.looks if "damaged" in look]
+        first, *later = (look for look in study.looks if "damaged" not in look)
         spent = "" if main.p is None else f", over {k} looks p is {p_text(spent_p(main.p, k))}"
+        unread = (
+            f"{listed(damaged)} among the sweeps cannot be read and may have been a look at these prompts"
+        )
+        if not later:
+            fresh = "Fresh test prompts give a confirmatory verdict."
+            return [f"This result is exploratory{spent}: {unread}. {fresh}"]
+        asked = f"{metric_name(first['primary'])}, {first['arm']} against {first['control']}"
         return [
+            *([f"{unread}."] if damaged else []),
             f"This result is exploratory{spent}: these test prompts were looked at before, first on "
             f"{first['time'][:10]} by sweep {first['sweep']} ({asked}): “{first['headline']}” What was "
-            "looked at first is confirmatory; fresh test prompts give another such verdict."
+            "looked at first is confirmatory; fresh test prompts give another such verdict.",
         ]
     why = (
         "the test images of the selected trial are missing"

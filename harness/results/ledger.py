@@ -50,7 +50,8 @@ class Look:
 def record(workspace: Workspace, study: Study) -> list[dict[str, Any]]:
     """Every look so far at any of the study's test prompts up to its own, which is the last; noted if new.
 
-    Empty where the selected trial has no number on test prompts. A file that cannot be read is no look.
+    Empty where the selected trial has no number on test prompts. A file that cannot be read may have been a
+    look at these prompts: it counts as one before all others, as `{"damaged": its path}`.
     """
     main = study.contrast(study.selected, control=study.control, split="test")
     if main is None or main.difference is None or study.split != "test":
@@ -73,7 +74,7 @@ def record(workspace: Workspace, study: Study) -> list[dict[str, Any]]:
         verdict=main.finding,
         headline="",
     )
-    known = _read(workspace)
+    known, damaged = _read(workspace)
     new = own.key not in known
     own = known.get(own.key, own)
     before = sorted(
@@ -82,7 +83,8 @@ def record(workspace: Workspace, study: Study) -> list[dict[str, Any]]:
     )
     if not new:
         before = [look for look in before if (look.time, look.key) < (own.time, own.key)]
-    looks = [asdict(look) for look in (*before, own)]
+    unread = [{"damaged": f"{LEDGER}/{name}"} for name in damaged if name != f"{own.key}.json"]
+    looks: list[dict[str, Any]] = [*unread, *(asdict(look) for look in (*before, own))]
     if new:
         sweep = {**study.sweep, "looks": looks}
         own = replace(own, headline=verdict(Study(replace(study.results, sweep=sweep))).headline)
@@ -94,17 +96,21 @@ def record(workspace: Workspace, study: Study) -> list[dict[str, Any]]:
     return looks
 
 
-def _read(workspace: Workspace) -> dict[str, Look]:
-    """The looks of the store by their keys."""
+def _read(workspace: Workspace) -> tuple[dict[str, Look], list[str]]:
+    """The looks of the store by their keys, and the names of files that hold none."""
     folder = workspace.fetch_sweep(LEDGER)
     found: dict[str, Look] = {}
+    damaged = []
     for file in sorted(folder.glob("[!.]*")) if folder.is_dir() else ():
         try:
             look = _look(read_json(file))
-        except (OSError, ValueError, TypeError):
-            continue
-        found[look.key] = look
-    return found
+            if file.name != f"{look.key}.json":
+                raise ValueError("another look than its name says")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            damaged.append(file.name)
+        else:
+            found[look.key] = look
+    return found, damaged
 
 
 def _look(content: Mapping[str, Any]) -> Look:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import harness
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.pretend import carry_out
 from harness.cli import main
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, expand
-from harness.engine.completion import marked
+from harness.engine.completion import _code, marked
 from harness.store.artifact import MANIFEST
 from harness.store.workspace import Workspace
 
@@ -75,6 +76,13 @@ def test_whatever_its_tables_are_made_of_is_looked_at(
     carry_out(plan, workspace)
     assert marked(plan, workspace) is not None, "what was changed is made again, and the sweep is finished"
     assert (file.parent / MANIFEST).is_file() or "sweeps" in file.parts
+
+
+def test_all_that_the_page_is_rendered_from_is_code() -> None:
+    package = Path(harness.__file__).parent
+    templates = {str(file.relative_to(package)) for file in (package / "reporting").rglob("templates/**/*.*")}
+    assert {Path(name).suffix for name in templates} == {".css", ".j2", ".js"}
+    assert templates <= {line.split()[0] for line in _code()}
 
 
 def test_new_images_of_a_draw_and_another_specification_are_seen(plan: Plan, workspace: Workspace) -> None:

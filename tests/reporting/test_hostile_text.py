@@ -16,7 +16,8 @@ import yaml
 from matplotlib import pyplot
 
 from harness import results as harness_results
-from harness.cli.console import print_contrasts, print_plan, print_verdict
+from harness.cli.check import print_plan
+from harness.cli.console import print_contrasts, print_verdict
 from harness.config.loading.load import load_plan
 from harness.config.schema.evaluation import Prompt
 from harness.config.schema.sweep import WandbTracking

@@ -83,3 +83,17 @@ def test_nothing_is_noted_without_test_images_nor_lost_to_a_damaged_file(
     file.write_text("{")
     assert study_with(results, store).confirmatory
     assert store.sweep_names() == []
+
+
+def test_a_look_that_cannot_be_read_counts_as_one(results: Results, store: Workspace) -> None:
+    assert study_with(results, store).confirmatory
+    (file,) = (store.root / "sweeps" / LEDGER).glob("*.json")
+    other = file.rename(
+        file.with_name(f"{'0' * len(file.stem)}.json")
+    )  # of another analysis, as far as one sees
+    other.write_text(other.read_text()[:-20])
+    study = study_with(results, store)
+    assert not study.confirmatory
+    said = " ".join((*verdict(study).facts, *verdict(study).cautions))
+    assert f"{LEDGER}/{other.name} among the sweeps cannot be read" in said and "exploratory" in said
+    assert other.exists(), "kept for whoever can mend it"

@@ -114,7 +114,8 @@ def test_dump_written_as_yaml_is_a_sweep(tmp_path: Path) -> None:
         ),
         (
             {"analysis": {"control": "sham2"}},
-            "x.yaml: analysis.control 'sham2' is not a control arm; allowed: baseline, placebo, sham",
+            "x.yaml: analysis.control 'sham2' is not a control arm without match and post; allowed: "
+            "baseline, placebo, sham",
         ),
         (
             {"analysis": {"primary": "saturation"}},
@@ -223,7 +224,7 @@ def test_quickstart_is_valid_and_small() -> None:
     plan = expand(load_sweep(QUICKSTART))
     assert len(plan.trials) == 8
     assert len(plan.datasets) == 4
-    assert [arm.arm for arm in plan.control_arms] == ["baseline", "placebo"]
+    assert [arm.arm for arm in plan.control_arms] == ["baseline", "blurred", "placebo"]
 
 
 def test_quickstart_never_trains_on_what_it_evaluates() -> None:
