@@ -103,16 +103,18 @@ def test_a_run_alone_is_trained_and_saved(
     assert on_cpu(saved[1]) and saved[1].ema
 
 
+@pytest.mark.parametrize("on_cuda", ["bf16"], indirect=True)
 def test_a_word_is_learnt_and_resumed(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"model": on_cuda, "adapter": TextualInversion(), "checkpoints": (1, 2)}
-    saved = run_training(**asked, checkpointing=on_cuda.config.precision == "bf16").saved
+    saved = run_training(**asked, checkpointing=True).saved
     saved[1].write(tmp_path)
     again = run_training(**asked, resume=Checkpoint.read(tmp_path)).saved
     assert list(again) == [2] and on_cpu(again[2])
 
 
+@pytest.mark.parametrize("on_cuda", ["fp16"], indirect=True)
 def test_a_step_never_waits_for_the_device(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_step_never_waits_for_the_device(
     assert first > 0 and others == [first] * 2
 
 
+@pytest.mark.parametrize("on_cuda", ["fp16"], indirect=True)
 def test_stored_latents_and_held_out_images_reach_the_device(
     cuda: FakeCuda, on_cuda: Model, run_training: Trainer, images: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_stored_latents_and_held_out_images_reach_the_device(
     assert saved.validation is not None and list(saved.validation) == [1]
 
 
+@pytest.mark.parametrize("on_cuda", ["fp16"], indirect=True)
 def test_probes_of_a_pack_run_on_the_device(cuda: FakeCuda, on_cuda: Model) -> None:
     runs = [make_run(on_cuda, adapter=LowRankAdapter(**MIDDLE), seed=seed) for seed in (0, 1)]
     assert runs_at_once(runs, on_cuda, checkpointing=False) in (1, 2)
@@ -158,8 +162,8 @@ def test_full_size_sdxl_predicts_with_two_packed_adapters(cuda: FakeCuda) -> Non
     config = SdxlModel(source="random", refiner=None, vae=None, precision="bf16")
     model = Sdxl(config, hollow_pipelines(config), device=CUDA)
     adapters = [
-        LowRankAdapter(rank=8, text_encoders=True, targets=EVERYWHERE),
-        LowRankAdapter(kind="dora", rank=16, blocks=("mid_block",)),
+        LowRankAdapter(rank=8, text_encoders=True, **MIDDLE),
+        LowRankAdapter(kind="dora", rank=16, **MIDDLE),
     ]
     fresh = [Fresh(adapter=adapter, seed=None) for adapter in adapters]
     with (
