@@ -1,6 +1,7 @@
 """The page of a sweep that is still being run: written again every so often, without a verdict."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -9,6 +10,13 @@ from harness.errors import ArtifactError, HarnessError
 from harness.reporting.report import write_report
 from harness.reporting.report.thumbnails import Cache
 from harness.store.workspace import REPORT, Workspace
+
+SHARE = 0.05  # of the time at most goes into pages: they take it from the workers of this machine
+
+
+def pause(seconds: float, took: float) -> float:
+    """Seconds until the next page where the last one took so many, and at least so many are asked for."""
+    return max(seconds, took * (1 - SHARE) / SHARE)
 
 
 class GrowingPage:
@@ -49,11 +57,14 @@ class GrowingPage:
                 thread.join()
 
     def _write_often(self, seconds: float) -> None:
-        while not self._ended.wait(seconds):
+        took = 0.0
+        while not self._ended.wait(pause(seconds, took)):
             with self._lock:
                 if self._news:
                     self._news = 0
+                    begun = time.monotonic()
                     self._write()
+                    took = time.monotonic() - begun
 
     def _write(self) -> None:
         try:

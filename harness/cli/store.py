@@ -47,7 +47,7 @@ def ls(
     entries = [entry for entry in found.entries if kind in (None, entry.kind)]
     if as_json:
         artifacts = [_described(entry) for entry in entries]
-        _print_json({"stages": artifacts, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
+        _print_json({"artifacts": artifacts, "sweeps": found.sweeps, "unreadable_sweeps": found.unreadable})
         return
     unused = "not known" if found.unreadable else "no sweep"
     if kind is None:
@@ -106,7 +106,7 @@ def verify_files(
                 out.print(styled(finding.state, "red"), f" {fault}")
         for fault in sweeps:
             out.print(styled("damaged", "red"), f" {fault}")
-        out.print(f"{len(entries)} stages verified, {len(findings)} damaged")
+        out.print(f"{len(entries)} artifacts verified, {len(findings)} damaged")
         if findings and not delete:
             out.print("--delete-damaged removes them; then the sweep's next run makes them again")
     if sweeps or any(finding.state != "removed" for finding in findings):
@@ -140,7 +140,7 @@ def _print_sums(entries: Sequence[Entry], unused: str) -> None:
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry.kind, _sweeps(entry, unused)].append(entry)
-    table = _table("kind", "stages", "size", "age", "needed by")
+    table = _table("kind", "artifacts", "size", "age", "needed by")
     for (kind, sweeps), members in groups.items():
         ages = sorted(_age(entry) for entry in members)
         age = " – ".join(dict.fromkeys([duration(ages[0]), duration(ages[-1])]))
@@ -159,7 +159,7 @@ def _print_entries(entries: Sequence[Entry], unused: str) -> None:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        number = heading in ("stages", "size")
+        number = heading in ("artifacts", "size")
         table.add_column(heading, overflow="fold", justify="right" if number else "left")
     return table
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.many import QUICKSTART, overrides
 from benchmarks.pretend import carry_out
-from harness.cli.growing import GrowingPage
+from harness.cli.growing import GrowingPage, pause
 from harness.config.loading.load import load_sweep
 from harness.config.plan.plan import Plan, expand
 from harness.engine.collect import so_far
@@ -132,3 +132,8 @@ def test_a_page_that_cannot_be_written_is_said_once(growing: Path) -> None:
         growth.noticed()
         time.sleep(0.4)
     assert len(said) == 1 and "cannot be written" in said[0]
+
+
+def test_a_page_that_takes_long_is_written_less_often() -> None:
+    assert pause(60, took=0.0) == pause(60, took=3.0) == 60
+    assert pause(60, took=10.0) == pytest.approx(190), "10 s of 200 s: a twentieth"

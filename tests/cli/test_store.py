@@ -40,7 +40,7 @@ def test_the_command_line(workspace: Workspace, plan: Plan, capsys: pytest.Captu
     code, said = run(capsys, "store", "ls", *where)
     assert code == 0 and "no sweep" in said and "small" in said
     code, said = run(capsys, "store", "ls", "--json", *where)
-    artifacts = {artifact["name"]: artifact for artifact in json.loads(said)["stages"]}
+    artifacts = {artifact["name"]: artifact for artifact in json.loads(said)["artifacts"]}
     assert artifacts["datasets/x1"]["needed_by"] == [] and artifacts["datasets/x1"]["bytes"] > 0
 
     code, said = run(capsys, "store", "show", own_run(plan).dataset.dataset_id[:6], *where)

@@ -98,7 +98,7 @@ def test_the_store_of_a_bucket_is_listed_verified_and_cleared(
     first = carry_out(plan, s3, "local")
     code, said = run(capsys, "store", "ls", "-w", s3, "--json")
     assert code == 0
-    artifacts = json.loads(said)["stages"]
+    artifacts = json.loads(said)["artifacts"]
     assert {artifact["kind"] for artifact in artifacts} >= {"dataset", "checkpoint", "images", "scores"}
     assert all(
         artifact["needed_by"] == ["small"] or artifact["kind"] == "checkpoint" for artifact in artifacts
