@@ -46,6 +46,11 @@ def match_text(arm: Mapping[str, Any]) -> str:
     return f"guidance by {match['by']} as of {match['arm']}: {found}"
 
 
+def damage_text(arm: Mapping[str, Any]) -> str:
+    """What a damaged control is, as `known damage, blur 0.2`."""
+    return "known damage, {degrade} {severity:g}".format(**arm["post"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effective:
     """Effective guidance ω_e of an arm, and the share of it that is orthogonal: means over `images`.

@@ -173,7 +173,7 @@ def _in_guidance(study: Study, main: Contrast, contrasts: Sequence[Contrast]) ->
             size = signed(c.difference, study.decimals[c.metric])
             said.append(f"{size} against {c.control} is what guidance {own:g} to {found:.2f} makes of it")
         elif c is main:
-            said.append(f"none for {c.control}, because {reason}")
+            said.append(f"not known against {c.control}, because {reason}")
     return f"In guidance units: {'; '.join(said)}."
 
 
@@ -327,7 +327,7 @@ def _other_metrics(study: Study) -> list[str]:
             worse.append(text)
     said = []
     if worse:
-        said.append(f"It costs something: against {study.control}, {listed(worse)} became worse.")
+        said.append(f"Other metrics are worse than with {study.control}: {listed(worse)}.")
     if moved:
         said.append(
             f"Against {study.control} the images also changed in {listed(moved)}. A scorer may reward that "

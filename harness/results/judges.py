@@ -33,7 +33,7 @@ def second_opinions(study: "Study", main: Contrast) -> str:
         if network(metric) != own and c is not None and c.higher_is_better is not None:
             said.setdefault(_opinion(c, main), []).append(_numbers(study, c))
     if not said:
-        return f"No second judge: no other metric with a better direction has another network than {own}."
+        return f"No second judge: no other metric with a better direction has a network other than {own}."
     parts = [f"{opinion}: {listed(judges)}" for opinion, judges in said.items()]
     return f"Judges with another network than {own}: {'; '.join(parts)}."
 

@@ -15,8 +15,14 @@ from harness.config.schema.metric import metric_of
 from harness.config.schema.search import OptunaSearch
 from harness.errors import ConfigError
 from harness.results.contrast import BAD, GOOD, Contrast, known, text
-from harness.results.format import axis_value, decimals_for
-from harness.results.guidance import effect_of_guidance, guidance_of, in_guidance_units
+from harness.results.format import MISSING, axis_value, decimals_for
+from harness.results.guidance import (
+    damage_text,
+    effect_of_guidance,
+    guidance_of,
+    in_guidance_units,
+    match_text,
+)
 from harness.results.likeness import BETTER_NEEDS, ControlKind, Need, control_kind, differences, serves
 from harness.results.objectives import front, gains
 from harness.results.power import Components, Floats, components_of
@@ -296,6 +302,14 @@ class Study:
                 f"sweep {self.sweep['name']} is no pilot: it has not two dev prompts with all of their pairs"
             ) from error
 
+    def about(self, name: str) -> str:
+        """What an arm is beside its name: a damage, a matched guidance, what else differs."""
+        arm = self.arm_config(name)
+        if arm["post"] is not None:
+            return damage_text(arm)
+        said = [match_text(arm)] if arm["match"] is not None else []
+        return "; ".join(said + (self.differences(name) if name in self.controls else []))
+
     def margin_to_propose(self) -> float | None:
         """What 0.1 more guidance does to the control, in size; None without a control at another guidance."""
         own = guidance_of(self.arm_config(self.control), self.sweep["sampler"])
@@ -318,6 +332,15 @@ class Study:
             ends = "{:g} to {:g}".format(*(end({*ladder, own}) for end in (min, max)))
             return None, own, f"no guidance from {ends} makes such a difference from {c.control}"
         return found, own, None
+
+    def as_guidance(self, c: Contrast) -> str:
+        """The same for a table: `2 → 2.16`; an em dash where there is none."""
+        found, own, _ = self.in_guidance_units(c)
+        return MISSING if found is None else f"{own:g} → {found:.2f}"
+
+    def has_ladder(self, contrasts: Sequence[Contrast]) -> bool:
+        """Whether any of these can be said in units of guidance."""
+        return any(self.in_guidance_units(c)[0] is not None for c in contrasts)
 
     def _ladder(self, control: str, *, split: str, metric: str | None = None) -> dict[float, float]:
         """Mean differences from a control of those that differ from it in guidance alone, by guidance."""

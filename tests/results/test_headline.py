@@ -53,7 +53,7 @@ def test_the_facts_are_the_tables_numbers(study: Study) -> None:
     assert "12 held-out test prompts" in measured and f"({main['n_pairs']} pairs" in measured
     finds = f"12 prompts find a true difference of {main['detectable']:.2f} in 80\u202f% of studies"
     assert design == f"{finds}; less is likely missed."
-    none = "none for placebo, because the sweep has no control like placebo at another guidance"
+    none = "not known against placebo, because the sweep has no control like placebo at another guidance"
     assert guidance == f"In guidance units: {none}."
     dev = study.contrast(study.selected, control="placebo", split="dev")
     assert dev is not None and f"from +{dev.difference:.2f} to +{main['mean_difference']:.2f}" in shrinkage

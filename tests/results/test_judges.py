@@ -53,7 +53,7 @@ def test_a_second_judge(fresh: Study, primary: str, second: str, opinion: str) -
 
 
 def test_metrics_on_one_encoder_are_one_judge(fresh: Study) -> None:
-    none = "No second judge: no other metric with a better direction has another network than emoji."
+    none = "No second judge: no other metric with a better direction has a network other than emoji."
     assert verdict(fresh).facts[-1] == none
 
 

@@ -104,6 +104,7 @@ def _arm(study: Study, arm: dict[str, Any]) -> dict[str, Any]:
         },
         "control": arm["name"] in study.controls,
         "negative": arm["negative"],
+        "about": study.about(arm["name"]),
     }
 
 

@@ -1,6 +1,7 @@
 """The page: sections of a study, with arms in words, rendered by a template and written atomically."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -142,6 +143,7 @@ def render(
             sweep=study.sweep,
             verdict=found,
             strips=strips(study, found.contrasts),
+            rungs=study.has_ladder(found.contrasts),
             progress=_progress(study),
             groups=groups,
             every=every,
@@ -208,9 +210,19 @@ def _environment() -> Environment:
         listed=listed,
         tone=tone,
         axis_name=axis_name,
+        unbroken=_unbroken,
     )
     environment.globals.update(interval=interval, count=count)
     return environment
+
+
+def _unbroken(sentence: str) -> str:
+    """With intervals, signs and p that no line breaks in the middle of."""
+    return re.sub(
+        r"\[[^\]\s]+, [^\]\s]+\]|p [=<] [\d.]+| [−=] (?=[+−\d])",
+        lambda match: match[0].replace(" ", "\u00a0"),
+        sentence,
+    )
 
 
 def _trials(study: Study) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ def _role(study: Study, arm: str) -> str:
     """Of a control that trains an adapter also whether it is a sham, and if not, why."""
     if arm not in study.controls:
         return "adapter"
-    if (post := study.arm_config(arm)["post"]) is not None:
-        return "control: known damage, {degrade} {severity:g}".format(**post)
+    if study.arm_config(arm)["post"] is not None:
+        return f"control: {study.about(arm)}"
     role = ROLES.get(study.control_kind(arm), "control")
     unlike = [] if role == "control" else study.differences(arm)
     return f"{role}: {listed(unlike)}" if unlike else role
@@ -165,7 +165,7 @@ def provenance(study: Study, workspace: "Workspace") -> dict[str, Any]:
         "training_seed": sweep["training"]["seed"] if sweep["training"] else None,
         "analysis_seed": sweep["analysis"]["seed"],
         "host": sweep["host"],
-        "finished_at": sweep["finished_at"],
+        "finished_at": (sweep["finished_at"] or "")[:16].replace("T", " "),
         "folder": shlex.quote(folder),
         "duration": duration(sweep["seconds"]),
         "versions": sorted(sweep["versions"].items()),

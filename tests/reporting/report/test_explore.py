@@ -106,6 +106,8 @@ def test_two_images_side_by_side_under_a_slider_and_blinking(page: Page) -> None
     page.evaluate("document.querySelectorAll('.pair .shot-button')[3].click()")
     page.press("c")
     assert [alt.partition(":")[0] for alt in shown(page)] == ["placebo", "wrong_lora"]
+    tops = "[...document.querySelectorAll('#lightbox-stage img')].map(i => i.getBoundingClientRect().top)"
+    assert len(set(page.evaluate(tops))) == 1, "side by side, not one above the other"
     page.press("+")
     zooms = "[...document.querySelectorAll('#lightbox-stage img')].map(i => i.style.transform)"
     assert len(set(page.evaluate(zooms))) == 1 and "scale(1.5)" in page.evaluate(zooms)[0]

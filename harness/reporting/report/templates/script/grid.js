@@ -157,7 +157,10 @@ const grid = (() => {
 
   /** Panels of rows of cells, in the order that is asked for. */
   function model() {
-    const [columns, rows, panels] = [coordinates(current.x), coordinates(current.y), coordinates(current.z)];
+    const [rows, panels] = [coordinates(current.y), coordinates(current.z)];
+    // The control stands beside each row already.
+    const twice = current.pin && current.x === "arm" && data.arms.filter((arm) => arm.head === data.arms[current.control].head).length === 1;
+    const columns = coordinates(current.x).filter(({ label }) => !twice || label !== data.arms[current.control].head);
     const at = (c, r, p) => ({
       ...current.at, ...(current.z && { [current.z]: p.value }), ...(current.y && { [current.y]: r.value }), ...(current.x && { [current.x]: c.value }),
     });
@@ -178,12 +181,15 @@ const grid = (() => {
       }
       return {
         title: panel.label, columns: heads, rows: names, cells,
-        columnMeans: heads.map((_, c) => values(cells.map((row) => row[c]))).map((list) => (list.length > 1 ? mean(list) : null)),
-        rowMeans: cells.map(values).map((list) => (list.length > 1 ? mean(list) : null)),
+        columnMeans: heads.map((_, c) => values(cells.map((row) => row[c]))).map(acrossArms(current.y)),
+        rowMeans: cells.map(values).map(acrossArms(current.x)),
         pinned: pinned(cells),
       };
     });
   }
+
+  /** The mean of a margin; none across arms, which have nothing to be averaged over. */
+  const acrossArms = (key) => (list) => (list.length > 1 && dim(key)?.kind !== "arm" ? mean(list) : null);
 
   /** The control beside each row; null where the columns are prompts or seeds, or it is not wanted. */
   function pinned(cells) {
@@ -203,12 +209,18 @@ const grid = (() => {
     });
   }
 
+  /** The tone of a difference; none where its interval includes zero. */
+  function colour({ apart, low, high }) {
+    const open = low !== null && low !== undefined && low <= 0 && high >= 0;
+    return open ? "" : tone(apart, current.metric);
+  }
+
   function number(cell) {
     const { decimals, name } = data.metrics[current.metric];
     const parts = [];
     if (cell.value !== null && cell.value !== undefined) parts.push(el("span", { class: "score", title: name }, plain(cell.value, decimals)));
     if (cell.apart !== null && cell.apart !== undefined) {
-      parts.push(" ", el("span", { class: `delta ${tone(cell.apart, current.metric)}` }, signed(cell.apart, decimals)));
+      parts.push(" ", el("span", { class: `delta ${colour(cell)}` }, signed(cell.apart, decimals)));
       if (cell.low !== null && cell.low !== undefined) {
         parts.push(el("span", { class: "interval" }, `[${signed(cell.low, decimals)}, ${signed(cell.high, decimals)}]`));
         parts.push(el("span", { class: "interval" }, `${cell.prompts} prompts`));
@@ -224,7 +236,9 @@ const grid = (() => {
       const source = sourceOf(image);
       if (source === null) return el("span", { class: "noimage" }, "image left out");
       const [width, height] = data.images.size[image]; // keep the room before it is loaded
-      const shown = el("img", { src: source, alt: nameOf(image), width, height, loading: "lazy", decoding: "async" });
+      // An embedded image is there already: to load it late would only leave it out of a print.
+      const loading = source.startsWith("data:") ? null : "lazy";
+      const shown = el("img", { src: source, alt: nameOf(image), width, height, loading, decoding: "async" });
       shown.classList.toggle("crisp", isCrisp(image));
       return shown;
     });

@@ -69,13 +69,13 @@ const lightbox = (() => {
     }
     shown.src = original ?? small ?? "data:,";
     const [width, height] = data.images.size[which];
-    const room = { width: Math.max(200, innerWidth * (innerWidth > 900 ? 0.62 : 0.92)), height: innerHeight * 0.72 };
+    const room = { width: Math.max(200, innerWidth * (innerWidth > 900 ? 0.62 : 0.92)), height: innerHeight * (innerWidth > 900 ? 0.72 : 0.6) };
     const share = other >= 0 && mode === "side" ? 2 : 1;
     let factor = Math.min(room.width / share / width, room.height / height);
     if (factor > 1) factor = isCrisp(which) ? Math.min(8, Math.max(1, Math.floor(factor))) : Math.min(factor, 2);
     shown.width = Math.round(width * factor);
     shown.height = Math.round(height * factor);
-    return el("figure", {}, el("div", { class: "frame" }, shown), el("figcaption", {}, label));
+    return el("figure", { style: `--shown: ${shown.width}px` }, el("div", { class: "frame" }, shown), el("figcaption", {}, label));
   }
 
   function draw() {
@@ -115,6 +115,7 @@ const lightbox = (() => {
     const [trial, arm] = ownerOf(image);
     const prompt = data.images.prompt[image];
     const seed = data.images.seed[image];
+    const differs = arm !== data.control; // the control has no difference from itself
     const rowsOfScores = data.metrics.map((metric, m) => {
       const value = score(image, m);
       const reason = data.images.reasons[`${image} ${m}`];
@@ -123,7 +124,7 @@ const lightbox = (() => {
       return el("tr", {},
         el("th", { scope: "row" }, metric.name),
         el("td", { class: "n" }, text),
-        el("td", { class: `n ${apart === null ? "" : tone(apart, m)}` }, apart === null ? "" : signed(apart, metric.decimals)));
+        differs ? el("td", { class: `n ${apart === null ? "" : tone(apart, m)}` }, apart === null ? "—" : signed(apart, metric.decimals)) : "");
     });
     const partner = partnerOf(image);
     const original = originalOf(image);
@@ -132,10 +133,11 @@ const lightbox = (() => {
     about.replaceChildren(...[
       el("h2", { id: "lightbox-title" }, data.prompts[prompt].text),
       el("p", {}, `seed ${data.seeds[seed]} · ${data.prompts[prompt].split} prompt · `, el("strong", {}, arm < 0 ? "" : data.arms[arm].name)),
+      arm >= 0 && data.arms[arm].about ? el("p", { class: "note" }, data.arms[arm].about) : null,
       arm >= 0 && !data.arms[arm].control ? el("p", {}, data.trials[trial].label) : null,
       el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "score"), el("th", { scope: "col", class: "n" }, "value"),
-          el("th", { scope: "col", class: "n" }, `− ${control}`))),
+          differs ? el("th", { scope: "col", class: "n" }, `− ${control}`) : "")),
         el("tbody", {}, rowsOfScores)),
       el("p", { class: "buttons" },
         partner < 0 ? null : el("button", { type: "button", "aria-pressed": String(other === partner), click: () => compare(partner) },
