@@ -1,5 +1,6 @@
 """A sweep that only evaluates: trials are files; nothing is trained, and all the evidence is there."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,9 @@ from harness.engine.executors.local import LocalExecutor
 from harness.engine.pipeline import run_sweep
 from harness.engine.stages.context import Context
 from harness.reporting.report import write_report
+from harness.reporting.report.sheet import Sheet, View
 from harness.reporting.wandb_runs import all_runs
+from harness.results.study import Study
 from harness.store.workspace import Workspace
 from tests.sweeps.small import write_sweep
 
@@ -32,12 +35,34 @@ def lora(file: Path, model: SdxlModel, strength: float) -> None:
     save_file(state, file)
 
 
+def rows_of_the_grid(study: Study, page: str) -> None:
+    """Each file is a row, as a trial or as an arm, with its image, score and difference."""
+    for y, names in (
+        ("adapter", ["wrong-000010", "wrong-000020", "wrong"]),
+        ("arm", ["wrong_lora", "theirs"]),
+    ):
+        sheet = Sheet(study, View(x="prompt", y=y, at={"arm": "wrong_lora"} if y == "adapter" else {}))
+        rows = [(label, row) for label, row in sheet.coordinates(y) if label in names]
+        assert [label for label, _ in rows] == names
+        for _, column in sheet.coordinates("prompt"):
+            cells = [sheet.cell({**sheet.home, **row, **column}) for _, row in rows]
+            assert len({cell.path for cell in cells}) == len(names)
+            assert all(cell.value is not None and cell.difference is not None for cell in cells)
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert [axis["values"] for axis in data["axes"]] == [["wrong-000010", "wrong-000020", "wrong"]]
+    (theirs,) = [place for place, arm in enumerate(data["arms"]) if arm["name"] == "theirs"]
+    drawn = {trial["draws"][theirs] for trial in data["trials"]}
+    shown = [row for row, draw in enumerate(data["images"]["draw"]) if draw in drawn]
+    assert shown and all(data["thumbnails"][row] is not None for row in shown)
+
+
 def test_checkpoints_of_one_folder_are_compared(
     tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
 ) -> None:
     (tmp_path / "out").mkdir()
     for number, name in enumerate(("wrong-000010", "wrong-000020", "wrong"), 1):
         lora(tmp_path / "out" / f"{name}.safetensors", tiny_config, 0.1 * number)
+    lora(tmp_path / "theirs.safetensors", tiny_config, 0.5)
     file = write_sweep(
         tmp_path / "small.yaml",
         tiny_config,
@@ -49,6 +74,11 @@ def test_checkpoints_of_one_folder_are_compared(
         arms=[
             {"name": "placebo", "negative": "wrong"},
             {"name": "wrong_lora", "negative": "wrong", "adapters": [{"scale": 1.0}]},
+            {
+                "name": "theirs",
+                "negative": "wrong",
+                "adapters": [{"file": str(tmp_path / "theirs.safetensors")}],
+            },
         ],
     )
     plan, workspace = load_plan(file), Workspace(tmp_path / "runs")
@@ -70,10 +100,11 @@ def test_checkpoints_of_one_folder_are_compared(
         "only the selected is confirmed"
     )
     pixels = results.images[results.images["split"] == "dev"].groupby("arm_id")["sha256"].apply(tuple)
-    assert pixels.nunique() == len(pixels) == 4
+    assert pixels.nunique() == len(pixels) == 5
     write_report(results, workspace, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "wrong-000020" in page
+    rows_of_the_grid(Study(results), page)
     runs = [run for run in all_runs(results, workspace, images_per_arm=0) if run.job_type == "trial"]
     assert [run.history for run in runs] == [()] * 3, "no losses, but runs"
     again = run_sweep(plan, ctx, LocalExecutor(), announce=lambda *_: None, publish=lambda _: True)
