@@ -27,7 +27,7 @@ from harness.reporting.wandb_runs import (
     flat_names,
 )
 from harness.results.contrast import Contrast, text
-from harness.results.format import interval, markdown, metric_name, p_text, percent, plain, signed
+from harness.results.format import MISSING, interval, markdown, metric_name, p_text, percent, plain, signed
 from harness.results.headline import verdict
 from harness.results.study import Study
 from harness.results.tables import FACTS
@@ -139,9 +139,11 @@ class _Blocks:
             "its mean",
             "difference",
             f"{confidence} interval",
+            "as guidance",
             "p",
             "wins",
             "finding",
+            "what it is",
         ]
         rows = [
             [
@@ -150,11 +152,28 @@ class _Blocks:
                 plain(c.mean_control, decimals),
                 signed(c.difference, decimals),
                 interval(c.low, c.high, decimals),
+                study.as_guidance(c),
                 p_text(c.p),
                 percent(c.win_rate),
                 FINDINGS.get(c.finding, c.finding),
+                study.about(c.control),
             ]
             for c in contrasts
+        ]
+        rows += [
+            [
+                f"{c.arm} − {c.control}",
+                plain(c.mean_arm, decimals),
+                plain(c.mean_control, decimals),
+                signed(c.difference, decimals),
+                interval(c.low, c.high, decimals),
+                MISSING,
+                p_text(c.p),
+                percent(c.win_rate),
+                "found" if found else "not found",
+                study.about(name),
+            ]
+            for name, c, found in (study.known_damage if contrasts else ())
         ]
         selected = study.labels.get(study.selected or "", "no trial")
         return f"{metric_name(study.primary)}, {markdown(selected)}, {where}:\n\n{_table(head, rows)}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.loading.files import visible
 from harness.results.contrast import Contrast, known
-from harness.results.format import count, interval, listed, metric_name, p_text, percent, signed
+from harness.results.format import MISSING, count, interval, listed, metric_name, p_text, percent, signed
 from harness.results.headline import verdict
 from harness.results.study import Study
 
@@ -36,11 +36,16 @@ def as_html(results: "Results") -> str:
     found = verdict(study)
     confidence = f"{100 * results.sweep['analysis']['confidence']:g} % interval"
     where = "held-out test prompts" if study.split == "test" else "dev prompts"
+    # what it is called, its contrast, as guidance, finding, what it is
+    shown = [(c.control, c, study.as_guidance(c), c.finding, study.about(c.control)) for c in found.contrasts]
+    for name, c, seen in study.known_damage if shown else ():
+        tried = "found" if seen else "not found"
+        shown.append((f"{c.arm} − {c.control}", c, MISSING, tried, study.about(name)))
     controls = [
-        [c.control, *_numbers(study, c), percent(c.win_rate), str(c.n_prompts), c.finding]
-        for c in found.contrasts[:MOST_CONTROLS]
+        [name, *_numbers(study, c), units, percent(c.win_rate), str(c.n_prompts), finding, about]
+        for name, c, units, finding, about in shown
     ]
-    left_out = len(found.contrasts) - len(controls)
+    left_out = max(0, len(controls) - MOST_CONTROLS)
     parts = [
         f"<h3>{escape(found.headline)}</h3>",
         f"<p><b>{escape(results.sweep['name'])}</b>: {escape(results.sweep['question'])}<br>"
@@ -48,8 +53,18 @@ def as_html(results: "Results") -> str:
         _table(
             f"{study.arm} of the selected trial against each control: {metric_name(study.primary)} on the "
             f"{where}" + (f"; {count(left_out, 'more control')} in r.summary" if left_out else ""),
-            ["control", "difference", confidence, "p", "wins", "prompts", "finding"],
-            controls,
+            [
+                "control",
+                "difference",
+                confidence,
+                "p",
+                "as guidance",
+                "wins",
+                "prompts",
+                "finding",
+                "what it is",
+            ],
+            controls[:MOST_CONTROLS],
         ),
         _table(
             f"trials, {study.arm} against {study.control} on the dev prompts, best first"
