@@ -132,7 +132,7 @@ def test_print_keeps_every_column(browser: Page, html: Path) -> None:
         heads = browser.evaluate("document.querySelector('#metrics table').tHead.innerText").split()
         assert heads == ["metric", "baseline", "placebo", "sham"]
         folded = (
-            "[...document.querySelectorAll('main details > *:not(summary)')]"
+            "[...document.querySelectorAll('main details:not(.unprinted) > *:not(summary)')]"
             ".filter(e => !e.checkVisibility())"
         )
         assert browser.evaluate(f"{folded}.filter(e => !e.matches('.scripted')).length") == 0
