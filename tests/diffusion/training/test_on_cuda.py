@@ -178,7 +178,7 @@ def test_full_size_sdxl_predicts_with_two_packed_adapters(cuda: FakeCuda) -> Non
             torch.zeros(2, 6, device=CUDA),
             counts=[1, 1],
         )
-    assert len(leaves(predicted_BChw)) > 1800, "A and B of more than 900 layers are in the graph"
+    assert len(leaves(predicted_BChw)) > 600, "A and B of more than 300 layers are in the graph"
     assert is_fake(predicted_BChw) and predicted_BChw.dtype == torch.float32
     assert tuple(predicted_BChw.shape) == (2, 4, 128, 128)
 
