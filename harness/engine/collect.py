@@ -192,7 +192,10 @@ def _broken_arms(
 
 
 def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
-    """Images that the sweep asks for; a store that other sweeps share may hold more."""
+    """Images that the sweep asks for, each once; a store that other sweeps share may hold more.
+
+    Two sweeps at once may generate an image twice, in chunks of other sizes.
+    """
     chunks = [chunk for arm_id in plan.arms for chunk in workspace.image_chunks(arm_id)]
     if not chunks:
         return tables.empty("images")
@@ -203,7 +206,7 @@ def _images(plan: Plan, workspace: Workspace) -> pd.DataFrame:
     found: pd.DataFrame = pa.concat_tables(parts).to_pandas()
     found["path"] = [f"{folder}/{name}" for folder, name in zip(folders, found["path"], strict=True)]
     wanted, owner = _wanted(plan), _owners(plan)
-    found = found[found["image_id"].isin(list(wanted))].reset_index(drop=True)
+    found = found[found["image_id"].isin(list(wanted))].drop_duplicates("image_id", ignore_index=True)
     cells = [wanted[image_id] for image_id in found["image_id"]]
     return found.assign(
         trial_id=pd.Series([owner.get(cell.arm_id) for cell in cells], dtype=object),
@@ -244,13 +247,14 @@ def _scores(plan: Plan, workspace: Workspace, images: pd.DataFrame, arms: pd.Dat
         scored = pa.concat_tables(stored, promote_options="permissive")
         scored = scored.filter(pc.is_in(scored["image_id"], pa.array(images["image_id"])))
         if isinstance(metric, DriftMetric | DiversityMetric):
-            scored = _distances(metric, scored.to_pandas(), images, arms, plan.sweep.analysis.control)
+            embedded = scored.to_pandas().drop_duplicates("image_id", ignore_index=True)
+            scored = _distances(metric, embedded, images, arms, plan.sweep.analysis.control)
         column = scored.schema.get_field_index("metric")
         parts.append(scored.set_column(column, "metric", pa.array([metric.name] * len(scored), pa.string())))
     if not parts:
         return tables.empty("scores")
     frame: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
-    return frame
+    return frame.drop_duplicates(["image_id", "metric"], ignore_index=True)
 
 
 def _distances(

@@ -165,8 +165,11 @@ def confirm_tasks(wish: Wish, workspace: Workspace, best: str | None) -> list[Ta
 
 
 def tested_when_selected(plan: Plan, trial: Trial) -> list[ResolvedArm]:
-    """A trial's arms, in the order of the sweep, without the controls that are generated on test anyway."""
-    arms = (plan.arms[arm_id] for arm_id in trial.arms.values())
+    """A trial's arms, in the order of the sweep, without the controls that are generated on test anyway.
+
+    Arms that are equal are one: a matched control may be another control, at the very guidance that it has.
+    """
+    arms = (plan.arms[arm_id] for arm_id in dict.fromkeys(trial.arms.values()))
     return [arm for arm in arms if arm.adapters or arm in plan.matched_arms]
 
 

@@ -18,11 +18,12 @@ from harness.engine.tasks import (
     TextsTask,
     TrainingTask,
     Wish,
+    confirm_tasks,
     missing_tasks,
 )
 from harness.engine.worker import run_task
 from harness.store.workspace import Workspace
-from tests.sweeps.small import small_plan
+from tests.sweeps.small import PLAIN, small_plan
 
 
 @pytest.fixture
@@ -37,6 +38,26 @@ def tasks_of(plan: Plan, root: Path, workers: int = 1, **wish: Any) -> list[Task
 def cells_of(tasks: list[Task]) -> Counter[str]:
     images = [task for task in tasks if isinstance(task, ImagesTask)]
     return Counter(cell.image_id for task in images for _, cells in task.wanted for cell in cells)
+
+
+def test_equal_arms_of_the_selected_trial_are_generated_once(
+    tmp_path: Path, tiny_config: SdxlModel, tiny_clip: str
+) -> None:
+    """As where a matched control is found at the very guidance of another control."""
+    arms = [
+        {"name": "baseline"},
+        *({"name": name, "adapters": [{"recipe": PLAIN}]} for name in ("sham", "twin")),
+        {"name": "lora", "adapters": [{"scale": 1.0}]},
+    ]
+    analysis = {"primary": "clip_score", "control": "sham"}
+    plan = small_plan(tmp_path, tiny_config, tiny_clip, arms=arms, analysis=analysis)
+    workspace, trial = Workspace(tmp_path / "w"), plan.trials[0]
+    assert trial.arms["sham"] == trial.arms["twin"]
+    for task in missing_tasks(Wish(plan=plan, workers=lambda: 1), workspace):
+        if not isinstance(task, ImagesTask):
+            run_task(task, Context.of(plan, workspace.root, lambda *_: None))
+    confirmed = cells_of(confirm_tasks(Wish(plan=plan, workers=lambda: 2), workspace, trial.trial_id))
+    assert set(confirmed.values()) == {1} and len(confirmed) == 2 * 2  # two arms, two seeds
 
 
 @pytest.mark.parametrize("workers", [1, 3, 100])
