@@ -37,7 +37,9 @@ def as_html(results: "Results") -> str:
     confidence = f"{100 * results.sweep['analysis']['confidence']:g} % interval"
     where = "held-out test prompts" if study.split == "test" else "dev prompts"
     # what it is called, its contrast, as guidance, finding, what it is
-    shown = [(c.control, c, study.as_guidance(c), c.finding, study.about(c.control)) for c in found.contrasts]
+    shown: list[tuple[str, Contrast, str, str, str]] = [
+        (c.control, c, study.as_guidance(c), c.finding, study.about(c.control)) for c in found.contrasts
+    ]
     for name, c, seen in study.known_damage if shown else ():
         tried = "found" if seen else "not found"
         shown.append((f"{c.arm} − {c.control}", c, MISSING, tried, study.about(name)))
