@@ -125,7 +125,7 @@ def gc(
         _print_json({"deleted": delete, "unneeded": [_found(finding) for finding in findings]})
         return
     if not findings:
-        out.print("Some sweep needs every stage there is: nothing to remove.")
+        out.print("Sweeps need every artifact there is: nothing to remove.")
         return
     _print_sums([finding.entry for finding in findings], "no sweep")
     busy = sum(finding.state == "in use" for finding in findings)
@@ -150,7 +150,7 @@ def _print_sums(entries: Sequence[Entry], unused: str) -> None:
 
 
 def _print_entries(entries: Sequence[Entry], unused: str) -> None:
-    table = _table("stage", "size", "age", "needed by")
+    table = _table("artifact", "size", "age", "needed by")
     for entry in entries:
         table.add_row(entry.name, decimal(entry.size), duration(_age(entry)), _sweeps(entry, unused))
     out.print(table)
