@@ -77,6 +77,7 @@ PRIVATE_APIS = {  # module and name: why there is no public way
     "diffusion.training.run_state._foreach_mul_": "as above",
     "diffusion.training.run_state._foreach_sub": "as above",
     "reporting.wandb_report._to_model": "no public way to a report's JSON without a server",
+    "engine.executors.ray_cluster._raylet": "Ray reads RAY_AUTH_MODE once; this reads it again",
     "engine.executors.ray_tune.ENV_VARS_TO_PROPAGATE": "no setting keeps AWS's keys out of command lines",
     "engine.executors.ray_tune.run_metadata": "its running means keep 20 KiB a trial in the driver",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from harness.config.loading.files import one_line
@@ -116,18 +117,20 @@ TOKEN_FILE = "~/.ray/auth_token"  # where Ray keeps one
 def _token_sent(address: str | None) -> Iterator[None]:
     """While the block runs, Ray sends the token that is there to the cluster at an address.
 
-    By itself it sends one only where RAY_AUTH_MODE says so.
+    By itself it sends one only where RAY_AUTH_MODE says so, which it has read when it was imported.
     """
     keys = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     has_token = Path(os.path.expanduser(TOKEN_FILE)).is_file() or keys & os.environ.keys()
     ours = address is not None and has_token and "RAY_AUTH_MODE" not in os.environ
     if ours:
         os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")
     try:
         yield
     finally:
         if ours:
-            del os.environ["RAY_AUTH_MODE"]
+            os.environ.pop("RAY_AUTH_MODE", None)
+            Config.initialize("")
 
 
 def _why_not(address: str | None, error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Clusters as they are: nodes of different kinds, a clock that is wrong."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from harness.results import Results
 from harness.store.workspace import Workspace
 from tests.engine.executors.carrying import assert_same
 from tests.engine.executors.disturbing import CHANGES, HARNESS, carried_out
-from tests.engine.executors.nodes import Nodes, cluster, once
+from tests.engine.executors.nodes import RAY, Node, Nodes, cluster, free_port, once
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +102,39 @@ def test_a_resource_that_no_node_has_is_told(long_sweep: Path, nodes: Nodes, tmp
     said = " ".join(told.stderr.split())
     assert "one process of 1 CPU and 0 GPU and 1 banana does not fit into any of the 3 nodes" in said
     assert "1 CPU, 1 pear" in said
+
+
+CONNECT = """
+import sys
+import ray
+from harness.engine.executors.ray_cluster import connected
+with connected(sys.argv[1]):
+    print("answered", ray.get(ray.remote(lambda: 5).remote()))
+"""
+
+
+def test_the_token_in_the_home_folder_is_sent_to_a_cluster_that_asks_for_one(tmp_path: Path) -> None:
+    at_home = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=at_home, capture_output=True)
+    assert (tmp_path / ".ray" / "auth_token").is_file()
+    address = f"127.0.0.1:{(port := free_port())}"
+    head = Node(
+        "--head",
+        f"--port={port}",
+        "--node-ip-address=127.0.0.1",
+        "--num-cpus=1",
+        "--include-dashboard=false",
+        log=tmp_path / "head.log",
+        RAY_AUTH_MODE="token",
+        HOME=str(tmp_path),
+    )
+    try:
+        plain = {name: value for name, value in at_home.items() if not name.startswith("RAY_AUTH")}
+        command = [sys.executable, "-c", CONNECT, address]
+        with_it = subprocess.run(command, env=plain, capture_output=True, text=True)
+        assert "answered 5" in with_it.stdout, with_it.stderr
+        (tmp_path / ".ray" / "auth_token").unlink()
+        without = subprocess.run(command, env=plain, capture_output=True, text=True)
+        assert "set RAY_AUTH_TOKEN" in without.stderr
+    finally:
+        head.lose()
