@@ -234,8 +234,10 @@ def _exploratory(study: Study, main: Contrast) -> list[str]:
             f"{listed(damaged)} among the sweeps cannot be read and may have been a look at these prompts"
         )
         if not later:
-            fresh = "Fresh test prompts give a confirmatory verdict."
-            return [f"This result is exploratory{spent}: {unread}. {fresh}"]
+            return [
+                f"This result is exploratory{spent}: {unread}. Restore it from a copy, or delete it if it is "
+                "known to be a look at other prompts."
+            ]
         asked = f"{metric_name(first['primary'])}, {first['arm']} against {first['control']}"
         return [
             *([f"{unread}."] if damaged else []),

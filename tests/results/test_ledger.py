@@ -96,4 +96,4 @@ def test_a_look_that_cannot_be_read_counts_as_one(results: Results, store: Works
     assert not study.confirmatory
     said = " ".join((*verdict(study).facts, *verdict(study).cautions))
     assert f"{LEDGER}/{other.name} among the sweeps cannot be read" in said and "exploratory" in said
-    assert other.exists(), "kept for whoever can mend it"
+    assert other.exists(), "it is not deleted"
